@@ -1,0 +1,1 @@
+"""Decisions, pure: (model) -> model."""

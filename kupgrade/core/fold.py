@@ -1,0 +1,112 @@
+"""Journal records folded into a State: the only way a state comes about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kupgrade.errors import NeedsHumanError
+from kupgrade.model.codec import decode
+from kupgrade.model.plan import Plan
+from kupgrade.model.record import Outcome, Record, RecordKind, State, StepState, StepStatus
+
+
+def fold(records: Sequence[Record]) -> State:
+    """The state that `records` (in order, first one PLANNED) describe.
+
+    Raises NeedsHumanError when they contradict each other: a half-known state is never guessed.
+    """
+    if not records or records[0].kind is not RecordKind.PLANNED:
+        raise NeedsHumanError("The journal does not begin with a plan", "its first record is missing or another")
+    first = records[0]
+    plan = decode(Plan, first.data.get("plan"), "journal.plan")
+    state = State(
+        plan=plan,
+        epoch=first.epoch,
+        boot_id=first.boot_id,
+        steps=tuple(StepState() for _ in plan.steps),
+        last_seq=first.seq,
+    )
+    for record in records[1:]:
+        state = apply(state, record)
+    return state
+
+
+def apply(state: State, record: Record) -> State:
+    """One record on top of a state; raises NeedsHumanError when it does not fit."""
+    if record.epoch < state.epoch:
+        raise NeedsHumanError(
+            "The journal holds a record of a dead authority", f"epoch {record.epoch} after {state.epoch}"
+        )
+    state = replace(state, epoch=record.epoch, last_seq=record.seq)
+    if record.step is not None:
+        return _apply_step(state, record)
+    match record.kind:
+        case RecordKind.CROSSED:
+            return replace(state, crossed=True, boot_id=record.boot_id)
+        case RecordKind.FELL_BACK:
+            return replace(
+                state,
+                fell_back=True,
+                undoing=not state.committed,
+                boot_id=record.boot_id,
+                undo_reason=state.undo_reason or str(record.data.get("reason", "")),
+                undo_by=state.undo_by or "machine",
+            )
+        case RecordKind.UNDO_REQUESTED:
+            return replace(
+                state,
+                undoing=True,
+                undo_reason=state.undo_reason or str(record.data.get("reason", "")),
+                undo_by=state.undo_by or str(record.data.get("by", "")),
+            )
+        case RecordKind.REENTERING:
+            return replace(state, reentries=state.reentries + 1)
+        case RecordKind.COMMITTED:
+            return replace(state, committed=True)
+        case RecordKind.COLD:
+            return replace(
+                state, cold=True, boot_id=record.boot_id, cold_release=str(record.data.get("release", ""))
+            )
+        case RecordKind.FINISHED:
+            return replace(state, outcome=Outcome(record.data.get("outcome")))
+        case RecordKind.HANDS_OFF:
+            return replace(state, hands_off=str(record.data.get("reason", "")))
+        case RecordKind.NOTE:
+            return state
+        case _:
+            raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
+
+
+def _apply_step(state: State, record: Record) -> State:
+    index = record.step
+    if index is None or not 0 <= index < len(state.steps):
+        raise NeedsHumanError("The journal names a step that the plan does not have", str(index))
+    old = state.steps[index]
+    match record.kind:
+        case RecordKind.STARTED:
+            new = replace(
+                old,
+                status=StepStatus.STARTED,
+                boot_id=record.boot_id,
+                # The first before-image is the one before any effect; a second attempt must not overwrite it.
+                before=old.before if old.before is not None and old.boot_id == record.boot_id else record.data,
+                attempts=old.attempts + 1,
+            )
+        case RecordKind.DONE:
+            new = replace(old, status=StepStatus.DONE)
+        case RecordKind.FAILED:
+            undoing = old.status is StepStatus.UNDO_STARTED
+            new = replace(
+                old,
+                failures=old.failures + (not undoing),
+                undo_failures=old.undo_failures + undoing,
+                error=str(record.data.get("error", "")),
+            )
+        case RecordKind.UNDO_STARTED:
+            new = replace(old, status=StepStatus.UNDO_STARTED, undo_boot_id=record.boot_id)
+        case RecordKind.UNDONE:
+            new = replace(old, status=StepStatus.UNDONE, undo_boot_id=record.boot_id)
+        case _:
+            raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
+    return replace(state, steps=(*state.steps[:index], new, *state.steps[index + 1 :]))

@@ -1,0 +1,263 @@
+"""What to do next: a pure, total function of the journal's state and of what runs now.
+
+The same answer after Ctrl-C, a power cut, or in the new kernel. Three step kinds carry meaning here: `cross` passes
+authority, `dump` makes the images that may be restored, `thaw` is the output commit (after its intent is on disk the
+images are dead, whatever happened next).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from kupgrade.model.ids import Ticket
+from kupgrade.model.plan import Scope, Side
+from kupgrade.model.record import Now, Outcome, State, StepStatus
+
+CROSS = "cross"
+DUMP = "dump"
+FREEZE = "freeze"
+THAW = "thaw"
+MARK_GOOD = "mark-good"
+
+MAX_ATTEMPTS = 2
+MAX_UNDO_FAILURES = 3
+MAX_FAILURES_AFTER_COMMIT = 3
+
+
+class Action(enum.Enum):
+    """What the executor does next."""
+
+    NOTHING = "nothing"  # the upgrade is over
+    RUN = "run"  # observe, record, do, verify, record
+    VERIFY = "verify"  # an open step: ask the machine
+    REQUEST_UNDO = "request-undo"
+    UNDO = "undo"
+    CLAIM = "claim"  # new kernel: take authority with epoch + 1
+    FALL_BACK = "fall-back"  # old release after the crossing, or a foreign reboot: take authority back
+    REENTER = "reenter"  # start the old release once more with the workloads' PIDs kept free
+    COMMIT = "commit"
+    COLD = "cold"  # the images are dead: ordinary start, say so
+    FINISH = "finish"
+    ASK_HUMAN = "ask-human"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An action, the step it concerns, and the reason in words."""
+
+    action: Action
+    why: str
+    step: int | None = None
+    outcome: Outcome | None = None
+
+
+def decide(state: State, now: Now) -> Decision:
+    """The next action. Total: every state and every `now` has an answer."""
+    if state.outcome is not None:
+        return Decision(Action.NOTHING, "the upgrade is over")
+    if state.hands_off:
+        return Decision(Action.ASK_HUMAN, state.hands_off)
+    if now.boot_id == state.boot_id:
+        return _same_boot(state, now)
+    return _other_boot(state, now)
+
+
+def step_index(state: State, kind: str) -> int | None:
+    """The position of the first step of `kind`, or None."""
+    return next((i for i, spec in enumerate(state.plan.steps) if spec.kind == kind), None)
+
+
+def status_of(state: State, kind: str) -> StepStatus:
+    """The status of the first step of `kind`; NEW when the plan has none."""
+    index = step_index(state, kind)
+    return StepStatus.NEW if index is None else state.steps[index].status
+
+
+def armed(state: State) -> bool:
+    """Whether the crossing has been started."""
+    return status_of(state, CROSS) is not StepStatus.NEW
+
+
+def images_valid(state: State) -> bool:
+    """Whether the checkpoint images are complete and no copy of the workloads has run since.
+
+    Dead after the intent to thaw: in the new kernel (thaw) as in the old one (undo of freeze), or once the undo of
+    the dump has begun in the boot in which it was made, because that undo withdraws the images before the thaw.
+    """
+    dump = step_index(state, DUMP)
+    if dump is None:
+        return False
+    step = state.steps[dump]
+    if status_of(state, THAW) is not StepStatus.NEW or state.committed:
+        return False
+    freeze = step_index(state, FREEZE)
+    if freeze is not None and state.steps[freeze].status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE):
+        return False
+    if step.status is StepStatus.DONE:
+        return True
+    undone = step.status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE)
+    return undone and step.undo_boot_id != step.boot_id
+
+
+def _same_boot(state: State, now: Now) -> Decision:
+    if state.undoing:
+        return _undo_next(state, now)
+    cross = step_index(state, CROSS)
+    for index, step in enumerate(state.steps):
+        spec = state.plan.steps[index]
+        match step.status:
+            case StepStatus.DONE:
+                continue
+            case StepStatus.UNDO_STARTED | StepStatus.UNDONE:
+                return Decision(Action.ASK_HUMAN, f"{spec.kind} is undone but nobody asked for it", index)
+            case StepStatus.STARTED if index == cross:
+                if state.crossed:
+                    continue
+                return Decision(Action.REQUEST_UNDO, "the crossing did not happen: same boot as before", index)
+            case StepStatus.STARTED if step.boot_id != now.boot_id:
+                if spec.scope is Scope.BOOT and state.committed:
+                    continue  # its effect died with that boot, and so did what it was for
+                return _try(state, index, f"{spec.kind} was begun in another boot")
+            case StepStatus.STARTED if step.failures:
+                return _try(state, index, f"{spec.kind} failed once")
+            case StepStatus.STARTED:
+                return Decision(Action.VERIFY, f"{spec.kind} was begun and not recorded as done", index)
+            case StepStatus.NEW:
+                return _run_new(state, index)
+    if not state.committed:
+        return Decision(Action.COMMIT, "every step is done")
+    return Decision(Action.FINISH, "every step is done", outcome=Outcome.COMMITTED)
+
+
+def _run_new(state: State, index: int) -> Decision:
+    spec = state.plan.steps[index]
+    side = state.plan.sides[index]
+    if side is Side.NEW and not state.crossed:
+        return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the new kernel, which has not claimed", index)
+    if side is Side.OLD and state.crossed:
+        return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the old kernel", index)
+    if spec.kind == THAW and not state.committed:
+        return Decision(Action.COMMIT, "restored and verified in the dark")
+    if state.cold and spec.scope is Scope.BOOT:
+        return _skip_dead(state, index)
+    return _try(state, index, "next step of the plan")
+
+
+def _skip_dead(state: State, index: int) -> Decision:
+    """After a reboot past the commit, BOOT-scope steps (thaw, kick) have nothing left to act on."""
+    for later in range(index + 1, len(state.steps)):
+        spec, step = state.plan.steps[later], state.steps[later]
+        if spec.scope is Scope.BOOT or (spec.kind == MARK_GOOD and state.cold_release != state.plan.new_release):
+            continue
+        if step.status is StepStatus.NEW or step.failures:
+            return _try(state, later, "what outlives a reboot is still to be done")
+        if step.status is StepStatus.STARTED:
+            return Decision(Action.VERIFY, "begun and not recorded as done", later)
+    return Decision(Action.FINISH, "nothing is left that outlives a reboot", outcome=Outcome.COMMITTED)
+
+
+def _try(state: State, index: int, why: str) -> Decision:
+    step = state.steps[index]
+    allowed = MAX_FAILURES_AFTER_COMMIT if state.committed else 1
+    if step.failures < allowed and (state.committed or step.attempts < MAX_ATTEMPTS):
+        return Decision(Action.RUN, why, index)
+    reason = f"{state.plan.steps[index].kind} failed: {step.error or 'twice begun, never done'}"
+    if state.committed:
+        return Decision(Action.ASK_HUMAN, reason + " (after the commit nothing is rolled back)", index)
+    return Decision(Action.REQUEST_UNDO, reason, index)
+
+
+def _undo_next(state: State, now: Now) -> Decision:
+    if state.committed:
+        return Decision(Action.ASK_HUMAN, "asked to undo after the commit; the way back is a new upgrade")
+    if _must_reenter(state, now):
+        return Decision(Action.REENTER, "processes of this boot hold PIDs that the workloads need")
+    for index in reversed(range(len(state.steps))):
+        step, spec = state.steps[index], state.plan.steps[index]
+        if step.status in (StepStatus.NEW, StepStatus.UNDONE):
+            if not (spec.kind == DUMP and _restore_again(state, now)):
+                continue
+        elif not _undo_applies(state, index, now):
+            continue
+        if step.undo_failures >= MAX_UNDO_FAILURES:
+            return Decision(Action.ASK_HUMAN, f"undoing {spec.kind} keeps failing: {step.error}", index)
+        return Decision(Action.UNDO, state.undo_reason or "rolling back", index)
+    return Decision(Action.FINISH, "everything is undone", outcome=Outcome.ROLLED_BACK)
+
+
+def _restore_again(state: State, now: Now) -> bool:
+    """Restored by an earlier undo, in a boot that ended before the restored copy was thawed: do it again."""
+    index = step_index(state, DUMP)
+    if index is None:
+        return False
+    step = state.steps[index]
+    return step.status is StepStatus.UNDONE and step.undo_boot_id != now.boot_id and images_valid(state)
+
+
+def _undo_applies(state: State, index: int, now: Now) -> bool:
+    step, spec = state.steps[index], state.plan.steps[index]
+    if spec.scope is not Scope.BOOT:
+        return True
+    # Effects of an earlier boot are gone with it; the crossing itself is undone only from the new kernel.
+    if spec.kind == CROSS:
+        return step.boot_id == now.boot_id or (state.crossed and not state.fell_back)
+    if spec.kind == FREEZE:
+        # In a later boot its undo thaws the restored copies.
+        return True
+    return step.boot_id == now.boot_id
+
+
+def _must_reenter(state: State, now: Now) -> bool:
+    dump = step_index(state, DUMP)
+    if dump is None or not state.fell_back or now.pids_free is not False or state.reentries:
+        return False
+    step = state.steps[dump]
+    restored_here = step.status is StepStatus.UNDONE and step.undo_boot_id == now.boot_id
+    return images_valid(state) and not restored_here
+
+
+def _other_boot(state: State, now: Now) -> Decision:
+    plan = state.plan
+    if now.release not in (plan.old_release, plan.new_release) and (armed(state) or images_valid(state)):
+        return Decision(Action.ASK_HUMAN, f"{now.release} runs, which is neither the old nor the new release")
+    if state.committed:
+        return Decision(Action.COLD, "the machine was restarted after the commit; the checkpoint is dead")
+    if not armed(state):
+        return _foreign_reboot(state, now)
+    if now.release == plan.old_release and not _has_ticket(state, now):
+        return Decision(Action.FALL_BACK, _fall_back_reason(state))
+    if state.undoing or state.fell_back:
+        return Decision(Action.ASK_HUMAN, "the new release runs although the rollback had begun")
+    if state.crossed:
+        return Decision(Action.ASK_HUMAN, "the new release was started a second time before the commit")
+    if not _has_ticket(state, now):
+        return Decision(Action.ASK_HUMAN, "the new release runs without the ticket of this upgrade")
+    return Decision(Action.CLAIM, "the new release runs with the ticket of this upgrade")
+
+
+def _has_ticket(state: State, now: Now) -> bool:
+    if now.ticket is None:
+        return False
+    return now.ticket == str(Ticket(state.plan.upgrade, _armed_epoch(state)))
+
+
+def _armed_epoch(state: State) -> int:
+    """The epoch that the crossing put on the command line; each claim raises the journal's own by one."""
+    index = step_index(state, CROSS)
+    before = state.steps[index].before if index is not None else None
+    return int((before or {}).get("epoch", 1))
+
+
+def _fall_back_reason(state: State) -> str:
+    if state.undo_reason:
+        return state.undo_reason
+    if state.crossed:
+        return "the new kernel ended before the commit"
+    return "the new kernel did not come up; the machine started the old release"
+
+
+def _foreign_reboot(state: State, now: Now) -> Decision:
+    if images_valid(state) and now.release != state.plan.old_release:
+        return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
+    return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")

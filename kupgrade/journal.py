@@ -1,0 +1,213 @@
+"""The journal: append-only, one record a line, sequence number, CRC, fsync, one writer.
+
+A line is `CRC32(hex8) SPACE JSON NEWLINE`; the CRC covers the JSON bytes. The torn-tail rule: an invalid *last* line
+without its newline (or with a wrong CRC and nothing after it) is what a power cut leaves of an append that was never
+acknowledged; it is cut off before the next append. An invalid line with valid ones behind it is damage, never repaired.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import BadInputError, NeedsHumanError, NotNowError
+from kupgrade.model.codec import decode, encode
+from kupgrade.model.record import Record
+
+FORMAT = "kupgrade.journal/1"
+FILE_MODE = 0o600
+
+
+def encode_line(value: object) -> bytes:
+    """One journal line of a JSON value."""
+    body = json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def decode_line(line: bytes) -> Any:
+    """The JSON value of a line with its newline; raises ValueError when anything is off."""
+    if not line.endswith(b"\n") or line[8:9] != b" ":
+        raise ValueError("not a whole line")
+    body = line[9:-1]
+    if int(line[:8], 16) != zlib.crc32(body):
+        raise ValueError("checksum differs")
+    return json.loads(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a journal file holds: records, and the length in bytes up to which it is valid."""
+
+    records: tuple[Record, ...]
+    valid_bytes: int
+    torn: bool
+
+
+def parse(data: bytes) -> Content:
+    """Read a whole journal.
+
+    Raises NeedsHumanError for damage that a torn append cannot explain, BadInputError for another format.
+    """
+    lines = data.splitlines(keepends=True)
+    records: list[Record] = []
+    valid = 0
+    for number, line in enumerate(lines):
+        try:
+            value = decode_line(line)
+        except ValueError as error:
+            if number == len(lines) - 1:
+                return Content(tuple(records), valid, True)
+            raise NeedsHumanError(
+                f"The journal is damaged in line {number + 1}",
+                f"{error}, and valid records may follow",
+                "Keep the file and the images; run kupgrade status for what is known",
+            ) from None
+        valid += len(line)
+        if number == 0:
+            _check_header(value)
+            continue
+        record = decode(Record, value, f"journal line {number + 1}")
+        if record.seq != number:
+            raise NeedsHumanError(
+                f"The journal is damaged in line {number + 1}", f"sequence number {record.seq} instead of {number}"
+            )
+        records.append(record)
+    return Content(tuple(records), valid, False)
+
+
+def _check_header(value: Any) -> None:
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise BadInputError(
+            "The journal has a format this kupgrade does not read",
+            f"found {found!r:.40}, known is {FORMAT}",
+            "Use the release of kupgrade that wrote it",
+        )
+
+
+def read(path: Path) -> Content:
+    """Read the journal at `path` without locking it (for status)."""
+    check_modes(path)
+    return parse(path.read_bytes())
+
+
+def check_modes(path: Path) -> None:
+    """Raise BadInputError when somebody other than the owner could have written `path`."""
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode):
+        raise BadInputError(f"{path} is not a regular file", "a journal is never a link or a device")
+    if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o022:
+        raise BadInputError(
+            f"{path} could have been written by others",
+            f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}",
+            "Find out who wrote it before you go on",
+        )
+
+
+class Journal:
+    """An open journal with its lock held. The lock dies with the process, so a kill never leaves it behind."""
+
+    def __init__(self, path: Path, fd: int, records: tuple[Record, ...]) -> None:
+        self.path = path
+        self._fd = fd
+        self._records = list(records)
+
+    @classmethod
+    def create(cls, path: Path) -> Journal:
+        """Make a new journal (header only, durable); raises FileExistsError."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        journal = cls(path, fd, ())
+        _lock(fd, path)
+        _write_all(fd, encode_line({"format": FORMAT}))
+        os.fsync(fd)
+        sync_directory(path.parent)
+        return journal
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Open for appending; cuts a torn tail off. Raises NotNowError when another process holds it."""
+        check_modes(path)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _lock(fd, path)
+            content = parse(path.read_bytes())
+            if content.torn:
+                os.ftruncate(fd, content.valid_bytes)
+                os.fsync(fd)
+            os.lseek(fd, 0, os.SEEK_END)
+        except BaseException:
+            os.close(fd)
+            raise
+        if content.valid_bytes == 0:
+            _write_all(fd, encode_line({"format": FORMAT}))
+            os.fsync(fd)
+        return cls(path, fd, content.records)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Everything recorded so far."""
+        return tuple(self._records)
+
+    def append(self, record: Record) -> None:
+        """Write one record; durable when this returns."""
+        _write_all(self._fd, encode_line(encode(record)))
+        os.fsync(self._fd)
+        self._records.append(record)
+
+    @property
+    def next_seq(self) -> int:
+        """The sequence number the next record must carry."""
+        return len(self._records) + 1
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NotNowError(
+            "Another kupgrade is at work on this upgrade", f"{path} is locked", "See kupgrade status --watch"
+        ) from None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
+    """Replace `path` atomically and durably: temporary file, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def note(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data of a NOTE record, encoded."""
+    return {key: encode(value) for key, value in values.items()}

@@ -1,0 +1,93 @@
+"""Workloads: what is kept over an upgrade, how it is found, and what stands in the way."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Fate(enum.Enum):
+    """What happens to a workload."""
+
+    KEEP = "keep"  # checkpointed and restored; an obstacle is a refusal
+    RESTART = "restart"  # stopped cleanly before the crossing, started by the new boot
+    REFUSE = "refuse"  # its presence forbids the upgrade
+
+
+class ProbeKind(enum.Enum):
+    """How a workload's health is asked."""
+
+    NONE = "none"
+    COMMAND = "command"  # exit status 0 is healthy
+    TCP = "tcp"  # a connection to 127.0.0.1 or ::1 is accepted
+    HTTP = "http"  # GET answers 2xx or 3xx
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A health probe. `timeout`: seconds for all tries together."""
+
+    kind: ProbeKind = ProbeKind.NONE
+    port: int = 0
+    path: str = "/"
+    command: tuple[str, ...] = ()
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One workload as the plan names it.
+
+    `unit` is the systemd service (empty for a bare process tree); `cgroup` its path below /sys/fs/cgroup;
+    `root_pid` the root of the process tree; `pids` every process; ports are local ports of its sockets.
+    """
+
+    name: str
+    unit: str
+    cgroup: str
+    root_pid: int
+    pids: tuple[int, ...]
+    tcp_ports: tuple[int, ...] = ()
+    udp_ports: tuple[int, ...] = ()
+    probe: Probe = Probe()
+    max_blackout: float | None = None
+    pidfile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why one process cannot be kept as it is. `fatal`: criu cannot dump it; else something is lost."""
+
+    pid: int
+    comm: str
+    what: str
+    fatal: bool = True
+
+
+class StoreKind(enum.Enum):
+    """Where checkpoint images are kept over the crossing."""
+
+    DISK = "disk"
+    PMEM = "pmem"  # legacy persistent memory, memmap=SIZE!ADDR: survives kexec, panic and reset
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An image store: `path` is the directory of one upgrade's images; `device` is empty for a directory on disk."""
+
+    kind: StoreKind
+    path: str
+    device: str = ""
+    mountpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A regular file that a workload has open for writing: enough to take appended bytes back."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    append_only: bool

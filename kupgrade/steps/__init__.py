@@ -1,0 +1,1 @@
+"""Atoms of an upgrade: observe, do, undo, verify. One file a concern."""
