@@ -1,0 +1,1 @@
+"""Userspace tools and formats, one module each: typed, silent, no decisions."""

@@ -1,0 +1,1 @@
+"""One kernel interface per module: typed, silent, root-relative; facts are raised as KernelError."""
