@@ -1,0 +1,222 @@
+"""CRIU through pycriu's RPC: one `criu swrk` child a request (criu(8), criu's rpc.proto).
+
+pycriu comes from the distribution (python3-pycriu); it is imported late, because importing protobuf costs more than
+everything else that the agent in the new kernel does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import KupgradeError, RefusedError
+from kupgrade.host import command
+
+MINIMUM_VERSION = (4, 2, 1)
+_LOG_LEVEL = 2
+_ERROR_LINE = re.compile(r"\s*(?:\(\s*[0-9.]+\)\s*)?(?:[0-9]+:\s*)?Error \(([^)]*)\):\s*(.*)")
+
+
+class CheckpointError(KupgradeError):
+    """criu could not dump or restore; `why` holds the first error of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """One dump or pre-dump of the tree rooted at `pid`.
+
+    `parent`: image directory of the round before, relative to `directory`. `external_sockets`: inodes of connected
+    unix sockets whose other end stays outside (the journal's streams). `frozen_cgroup`: path of a cgroup v2 directory
+    that criu freezes (and leaves frozen when it was).
+    """
+
+    pid: int
+    directory: Path
+    parent: str = ""
+    external_sockets: tuple[int, ...] = ()
+    frozen_cgroup: str = ""
+    timeout: int = 60  # seconds to collect and stop the tasks
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place."""
+
+    directory: Path
+    inherit: Mapping[str, int]
+    log_directory: Path
+    leave_stopped: bool = True
+
+
+class Criu:
+    """The criu binary at `binary`, asked through RPC."""
+
+    def __init__(self, binary: str = "criu") -> None:
+        self.binary = binary
+
+    def version(self) -> tuple[int, ...]:
+        """E.g. (4, 2, 1). Raises RefusedError when criu or pycriu is missing."""
+        if command.find(self.binary) is None:
+            raise RefusedError("criu is not installed", f"no {self.binary} on PATH", "Install criu >= 4.2.1")
+        out = command.run([self.binary, "--version"]).stdout
+        match = re.search(r"Version:\s*([0-9]+(?:\.[0-9]+)*)", out)
+        if not match:
+            raise RefusedError("criu's version is unknown", f"criu --version said {out.strip()!r:.60}")
+        return tuple(int(part) for part in match[1].split("."))
+
+    def check(self) -> None:
+        """Ask criu whether this kernel has what it needs; also fills its feature cache in /run."""
+        self._request("check", self._client())
+
+    def pre_dump(self, options: DumpOptions) -> None:
+        """Copy memory while the workload runs; tracks what it dirties from then on."""
+        client = self._client()
+        with _Directory(options.directory) as images:
+            self._dump_options(client, options, images)
+            self._request("pre_dump", client, options.directory / "dump.log")
+
+    def dump(self, options: DumpOptions) -> None:
+        """The final dump. The tasks stay as they are (frozen), so the old copy can still be thawed."""
+        client = self._client()
+        with _Directory(options.directory) as images:
+            self._dump_options(client, options, images)
+            client.opts.leave_running = True
+            self._request("dump", client, options.directory / "dump.log")
+
+    def restore(self, options: RestoreOptions) -> int:
+        """Restore a tree detached from us; the PID of its root. Its tasks are stopped when `leave_stopped`."""
+        client = self._client()
+        with _Directory(options.directory) as images, _Directory(options.log_directory) as work:
+            opts = client.opts
+            opts.images_dir_fd = images
+            opts.work_dir_fd = work
+            opts.log_file = "restore.log"
+            opts.log_level = _LOG_LEVEL
+            opts.tcp_established = True
+            opts.network_lock = _rpc().SKIP
+            opts.shell_job = False
+            opts.leave_stopped = options.leave_stopped
+            opts.ext_unix_sk = True
+            opts.file_locks = True
+            opts.link_remap = True
+            for key, fd in options.inherit.items():
+                os.set_inheritable(fd, True)
+                opts.inherit_fd.add(key=key, fd=fd)
+            answer = self._request("restore", client, options.log_directory / "restore.log")
+        return int(answer.pid)
+
+    def _client(self) -> Any:
+        pycriu = _import()
+        client = pycriu.criu()
+        client.use_binary(self.binary)
+        return client
+
+    def _dump_options(self, client: Any, options: DumpOptions, images: int) -> None:
+        opts = client.opts
+        opts.pid = options.pid
+        opts.images_dir_fd = images
+        opts.log_file = "dump.log"
+        opts.log_level = _LOG_LEVEL
+        opts.track_mem = True
+        opts.tcp_established = True
+        opts.network_lock = _rpc().SKIP
+        opts.file_locks = True
+        opts.link_remap = True
+        opts.timeout = options.timeout
+        if options.parent:
+            opts.parent_img = options.parent
+        if options.frozen_cgroup:
+            opts.freeze_cgroup = options.frozen_cgroup
+        if options.external_sockets:
+            opts.ext_unix_sk = True
+            for inode in options.external_sockets:
+                opts.unix_sk_ino.add(inode=inode)
+
+    def _request(self, name: str, client: Any, log: Path | None = None) -> Any:
+        try:
+            return getattr(client, name)()
+        except Exception as error:  # pycriu raises its own types and protobuf's; all mean "criu said no"
+            why = first_error(log) if log is not None else ""
+            raise CheckpointError(
+                f"criu {name.replace('_', '-')} failed", why or str(error), f"See {log}" if log else ""
+            ) from error
+
+
+class _Directory:
+    """A directory descriptor that is closed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = -1
+
+    def __enter__(self) -> int:
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        return self.fd
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self.fd)
+
+
+def _import() -> Any:
+    try:
+        import pycriu
+    except ImportError as error:
+        raise RefusedError(
+            "criu's Python bindings are not installed", str(error), "Install python3-pycriu from the distribution"
+        ) from error
+    return pycriu
+
+
+def _rpc() -> Any:
+    return _import().rpc
+
+
+def first_error(log: Path) -> str:
+    """The first error line of a criu log, which names the cause; later ones only pass it on. Empty when none."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ""
+    found = errors_of(text)
+    return found[0] if found else ""
+
+
+def errors_of(text: str) -> Sequence[str]:
+    """All error messages of a criu log, in order."""
+    return [match[2].strip() for match in map(_ERROR_LINE.match, text.splitlines()) if match]
+
+
+def received(directory: Path) -> dict[tuple[str, int, str, int], int]:
+    """Per established connection in the images, (local, port, remote, port) -> next sequence number expected.
+
+    From inetsk entries (files.img) and tcp-stream-*.img (`inq_seq`, criu's tcp-stream.proto).
+    """
+    images = _import().images
+    result: dict[tuple[str, int, str, int], int] = {}
+    with (directory / "files.img").open("rb") as file:
+        entries = images.load(file, pretty=False)["entries"]
+    for entry in entries:
+        sock = entry.get("isk")
+        if not sock or int(sock.get("state", 0)) != 1:
+            continue
+        stream = directory / f"tcp-stream-{int(sock['ino']):x}.img"
+        if not stream.exists():
+            continue
+        with stream.open("rb") as file:
+            data = images.load(file, pretty=False)["entries"][0]
+        key = (_address(sock["src_addr"]), int(sock["src_port"]), _address(sock["dst_addr"]), int(sock["dst_port"]))
+        result[key] = int(data["inq_seq"])
+    return result
+
+
+def _address(words: Sequence[int]) -> str:
+    import socket
+    import struct
+
+    raw = b"".join(struct.pack("=I", int(word)) for word in words)
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, raw)

@@ -1,0 +1,201 @@
+"""systemd through systemctl: units as facts, and the drop-in that lets a restored process tree become its unit again.
+
+How adoption works. Until the crossing, a drop-in is laid beside each kept unit. In the next boot the unit's start job
+then runs the restorer instead of the program: `Type=forking` with a PID file makes systemd take the restored root
+process as MainPID, in the unit's own cgroup and with a new journal stream as its standard output. When the drop-in is
+removed again (daemon-reload), the unit has its own Type=, ExecStart= and Restart= back and keeps its processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host import command
+
+DROPIN = "90-kupgrade.conf"
+RESUME_UNIT = "kupgrade-resume.service"
+_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "MainPID",
+    "ControlGroup",
+    "Type",
+    "Restart",
+    "NRestarts",
+    "FragmentPath",
+    "PIDFile",
+    "StandardOutput",
+    "RuntimeDirectory",
+    "Delegate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What systemd says of a unit. `main_pid` 0: none."""
+
+    name: str
+    loaded: bool
+    active: str
+    sub: str
+    main_pid: int
+    cgroup: str
+    type: str
+    restart: str
+    restarts: int
+    pidfile: str
+    runtime_directories: tuple[str, ...]
+
+
+def parse_show(text: str) -> dict[str, str]:
+    """`systemctl show` output as a mapping."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def unit_of(name: str, values: Mapping[str, str]) -> Unit:
+    """A Unit from `systemctl show` properties."""
+    return Unit(
+        name=name,
+        loaded=values.get("LoadState") == "loaded",
+        active=values.get("ActiveState", "unknown"),
+        sub=values.get("SubState", "unknown"),
+        main_pid=int(values.get("MainPID") or 0),
+        cgroup=values.get("ControlGroup", ""),
+        type=values.get("Type", ""),
+        restart=values.get("Restart", ""),
+        restarts=int(values.get("NRestarts") or 0),
+        pidfile=values.get("PIDFile", ""),
+        runtime_directories=tuple(values.get("RuntimeDirectory", "").split()),
+    )
+
+
+def dropin_text(upgrade: str, restorer: Sequence[str], pidfile: str, start_timeout: int) -> str:
+    """The drop-in that makes a unit's next start a restore (start_timeout in seconds)."""
+    words = " ".join(_quote(word) for word in restorer)
+    return f"""# Laid by kupgrade for upgrade {upgrade}; removed at its end (commit or rollback).
+[Unit]
+After={RESUME_UNIT}
+Wants={RESUME_UNIT}
+[Service]
+Type=forking
+PIDFile={pidfile}
+GuessMainPID=no
+Restart=no
+TimeoutStartSec={start_timeout}
+ExecCondition=
+ExecStartPre=
+ExecStartPost=
+ExecStart=
+ExecStart=+{words}
+"""
+
+
+def _quote(word: str) -> str:
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if " " in escaped or '"' in escaped else escaped
+
+
+class Systemd:
+    """systemctl, and the directory of drop-ins below `root`."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+
+    @property
+    def running(self) -> bool:
+        """Whether systemd is PID 1 here (sd_booted(3))."""
+        return (self.root / "run/systemd/system").is_dir()
+
+    def show(self, unit: str) -> Unit:
+        """Facts of a unit; an unknown name gives `loaded` False."""
+        out = command.run(["systemctl", "show", unit, "--property=" + ",".join(_PROPERTIES)]).stdout
+        return unit_of(unit, parse_show(out))
+
+    def active_services(self) -> tuple[str, ...]:
+        """Names of all active services."""
+        out = command.run(
+            ["systemctl", "list-units", "--type=service", "--state=active", "--plain", "--no-legend", "--no-pager"]
+        ).stdout
+        return tuple(sorted(line.split()[0] for line in out.splitlines() if line.strip()))
+
+    def needed_by(self, units: Sequence[str]) -> frozenset[str]:
+        """Everything that `units` pull in or are bound to, recursively: stopping any of it would stop them."""
+        out = command.run(
+            ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
+        ).stdout
+        return frozenset(line.strip().lstrip("●○×* ").strip() for line in out.splitlines() if line.strip())
+
+    def start(self, units: Sequence[str], *, now: bool = False) -> None:
+        """Queue start jobs; `now` ignores every dependency and ordering (early in the boot)."""
+        mode = ["--job-mode=ignore-dependencies"] if now else []
+        command.run(["systemctl", "start", "--no-block", *mode, *units])
+
+    def stop(self, units: Sequence[str], timeout: float = 120.0) -> None:
+        """Stop and wait (seconds)."""
+        if units:
+            command.run(["systemctl", "stop", *units], timeout=timeout)
+
+    def reset_failed(self, units: Sequence[str]) -> None:
+        """Forget failures; a unit that has none is no error."""
+        command.run(["systemctl", "reset-failed", *units], check=False)
+
+    def reload(self) -> None:
+        """daemon-reload."""
+        command.run(["systemctl", "daemon-reload"], timeout=120.0)
+
+    def dropin(self, unit: str) -> Path:
+        """Where the drop-in of `unit` lies."""
+        return self.root / "etc/systemd/system" / f"{unit}.d" / DROPIN
+
+    def hold(self, unit: str, text: str) -> None:
+        """Lay the drop-in durably (no reload: it counts from the next boot)."""
+        path = self.dropin(unit)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(fd, text.encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        for directory in (path.parent, path.parent.parent):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def held(self, unit: str) -> bool:
+        """Whether the drop-in is there."""
+        return self.dropin(unit).exists()
+
+    def release(self, units: Sequence[str]) -> bool:
+        """Remove the drop-ins; True when any was there (then a reload is due)."""
+        found = False
+        for unit in units:
+            path = self.dropin(unit)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                found = True
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # only when it is empty: an operator's own drop-ins stay
+        return found
+
+    def run_transient(self, name: str, argv: Sequence[str], properties: Mapping[str, str]) -> None:
+        """Start `argv` as a transient service, so that it outlives the terminal."""
+        options = [f"--property={key}={value}" for key, value in properties.items()]
+        command.run(["systemd-run", "--quiet", "--collect", f"--unit={name}", *options, *argv])
+
+
+def require_running(systemd: Systemd) -> None:
+    """Raise when systemd is not PID 1."""
+    if not systemd.running:
+        raise KupgradeError("systemd does not run here", "/run/systemd/system is missing", "Boot the host with systemd")

@@ -1,0 +1,237 @@
+"""Pre-dump, dump, restore, thaw: the workload's state on its way.
+
+Which images count is decided by the journal, not by files alone: `dump` done makes them valid, the intent to thaw
+(either copy) makes them dead. Undoing `dump` in the boot where it was made withdraws them *before* the frozen originals
+are thawed; undoing it in a later boot restores from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from kupgrade.errors import KupgradeError
+from kupgrade.model.plan import Scope
+from kupgrade.model.record import Verdict
+from kupgrade.model.workload import Store, Workload
+from kupgrade.steps.base import Figures, Nothing, UndoContext, register
+from kupgrade.steps.ports import Checkpoints, Freezer, Images, Units
+
+
+class HasCheckpoints(Protocol):
+    """A host that dumps and restores."""
+
+    images: Images
+    checkpoints: Checkpoints
+    freezer: Freezer
+    units: Units
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class PreDump:
+    """Copies memory while the workloads run, until the dirty set stops shrinking or the round limit."""
+
+    kind: ClassVar[str] = "pre-dump"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    store: Store
+    workloads: tuple[Workload, ...]
+    rounds: int
+    shrink: float = 0.7  # another round pays only when the last one wrote less than this share of the one before
+
+    def describe(self) -> str:
+        """One clause."""
+        names = ", ".join(w.name for w in self.workloads)
+        return f"copy the memory of {names} while it runs, at most {self.rounds} rounds"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none needed: the images go with their directory"
+
+    def observe(self, host: HasCheckpoints) -> Nothing:
+        """Nothing existed before."""
+        return Nothing()
+
+    def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
+        """Rounds per workload."""
+        figures: dict[str, float | int | str] = {}
+        for workload in self.workloads:
+            last = None
+            for number in range(1, self.rounds + 1):
+                written = host.checkpoints.pre_dump(self.store, workload, number)
+                figures[f"{workload.name}.round-{number}.bytes"] = written
+                figures[f"{workload.name}.rounds"] = number
+                if last is not None and written > last * self.shrink:
+                    break
+                last = written
+        return figures
+
+    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
+        """Nothing to do."""
+
+    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
+        """Rounds are an optimisation: a missing one only makes the final dump longer."""
+        return Verdict.DONE if host.images.ready(self.store) else Verdict.NOT_DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """The final dump of the frozen workloads, sealed with checksums."""
+
+    kind: ClassVar[str] = "dump"
+    scope: ClassVar[Scope] = Scope.DISK
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    store: Store
+    workloads: tuple[Workload, ...]
+    rounds: int
+    upgrade: str
+    old_release: str
+    new_release: str
+    timeout: float
+
+    def describe(self) -> str:
+        """One clause."""
+        return "dump what changed since, checksum and seal the images"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "same boot: declare the images dead; after a restart: restore the workloads from them"
+
+    def observe(self, host: HasCheckpoints) -> Nothing:
+        """Refuses when a workload's processes are not the planned ones any more."""
+        for workload in self.workloads:
+            found = tuple(sorted(host.freezer.pids(workload)))
+            if found != tuple(sorted(workload.pids)):
+                raise KupgradeError(
+                    f"{workload.name} has other processes than planned",
+                    f"planned {_few(workload.pids)}, found {_few(found)}",
+                    "Plan again",
+                )
+        return Nothing()
+
+    def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
+        """Dump, then the complete mark."""
+        written = 0
+        for workload in self.workloads:
+            written += host.checkpoints.dump(self.store, workload, self.rounds)
+        total = host.images.seal(self.store, self.upgrade, (self.old_release, self.new_release))
+        return {"bytes": written, "total_bytes": total}
+
+    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
+        """Dead before thawed, or restored before dead."""
+        if context.same_boot:
+            host.images.withdraw(self.store)
+            return
+        if not context.images_valid:
+            return
+        if host.checkpoints.restored(self.workloads) is not True:
+            host.images.prepare(self.store)
+            host.images.verify(self.store)
+            host.checkpoints.restore(self.store, self.workloads, self.timeout)
+        _check_adopted(host, self.workloads)
+
+    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
+        """Sealed, and each image as sealed."""
+        return Verdict.DONE if host.images.sealed(self.store) else Verdict.NOT_DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Restores the workloads in the dark: network locked, every task stopped, each in its unit."""
+
+    kind: ClassVar[str] = "restore"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    store: Store
+    workloads: tuple[Workload, ...]
+    timeout: float
+
+    def describe(self) -> str:
+        """One clause."""
+        return "verify the images and restore the workloads, stopped, into their units"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "end the stopped copies; the images stay"
+
+    def observe(self, host: HasCheckpoints) -> Nothing:
+        """Nothing existed before in this kernel."""
+        return Nothing()
+
+    def do(self, host: HasCheckpoints, before: Nothing) -> None:
+        """Verify, restore."""
+        host.images.prepare(self.store)
+        host.images.verify(self.store)
+        if host.checkpoints.restored(self.workloads) is None:
+            host.checkpoints.kill(self.workloads)
+        if not host.checkpoints.restored(self.workloads):
+            host.checkpoints.restore(self.store, self.workloads, self.timeout)
+
+    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
+        """End the copies; they have neither sent nor written anything."""
+        host.checkpoints.kill(self.workloads)
+
+    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
+        """All processes there, each root its unit's main process."""
+        if not host.checkpoints.restored(self.workloads):
+            return Verdict.NOT_DONE
+        _check_adopted(host, self.workloads)
+        return Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Output commit: the restored workloads run. From its intent on, the images are dead."""
+
+    kind: ClassVar[str] = "thaw"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = True
+    before: ClassVar[type] = Nothing
+    workloads: tuple[Workload, ...]
+
+    def describe(self) -> str:
+        """One clause."""
+        return "let the restored workloads run"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none: from here on the way back is a new upgrade"
+
+    def observe(self, host: HasCheckpoints) -> Nothing:
+        """Nothing to remember."""
+        return Nothing()
+
+    def do(self, host: HasCheckpoints, before: Nothing) -> None:
+        """Thaw."""
+        host.checkpoints.thaw_restored(self.workloads)
+
+    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
+        """Irreversible; never called."""
+
+    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
+        """All run."""
+        match host.checkpoints.running(self.workloads):
+            case True:
+                return Verdict.DONE
+            case False:
+                return Verdict.NOT_DONE
+        return Verdict.UNKNOWN
+
+
+def _check_adopted(host: HasCheckpoints, workloads: tuple[Workload, ...]) -> None:
+    for workload in workloads:
+        wrong = host.units.adopted(workload)
+        if wrong:
+            raise KupgradeError(f"{workload.name} was restored but is not its unit's", wrong)
+
+
+def _few(pids: tuple[int, ...]) -> str:
+    text = " ".join(str(pid) for pid in pids[:8])
+    return text + (" …" if len(pids) > 8 else "") or "none"
