@@ -69,8 +69,8 @@ class KernelImage:
     `version`: the whole string of the setup header (release, builder, date). `cmdline_limit`: bytes, without
     the NUL. `init_size`: bytes of contiguous memory it needs to start. `signed`: an Authenticode signature is
     attached (not: is valid). What only the payload tells (`banner`, `build_id` in hex, `config`,
-    `handover_abi`) is empty or None when `unread` says why the payload could not be unpacked; `config` is None
-    too without CONFIG_IKCONFIG.
+    `handover_abi`) is empty or None when `unread` says why it could not be unpacked; `config` is None too
+    without CONFIG_IKCONFIG.
     """
 
     path: str
@@ -129,9 +129,7 @@ class CommandLine:
     def parse(cls, text: str) -> CommandLine:
         """Split `text`; an open quote is closed at the end, as the kernel reads it. Refuses NUL bytes."""
         if "\0" in text:
-            raise BadInputError(
-                "The kernel command line holds a NUL byte", "the kernel reads only up to there"
-            )
+            raise BadInputError("The kernel command line holds a NUL byte", "the kernel stops reading there")
         words: list[str] = []
         word, quoted = "", False
         for char in text:
@@ -212,7 +210,7 @@ def _word(name: str, value: str | None) -> str:
         return name
     if '"' in value or "\0" in value or "\n" in value:
         raise BadInputError(f"The value of {name}= cannot stand on a command line", "it holds a quote or NUL")
-    return f'{name}="{value}"' if re.search(r"\s", value) or not value.isprintable() else f"{name}={value}"
+    return f'{name}="{value}"' if re.search(r"\s", value) else f"{name}={value}"
 
 
 @dataclass(frozen=True, slots=True)
