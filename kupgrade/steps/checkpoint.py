@@ -129,9 +129,7 @@ class Dump:
         if not context.images_valid:
             return
         if host.checkpoints.restored(self.workloads) is not True:
-            host.images.prepare(self.store)
-            host.images.verify(self.store)
-            host.checkpoints.restore(self.store, self.workloads, self.timeout)
+            _restore(host, self.store, self.workloads, self.timeout)
         _check_adopted(host, self.workloads)
 
     def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
@@ -166,12 +164,8 @@ class Restore:
 
     def do(self, host: HasCheckpoints, before: Nothing) -> None:
         """Verify, restore."""
-        host.images.prepare(self.store)
-        host.images.verify(self.store)
-        if host.checkpoints.restored(self.workloads) is None:
-            host.checkpoints.kill(self.workloads)
         if not host.checkpoints.restored(self.workloads):
-            host.checkpoints.restore(self.store, self.workloads, self.timeout)
+            _restore(host, self.store, self.workloads, self.timeout)
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
         """End the copies; they have neither sent nor written anything."""
@@ -223,6 +217,15 @@ class Thaw:
             case False:
                 return Verdict.NOT_DONE
         return Verdict.UNKNOWN
+
+
+def _restore(host: HasCheckpoints, store: Store, workloads: tuple[Workload, ...], timeout: float) -> None:
+    if host.checkpoints.restored(workloads) is None:
+        host.checkpoints.kill(workloads)  # half a tree from an attempt that was cut short; it never ran
+    host.checkpoints.summon(workloads)
+    host.images.prepare(store)
+    host.images.verify(store)
+    host.checkpoints.restore(store, workloads, timeout)
 
 
 def _check_adopted(host: HasCheckpoints, workloads: tuple[Workload, ...]) -> None:

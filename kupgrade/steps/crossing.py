@@ -214,6 +214,9 @@ class Cross:
     before: ClassVar[type] = Armed
     epoch: int
     new_release: str
+    back_kernel: str
+    back_initrd: str
+    back_cmdline: str
 
     def describe(self) -> str:
         """One clause."""

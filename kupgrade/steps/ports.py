@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from kupgrade.model.plan import Plan
 from kupgrade.model.workload import FileState, Store, Workload
 
 
@@ -48,6 +47,9 @@ class Checkpoints(Protocol):
 
     def dump(self, store: Store, workload: Workload, rounds: int) -> int:
         """The final dump of a frozen workload, which stays frozen; bytes written."""
+
+    def summon(self, workloads: Sequence[Workload]) -> None:
+        """Start what will restore, ahead of time: it waits for `restore`. No effect on the workloads."""
 
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
         """Restore all, stopped, each in its unit. Raises when one fails (seconds)."""
@@ -161,9 +163,6 @@ class Crossing(Protocol):
 
     def thaw_filesystems(self) -> None:
         """Undo the freeze of a crossing that did not happen."""
-
-    def go_back(self, plan: Plan) -> None:
-        """From the new kernel to the old release, by kexec, else by an ordinary restart."""
 
     def arm_watchdog(self, seconds: int) -> str:
         """Arm a watchdog that survives the crossing; its name, or why there is none."""

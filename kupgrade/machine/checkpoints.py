@@ -1,0 +1,201 @@
+"""Dump and restore of workloads: criu, the restorer in each unit, and signals to restored, stopped copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host.criu import Criu, DumpOptions
+from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import cgroup, proc, process, sockets
+from kupgrade.machine import network, restorer
+from kupgrade.machine.images import store_of
+from kupgrade.machine.places import Places
+from kupgrade.model.codec import decode, encode
+from kupgrade.model.workload import Store, Workload
+
+JOURNAL_SOCKET = "/run/systemd/journal/stdout"
+META = "workload.json"
+_POLL = 0.005  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Beside a workload's images: which sockets are journal streams (inode -> descriptor), start times of processes."""
+
+    streams: dict[str, int]
+
+
+def journal_streams(pids: Iterable[int]) -> dict[int, int]:
+    """Inode -> lowest descriptor number, of sockets connected to the journal's stdout socket."""
+    table = {entry.inode: entry for entry in sockets.unix_diag()}
+    found: dict[int, int] = {}
+    for pid in pids:
+        for fd in process.fds(pid):
+            if fd.kind is not process.FdKind.SOCKET or fd.inode not in table:
+                continue
+            peer = table.get(table[fd.inode].peer)
+            if peer is not None and peer.path == JOURNAL_SOCKET:
+                found[fd.inode] = min(found.get(fd.inode, fd.number), fd.number)
+    return found
+
+
+@dataclass
+class RealCheckpoints:
+    """The port `Checkpoints` on this machine."""
+
+    places: Places
+    systemd: Systemd
+    criu: Criu = field(default_factory=Criu)
+    network_timeout: float = 30.0
+
+    def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
+        """Round `number`, from 1."""
+        images = store_of(store)
+        directory = images.round_directory(workload.name, f"pre-{number}")
+        self.criu.pre_dump(self._options(workload, directory, number - 1))
+        return _bytes(directory)
+
+    def dump(self, store: Store, workload: Workload, rounds: int) -> int:
+        """The final dump, on top of the last complete round."""
+        images = store_of(store)
+        streams = journal_streams(workload.pids)
+        last = _last_round(images.path / workload.name, rounds)
+        directory = images.round_directory(workload.name, "final")
+        self.criu.dump(self._options(workload, directory, last, tuple(streams)))
+        meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in streams.items()})
+        restorer.put(directory / META, meta)
+        return _bytes(directory)
+
+    def _options(
+        self, workload: Workload, directory: Path, last: int, streams: tuple[int, ...] | None = None
+    ) -> DumpOptions:
+        return DumpOptions(
+            pid=workload.root_pid,
+            directory=directory,
+            parent=f"../pre-{last}" if last else "",
+            external_sockets=streams if streams is not None else tuple(journal_streams(workload.pids)),
+            frozen_cgroup=str(cgroup.directory(workload.cgroup)),
+        )
+
+    def summon(self, workloads: Sequence[Workload]) -> None:
+        """Start the units' restorers, which wait for `restore`."""
+        self.places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for workload in workloads:
+            restorer.answer_path(self.places, workload.name).unlink(missing_ok=True)
+            restorer.request_path(self.places, workload.name).unlink(missing_ok=True)
+        units = [w.unit for w in workloads if w.unit]
+        if units:
+            self.systemd.reset_failed(units)
+            self.systemd.start(units, now=True)
+
+    def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
+        """Wait for the addresses, then restore all at once; raises naming the first workload that fails."""
+        deadline = time.monotonic() + timeout
+        network.bring_up(self.places, self.network_timeout)
+        images = store_of(store)
+        for workload in workloads:
+            directory = images.path / workload.name / "final"
+            meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
+            pidfile = restorer.pidfile_path(self.places, workload.name)
+            pidfile.unlink(missing_ok=True)
+            request = restorer.Request(str(directory), dict(meta.streams), workload.root_pid, str(pidfile))
+            restorer.put(restorer.request_path(self.places, workload.name), request)
+        for workload in workloads:
+            self._await(workload, deadline)
+
+    def _await(self, workload: Workload, deadline: float) -> None:
+        path = restorer.answer_path(self.places, workload.name)
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise KupgradeError(f"{workload.name} was not restored in time", "its restorer gave no answer")
+            time.sleep(_POLL)
+        answer = decode(restorer.Answer, json.loads(path.read_text()), str(path))
+        if answer.error:
+            raise KupgradeError(f"{workload.name} could not be restored", answer.error)
+        if answer.pid != workload.root_pid:
+            raise KupgradeError(f"{workload.name} was restored with another PID", f"{answer.pid}")
+        while workload.unit and not self.adopted_yet(workload):
+            if time.monotonic() > deadline:
+                raise KupgradeError(f"{workload.unit} did not adopt its process", "systemd did not take the PID file")
+            time.sleep(_POLL * 4)
+
+    def adopted_yet(self, workload: Workload) -> bool:
+        """Whether systemd has taken the restored root as the unit's main process."""
+        unit = self.systemd.show(workload.unit)
+        return unit.active == "active" and unit.main_pid == workload.root_pid
+
+    def restored(self, workloads: Sequence[Workload]) -> bool | None:
+        """All there and in their cgroup: True; none: False; some: None."""
+        there = [pid for w in workloads for pid in w.pids if _belongs(pid, w)]
+        wanted = sum(len(w.pids) for w in workloads)
+        if len(there) == wanted:
+            return True
+        return None if there else False
+
+    def kill(self, workloads: Sequence[Workload]) -> None:
+        """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in."""
+        for workload in workloads:
+            for pid in workload.pids:
+                if _belongs(pid, workload):
+                    _signal(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10.0
+        while any(_belongs(pid, w) for w in workloads for pid in w.pids):
+            if time.monotonic() > deadline:
+                raise KupgradeError("Restored copies could not be ended", "SIGKILL had no effect in 10 s")
+            time.sleep(_POLL)
+
+    def thaw_restored(self, workloads: Sequence[Workload]) -> None:
+        """SIGCONT to every process, children first so that no parent waits for a stopped child."""
+        for workload in workloads:
+            for pid in sorted(workload.pids, reverse=True):
+                _signal(pid, signal.SIGCONT)
+
+    def running(self, workloads: Sequence[Workload]) -> bool | None:
+        """None stopped or frozen."""
+        try:
+            states = [proc.process(pid).state for w in workloads for pid in w.pids]
+        except KernelError:
+            return False
+        frozen = [cgroup.state(w.cgroup) for w in workloads]
+        if cgroup.FreezerState.UNKNOWN in frozen:
+            return None
+        return not any(state in "Tt" for state in states) and cgroup.FreezerState.FROZEN not in frozen
+
+
+def _belongs(pid: int, workload: Workload) -> bool:
+    try:
+        found = proc.process(pid)
+    except KernelError:
+        return False
+    return found.state not in "ZX" and (found.cgroup + "/").startswith(workload.cgroup + "/")
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.iterdir())
+
+
+def _last_round(directory: Path, rounds: int) -> int:
+    """The last round with an inventory: one that was cut short does not count."""
+    for number in range(rounds, 0, -1):
+        if (directory / f"pre-{number}" / "inventory.img").exists():
+            return number
+    return 0
+
+
+def encode_meta(meta: Meta) -> object:
+    """Meta as JSON values."""
+    return encode(meta)

@@ -1,0 +1,152 @@
+"""The port `Health`: the gate, probes behind the lock, and taking appended bytes back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
+from kupgrade.host import command, nft
+from kupgrade.kernel import cgroup, process
+from kupgrade.machine.checkpoints import RealCheckpoints
+from kupgrade.machine.images import store_of
+from kupgrade.machine.places import Places
+from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, Workload
+
+_INTERVAL = 0.1  # seconds between tries
+_PAUSE_TIMEOUT = 10.0
+
+
+@dataclass
+class RealHealth:
+    """Probes on this machine."""
+
+    places: Places
+    checkpoints: RealCheckpoints
+
+    def gate(self, workloads: Sequence[Workload], store: Store) -> None:
+        """Raises when anything is not as planned; changes nothing."""
+        for workload in workloads:
+            found = cgroup.members(workload.cgroup)
+            if found != tuple(sorted(workload.pids)):
+                raise KupgradeError(
+                    f"{workload.name} has other processes than planned", f"planned {workload.pids}, found {found}",
+                    "Plan again",
+                )
+            ask(workload.probe, workload.name)
+        free, held = store_of(store).free_bytes(), store_of(store).used_bytes()
+        if free < held // 4:
+            raise KupgradeError(
+                "The image store is nearly full", f"{free >> 20} MiB free, {held >> 20} MiB of images so far",
+                "Choose a larger store",
+            )
+
+    def open_files(self, workload: Workload) -> tuple[FileState, ...]:
+        """Regular files open for writing, by path."""
+        found: dict[tuple[int, int], FileState] = {}
+        for pid in workload.pids:
+            for fd in process.fds(pid):
+                if fd.kind is process.FdKind.FILE and fd.flags & os.O_ACCMODE != os.O_RDONLY:
+                    found[fd.device, fd.inode] = FileState(
+                        fd.name, fd.device, fd.inode, fd.size, fd.mtime_ns, bool(fd.flags & os.O_APPEND)
+                    )
+        return tuple(found.values())
+
+    def probe(self, workload: Workload) -> None:
+        """Run it behind the lock, loopback open, until its probe answers."""
+        if workload.probe.kind is ProbeKind.NONE:
+            return
+        self._relock(workload, loopback=True)
+        self.checkpoints.thaw_restored((workload,))
+        ask(workload.probe, workload.name)
+
+    def pause(self, workload: Workload) -> None:
+        """Freeze its cgroup; a thaw of the restored copy ends that, too."""
+        if workload.probe.kind is ProbeKind.NONE or not cgroup.exists(workload.cgroup):
+            return
+        cgroup.freeze(workload.cgroup, _PAUSE_TIMEOUT)
+        self._relock(workload, loopback=False)
+
+    def _relock(self, workload: Workload, *, loopback: bool) -> None:
+        nft.lock(
+            sorted(workload.tcp_ports), sorted(workload.udp_ports), nft.Direction.BOTH, loopback_open=loopback
+        )
+
+    def take_back(self, files: Sequence[FileState]) -> None:
+        """Cut appended bytes off."""
+        for file in files:
+            take_back(file)
+
+    def facts(self) -> dict[str, str]:
+        """Nothing yet that the plan does not hold."""
+        return {}
+
+
+def take_back(file: FileState) -> None:
+    """Make `file` what it was: unchanged, or cut to its old size. Raises NeedsHumanError for any other change."""
+    path = Path(file.path)
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        raise NeedsHumanError(f"{path} was removed while its workload was probed", "it cannot be taken back") from None
+    if info.st_ino != file.inode:
+        raise NeedsHumanError(f"{path} was replaced while its workload was probed", "it cannot be taken back")
+    if info.st_size == file.size and info.st_mtime_ns == file.mtime_ns:
+        return
+    if not file.append_only or info.st_size < file.size:
+        raise NeedsHumanError(
+            f"{path} was changed while its workload was probed", "only appended bytes can be taken back",
+            "Compare the file with a backup; the checkpoint images are kept",
+        )
+    with path.open("r+b") as opened:
+        opened.truncate(file.size)
+        os.fsync(opened.fileno())
+    os.utime(path, ns=(info.st_atime_ns, file.mtime_ns))
+
+
+def ask(probe: Probe, name: str) -> None:
+    """Raise KupgradeError unless the probe answers within its timeout."""
+    deadline = time.monotonic() + probe.timeout
+    while True:
+        why = _once(probe, max(0.1, deadline - time.monotonic()))
+        if not why:
+            return
+        if time.monotonic() >= deadline:
+            raise KupgradeError(f"{name} is not healthy", why, "See its log")
+        time.sleep(_INTERVAL)
+
+
+def _once(probe: Probe, left: float) -> str:
+    match probe.kind:
+        case ProbeKind.NONE:
+            return ""
+        case ProbeKind.TCP:
+            try:
+                socket.create_connection(("localhost", probe.port), left).close()
+            except OSError as error:
+                return f"port {probe.port}: {error}"
+            return ""
+        case ProbeKind.HTTP:
+            url = f"http://localhost:{probe.port}{probe.path}"
+            try:
+                with urllib.request.urlopen(url, timeout=left) as answer:  # noqa: S310  # the scheme is ours
+                    return "" if answer.status < 400 else f"{url}: status {answer.status}"
+            except (OSError, urllib.error.URLError) as error:
+                return f"{url}: {error}"
+        case ProbeKind.COMMAND:
+            try:
+                done = command.run(probe.command, timeout=left, check=False)
+            except KupgradeError as error:
+                return str(error)
+            return "" if done.status == 0 else f"{probe.command[0]}: exit status {done.status}"
+
+
+def gone(error: KernelError) -> bool:
+    """Whether the process that was asked about has ended."""
+    return error.errno in (2, 3)

@@ -1,0 +1,132 @@
+"""All ports of this machine together, and the loop run on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.errors import KernelError, NeedsHumanError
+from kupgrade.executor import Loop, advance
+from kupgrade.host.systemd import Systemd
+from kupgrade.journal import Journal
+from kupgrade.kernel import proc
+from kupgrade.kernel.libc import Libc
+from kupgrade.machine import faults
+from kupgrade.machine.checkpoints import RealCheckpoints
+from kupgrade.machine.crossing import RealCrossing
+from kupgrade.machine.health import RealHealth
+from kupgrade.machine.images import RealImages
+from kupgrade.machine.network import RealNetwork
+from kupgrade.machine.places import Places
+from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
+from kupgrade.model.ids import TICKET_PARAMETER
+from kupgrade.model.plan import Plan
+from kupgrade.model.record import Now, Record, State
+from kupgrade.steps import registry
+
+registry.load_all()
+
+
+@dataclass
+class RealHost:
+    """The ports that steps name, and the two ways to another boot."""
+
+    plan: Plan
+    images: RealImages
+    checkpoints: RealCheckpoints
+    freezer: RealFreezer
+    network: RealNetwork
+    units: RealUnits
+    boot: RealBoot
+    crossing: RealCrossing
+    health: RealHealth
+
+    def go_back(self) -> None:
+        """From the new kernel to the old release, by kexec, else by an ordinary restart."""
+        self._jump_back(self.plan)
+
+    def reenter(self, plan: Plan) -> None:
+        """The old release once more, with the workloads' PIDs kept free."""
+        self._jump_back(plan)
+
+    def _jump_back(self, plan: Plan) -> None:
+        cross = next((spec.params for spec in plan.steps if spec.kind == "cross"), None)
+        if cross is None:
+            raise NeedsHumanError("The plan has no crossing to go back over", "it was written by another release")
+        self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
+
+
+def compose(plan: Plan, places: Places) -> RealHost:
+    """The real ports for one plan."""
+    systemd = Systemd(places.root)
+    checkpoints = RealCheckpoints(places, systemd, network_timeout=plan.network_timeout)
+    return RealHost(
+        plan=plan,
+        images=RealImages(),
+        checkpoints=checkpoints,
+        freezer=RealFreezer(),
+        network=RealNetwork(places, plan.network),
+        units=RealUnits(places, systemd),
+        boot=RealBoot(places),
+        crossing=RealCrossing(places, Libc()),
+        health=RealHealth(places, checkpoints),
+    )
+
+
+class SystemClock:
+    """CLOCK_REALTIME and CLOCK_BOOTTIME."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def uptime(self) -> float:
+        """Seconds since boot."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def observe_now(state: State, places: Places) -> Now:
+    """What runs at this moment; `pids_free` only matters, and is only asked, in a fallen-back boot."""
+    try:
+        ticket = proc.cmdline(places.root).get(TICKET_PARAMETER)
+    except KernelError:
+        ticket = None
+    free: bool | None = None
+    if state.fell_back:
+        free = _pids_free(state, places)
+    return Now(proc.boot_id(places.root), str(proc.release(places.root)), ticket, free)
+
+
+def _pids_free(state: State, places: Places) -> bool | None:
+    try:
+        return proc.free_of(state.plan.workload_pids, places.root)
+    except KernelError:
+        return None
+
+
+def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None]) -> State:
+    """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends."""
+    from kupgrade.core.fold import fold
+
+    places = Places(root)
+    places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    plan = fold(journal.records).plan
+    loop = Loop(
+        log=journal,
+        host=compose(plan, places),
+        now=lambda state: observe_now(state, places),
+        clock=SystemClock(),
+        faults=lambda step, moment: faults.strike(places, step, moment),
+        watch=watch,
+        interrupted=lambda: _rollback_requested(places),
+    )
+    return advance(loop)
+
+
+def _rollback_requested(places: Places) -> str:
+    try:
+        return places.rollback_request.read_text().strip() or "the operator asked for it"
+    except FileNotFoundError:
+        return ""

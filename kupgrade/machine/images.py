@@ -1,0 +1,67 @@
+"""The port `Images`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.images import ImageFile, ImageStore
+from kupgrade.model.workload import Store
+
+
+def store_of(store: Store) -> ImageStore:
+    """The store behind its description."""
+    return ImageStore(store)
+
+
+@dataclass
+class RealImages:
+    """Image stores on this machine. `_known`: checksums taken before the blackout."""
+
+    _known: dict[str, ImageFile] = field(default_factory=dict)
+
+    def prepare(self, store: Store) -> None:
+        """Directory and mount."""
+        store_of(store).prepare()
+
+    def ready(self, store: Store) -> bool:
+        """Mounted, private, there."""
+        images = store_of(store)
+        try:
+            return images.mounted() and images.path.is_dir() and images.free_bytes() >= 0
+        except (KupgradeError, OSError):
+            return False
+
+    def remember(self, store: Store) -> None:
+        """Checksum what is there (pre-dump rounds), so that sealing has less to do."""
+        self._known = store_of(store).checksums()
+
+    def seal(self, store: Store, upgrade: str, releases: tuple[str, str]) -> int:
+        """See the port."""
+        images = store_of(store)
+        images.seal(upgrade, *releases, self._known)
+        return images.used_bytes()
+
+    def sealed(self, store: Store) -> bool:
+        """See the port."""
+        return store_of(store).sealed()
+
+    def verify(self, store: Store) -> None:
+        """See the port."""
+        store_of(store).verify()
+
+    def withdraw(self, store: Store) -> None:
+        """See the port."""
+        store_of(store).withdraw()
+
+    def wipe(self, store: Store) -> None:
+        """See the port. A device that is not mounted is mounted once more: images must not stay behind."""
+        images = store_of(store)
+        images.mount()
+        images.wipe()
+        images.unmount()
+
+    def present(self, store: Store) -> bool:
+        """See the port."""
+        images = store_of(store)
+        return images.mounted() and images.path.is_dir() and images.used_bytes() > 0

@@ -1,0 +1,137 @@
+"""The port `Network`, and the addresses that sockets need before they can be restored."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host import command, criu, nft, retransmit
+from kupgrade.journal import write_durably
+from kupgrade.machine.images import store_of
+from kupgrade.machine.places import Places
+from kupgrade.model.workload import Store, Workload
+
+_POLL = 0.02  # seconds
+# The last acknowledgements must get out between the lock and the freeze: peers' send state then equals what is dumped.
+_SETTLE = 0.05  # seconds
+
+
+def observe() -> dict[str, Any]:
+    """Links (name, MAC), addresses and routes as `ip -json` tells them, without loopback."""
+    addresses = json.loads(command.run(["ip", "-json", "address", "show"]).stdout)
+    links = [
+        {
+            "name": link["ifname"],
+            "mac": link.get("address", ""),
+            "addresses": [
+                f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", []) if a.get("scope") == "global"
+            ],
+        }
+        for link in addresses
+        if link["ifname"] != "lo" and link.get("link_type") == "ether" and "UP" in link.get("flags", [])
+    ]
+    routes = []
+    for family in ("-4", "-6"):
+        out = command.run(["ip", "-json", family, "route", "show"], check=False).stdout or "[]"
+        routes += [{"family": family, **r} for r in json.loads(out) if r.get("protocol") != "kernel" and "dev" in r]
+    return {"links": links, "routes": routes}
+
+
+def _wanted(saved: dict[str, Any]) -> set[str]:
+    return {address.split("/")[0] for link in saved["links"] for address in link["addresses"]}
+
+
+def _present() -> set[str]:
+    found = json.loads(command.run(["ip", "-json", "address", "show", "up"]).stdout)
+    return {
+        a["local"] for link in found for a in link.get("addr_info", []) if not a.get("tentative") and "local" in a
+    }
+
+
+def bring_up(places: Places, timeout: float) -> None:
+    """Wait until the saved addresses are there, or add them ourselves as soon as their NIC is (seconds).
+
+    Behind the lock this is safe at any time; a network manager that comes later finds the same addresses.
+    """
+    try:
+        saved = json.loads(places.addresses.read_text())
+    except FileNotFoundError:
+        return
+    wanted = _wanted(saved)
+    deadline = time.monotonic() + timeout
+    while missing := wanted - _present():
+        if saved.get("mode") == "early":
+            _add(saved)
+        if time.monotonic() > deadline:
+            raise KupgradeError("The network did not come up", "missing: " + ", ".join(sorted(missing)))
+        time.sleep(_POLL)
+
+
+def _add(saved: dict[str, Any]) -> None:
+    names = {}
+    for path in Path("/sys/class/net").iterdir():
+        with contextlib.suppress(OSError):
+            names[(path / "address").read_text().strip()] = path.name
+    for link in saved["links"]:
+        name = names.get(link["mac"])
+        if name is None or name != link["name"]:
+            continue  # not probed, or not renamed by udev yet
+        command.run(["ip", "link", "set", name, "up"], check=False)
+        for address in link["addresses"]:
+            extra = ["nodad"] if ":" in address else []
+            command.run(["ip", "address", "add", address, "dev", name, *extra], check=False)
+    for route in saved["routes"]:
+        words = [route["dst"]]
+        for key, word in (("gateway", "via"), ("dev", "dev"), ("metric", "metric"), ("prefsrc", "src")):
+            if key in route:
+                words += [word, str(route[key])]
+        command.run(["ip", route["family"], "route", "replace", *words], check=False)
+
+
+@dataclass
+class RealNetwork:
+    """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait)."""
+
+    places: Places
+    mode: str = "early"
+    _received: dict[tuple[str, int, str, int], int] = field(default_factory=dict)
+
+    def lock(self, workloads: Sequence[Workload], *, both: bool) -> None:
+        """Durable for the next boots first (there in both directions), then here."""
+        tcp = sorted({port for w in workloads for port in w.tcp_ports})
+        udp = sorted({port for w in workloads for port in w.udp_ports})
+        saved = {**observe(), "mode": self.mode}
+        write_durably(self.places.addresses, json.dumps(saved).encode())
+        write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
+        nft.lock(tcp, udp, nft.Direction.BOTH if both else nft.Direction.INPUT)
+        time.sleep(_SETTLE)
+
+    def locked(self) -> bool | None:
+        """Whether the table is there."""
+        return nft.locked()
+
+    def unlock(self) -> None:
+        """Here first: the durable one would only lock a boot that has nothing to protect."""
+        nft.unlock()
+        self.places.lock_ruleset.unlink(missing_ok=True)
+        self.places.addresses.unlink(missing_ok=True)
+
+    def kick(self, store: Store, workloads: Sequence[Workload]) -> int:
+        """Forged unreachables for every established connection in the images; never fails the upgrade."""
+        connections = []
+        for workload in workloads:
+            directory = store_of(store).path / workload.name / "final"
+            with contextlib.suppress(KupgradeError, OSError, KeyError, ValueError):
+                connections += [retransmit.Connection(*key, seq) for key, seq in criu.received(directory).items()]
+        kicked = 0
+        for connection in connections:
+            with contextlib.suppress(KupgradeError, OSError):
+                retransmit.kick((connection,))
+                kicked += 1
+        return kicked

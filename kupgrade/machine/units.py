@@ -1,0 +1,109 @@
+"""The ports `Units`, `Freezer` and `Boot`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kupgrade.host import bootloader
+from kupgrade.host.systemd import Systemd, dropin_text
+from kupgrade.kernel import cgroup
+from kupgrade.machine import restorer
+from kupgrade.machine.places import Places
+from kupgrade.model.workload import Workload
+
+_FREEZE_TIMEOUT = 10.0  # seconds
+
+
+@dataclass
+class RealUnits:
+    """systemd units on this machine."""
+
+    places: Places
+    systemd: Systemd
+
+    def hold(self, workload: Workload, upgrade: str, timeout: int) -> None:
+        """Lay the drop-in."""
+        if workload.unit:
+            argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", workload.name, str(timeout)]
+            pidfile = str(restorer.pidfile_path(self.places, workload.name))
+            self.systemd.hold(workload.unit, dropin_text(upgrade, argv, pidfile, timeout + 10))
+
+    def held(self, workload: Workload) -> bool:
+        """Whether it is there."""
+        return bool(workload.unit) and self.systemd.held(workload.unit)
+
+    def release(self, workloads: Sequence[Workload]) -> None:
+        """Remove, and let systemd read the units again (in a fallen-back boot it had read the drop-ins)."""
+        if self.systemd.release([w.unit for w in workloads if w.unit]):
+            self.systemd.reload()
+
+    def adopted(self, workload: Workload) -> str:
+        """Empty when all is well."""
+        if not workload.unit:
+            return ""
+        unit = self.systemd.show(workload.unit)
+        if unit.active != "active":
+            return f"{workload.unit} is {unit.active} ({unit.sub})"
+        if unit.main_pid != workload.root_pid:
+            return f"{workload.unit} has main PID {unit.main_pid}, not {workload.root_pid}"
+        return ""
+
+    def active(self) -> tuple[str, ...]:
+        """Active services."""
+        return self.systemd.active_services()
+
+    def stop(self, units: Sequence[str]) -> None:
+        """Stop cleanly."""
+        self.systemd.stop(units)
+
+    def start(self, units: Sequence[str]) -> None:
+        """Start in the background."""
+        self.systemd.start(units)
+
+
+@dataclass
+class RealFreezer:
+    """The cgroup v2 freezer."""
+
+    def frozen(self, workload: Workload) -> bool | None:
+        """None: unknown."""
+        match cgroup.state(workload.cgroup):
+            case cgroup.FreezerState.FROZEN:
+                return True
+            case cgroup.FreezerState.THAWED:
+                return False
+        return None
+
+    def freeze(self, workload: Workload) -> None:
+        """Freeze and wait."""
+        cgroup.freeze(workload.cgroup, _FREEZE_TIMEOUT)
+
+    def thaw(self, workload: Workload) -> None:
+        """Thaw and wait; a cgroup that is gone has nothing to thaw."""
+        if cgroup.exists(workload.cgroup):
+            cgroup.thaw(workload.cgroup, _FREEZE_TIMEOUT)
+
+    def pids(self, workload: Workload) -> tuple[int, ...]:
+        """Members."""
+        return cgroup.members(workload.cgroup)
+
+
+@dataclass
+class RealBoot:
+    """The boot loader found on this machine."""
+
+    places: Places
+
+    def default(self) -> str:
+        """Empty: unknown."""
+        return bootloader.default_entry(self.places.root) or ""
+
+    def set_default(self, entry: str) -> None:
+        """Make it the default."""
+        bootloader.set_default(entry, self.places.root)
+
+    def entry_for(self, release: str) -> str:
+        """Empty: unknown."""
+        return bootloader.entry_for(release, self.places.root) or ""
