@@ -1,7 +1,7 @@
 """Reads the policy: TOML drop-ins, merged, checked key by key, every error with file, line, key and remedy.
 
 Layers, lowest first: /usr/lib, /run, /etc (each `kupgrade/policy.d/*.toml`). Files are merged in the order of
-their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it for good.
+their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it whole.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""What one journal says about its upgrade, for the history and for the question whether to try a release again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kupgrade.core.fold import fold
+from kupgrade.core.recovery import CROSS, step_index
+from kupgrade.model.record import Record, RecordKind, State
+
+OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
+BLACKOUT = "blackout"  # key of a NOTE record: workload -> seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One upgrade. `outcome`: committed, rolled-back, open, hands-off or damaged; times since the epoch."""
+
+    upgrade: str
+    outcome: str
+    reason: str = ""
+    old_release: str = ""
+    new_release: str = ""
+    engine: str = ""
+    store: str = ""
+    started: float = 0.0
+    finished: float | None = None
+    blackout: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds
+
+
+def entry(records: Sequence[Record]) -> HistoryEntry:
+    """The history entry of one journal; raises NeedsHumanError when its records make no sense."""
+    state = fold(records)
+    plan = state.plan
+    last = records[-1]
+    finished = [record.time for record in records if record.kind is RecordKind.FINISHED]
+    return HistoryEntry(
+        upgrade=str(plan.upgrade),
+        outcome=outcome_word(state),
+        reason=state.hands_off or state.undo_reason,
+        old_release=plan.old_release,
+        new_release=plan.new_release,
+        engine=plan.engine,
+        store=plan.store,
+        started=records[0].time,
+        finished=finished[-1] if finished else (last.time if state.hands_off else None),
+        blackout=blackouts(records),
+    )
+
+
+def damaged_entry(name: str, why: str) -> HistoryEntry:
+    """The entry of a journal that cannot be read."""
+    return HistoryEntry(upgrade=name, outcome="damaged", reason=why)
+
+
+def outcome_word(state: State) -> str:
+    """committed, rolled-back, hands-off or open."""
+    if state.outcome is not None:
+        return state.outcome.value
+    return "hands-off" if state.hands_off else "open"
+
+
+def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
+    """Measured blackout of each workload in seconds, from NOTE records."""
+    measured: dict[str, float] = {}
+    for record in records:
+        figures = record.data.get(BLACKOUT) if record.kind is RecordKind.NOTE else None
+        if isinstance(figures, Mapping):
+            measured.update({str(name): float(value) for name, value in figures.items()})
+    return measured
+
+
+def rejection(records: Sequence[Record]) -> str:
+    """Why the new release must not be tried again unasked; empty when this journal does not speak against it.
+
+    It does when the crossing was armed and the way led back, unless a person asked for that before anything crossed:
+    a failure in the old kernel says nothing about the new one.
+    """
+    if not records:
+        return ""
+    state = fold(records)
+    cross = step_index(state, CROSS)
+    armed = any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
+    if (
+        state.committed
+        or cross is None
+        or not armed
+        or not (state.undoing or state.fell_back or state.hands_off)
+    ):
+        return ""
+    for record in records:
+        if record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK):
+            break
+        if record.kind is RecordKind.UNDO_REQUESTED and record.data.get("by") == OPERATOR:
+            return ""
+    return state.undo_reason or state.hands_off or "it was rolled back"

@@ -1,0 +1,237 @@
+"""The layout of /var/lib/kupgrade: one directory an upgrade, and a link to the open one.
+
+    upgrades/ID/plan.json    the plan as approved
+    upgrades/ID/journal      what happened
+    current -> upgrades/ID   there while an upgrade is open; its absence lets a boot go on at once
+    forgotten.json           releases that may be tried again although they were rolled back
+
+Everything is root's alone: whoever can write here decides what runs in the next kernel.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.core.chronicle import HistoryEntry, damaged_entry, entry, rejection
+from kupgrade.core.fold import fold
+from kupgrade.errors import BadInputError, KupgradeError, NeedsHumanError, NotNowError
+from kupgrade.journal import Journal, read, sync_directory, write_durably
+from kupgrade.model.codec import encode
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.plan import Plan
+from kupgrade.model.record import Record, RecordKind
+
+PLACE = "var/lib/kupgrade"
+FORGOTTEN_FORMAT = "kupgrade.forgotten/1"
+_DIRECTORY_MODE = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    """The state below `root` (the root of the file system, / on a real host). Reading creates nothing."""
+
+    root: Path = Path("/")
+
+    @property
+    def path(self) -> Path:
+        """/var/lib/kupgrade."""
+        return self.root / PLACE
+
+    def journal_path(self, upgrade: UpgradeId) -> Path:
+        """The journal of one upgrade, whether it exists or not."""
+        return self.path / "upgrades" / str(upgrade) / "journal"
+
+    def begin(self, plan: Plan) -> Journal:
+        """Make `plan` the open upgrade; its journal, with the PLANNED record, is returned locked.
+
+        The link comes last: a power cut before it leaves a closed entry without effect, never a half-open upgrade.
+        Raises NotNowError while another upgrade is open.
+        """
+        _make_private(self.path)
+        with self._beginning():
+            self._refuse_open()
+            upgrades = self.path / "upgrades"
+            _make_private(upgrades)
+            directory = upgrades / str(plan.upgrade)
+            try:
+                directory.mkdir(_DIRECTORY_MODE)
+            except FileExistsError:
+                raise BadInputError(
+                    f"The plan {plan.upgrade} has been applied already",
+                    f"{directory} exists",
+                    "Make a new plan",
+                ) from None
+            write_durably(directory / "plan.json", json.dumps(encode(plan), indent=1).encode() + b"\n")
+            journal = Journal.create(directory / "journal")
+            journal.append(_planned(plan))
+            sync_directory(upgrades)
+            self._point_current(directory)
+        return journal
+
+    def current_id(self) -> UpgradeId | None:
+        """The open upgrade's ID, or None. Raises NeedsHumanError when the link leads nowhere sensible."""
+        link = self.path / "current"
+        if not self._trusted() or not os.path.lexists(link):
+            return None
+        if link.is_symlink():
+            target = Path(os.readlink(link))
+            if target.parent == Path("upgrades") and self.journal_path(UpgradeId(target.name)).exists():
+                _check_private(self.path / target)
+                return UpgradeId(target.name)
+        raise NeedsHumanError(
+            f"{link} does not lead to an upgrade",
+            "it is damaged or was changed",
+            "Inspect it; if stale, remove it",
+        )
+
+    def read_current(self) -> tuple[Record, ...] | None:
+        """The records of the open upgrade without locking it, or None."""
+        upgrade = self.current_id()
+        return None if upgrade is None else self.read(upgrade)
+
+    def read(self, upgrade: UpgradeId) -> tuple[Record, ...]:
+        """The records of one upgrade without locking it."""
+        return read(self.journal_path(upgrade)).records
+
+    def open_current(self) -> Journal | None:
+        """The open upgrade's journal, locked, or None. Raises NotNowError while another process works on it."""
+        upgrade = self.current_id()
+        return None if upgrade is None else Journal.open(self.journal_path(upgrade))
+
+    def finish(self, upgrade: UpgradeId) -> None:
+        """Close the upgrade: the link goes, the evidence stays. Closing twice, or another one, does nothing."""
+        if self.current_id() == upgrade:
+            (self.path / "current").unlink()
+            sync_directory(self.path)
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """All upgrades, oldest first; a damaged one is listed as such."""
+        return tuple(found for found, _ in self._chronicle())
+
+    def rejected_releases(self) -> Mapping[str, str]:
+        """Releases whose last upgrade crossed and came back, with the reason; not those forgotten since."""
+        rejected: dict[str, str] = {}
+        forgotten = self._forgotten()
+        for found, records in self._chronicle():
+            if found.outcome == "committed":
+                rejected.pop(found.new_release, None)
+            reason = rejection(records)
+            if reason and found.started > forgotten.get(found.new_release, 0.0):
+                rejected[found.new_release] = reason
+        return rejected
+
+    def forget(self, release: str) -> None:
+        """Let `release` be tried again: what was rejected until now no longer counts."""
+        _make_private(self.path)
+        forgotten = {**self._forgotten(), release: time.time()}
+        value = {"format": FORGOTTEN_FORMAT, "releases": forgotten}
+        write_durably(self.path / "forgotten.json", json.dumps(value, indent=1).encode() + b"\n")
+
+    def _chronicle(self) -> Iterator[tuple[HistoryEntry, tuple[Record, ...]]]:
+        upgrades = self.path / "upgrades"
+        if not self._trusted() or not upgrades.is_dir():
+            return
+        for directory in sorted(upgrades.iterdir()):
+            try:
+                records = self.read(UpgradeId(directory.name))
+                yield entry(records), records
+            except (KupgradeError, OSError) as error:
+                yield damaged_entry(directory.name, str(error)), ()
+
+    def _forgotten(self) -> dict[str, float]:
+        path = self.path / "forgotten.json"
+        if not self._trusted() or not path.exists():
+            return {}
+        try:
+            value = json.loads(path.read_bytes())
+            if value["format"] != FORGOTTEN_FORMAT:
+                raise ValueError(f"format {value['format']!r:.40}")
+            return {str(release): float(when) for release, when in value["releases"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(
+                f"{path} is damaged", str(error), "Remove it; rolled-back releases count again"
+            ) from error
+
+    def _trusted(self) -> bool:
+        """Whether the state directory exists; raises BadInputError when others can get at it."""
+        if not os.path.lexists(self.path):
+            return False
+        _check_private(self.path)
+        return True
+
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        """Two processes that begin at once would both find nothing open: one at a time."""
+        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise NotNowError("Another kupgrade is beginning an upgrade", f"{self.path} is locked") from None
+        finally:
+            os.close(fd)
+
+    def _refuse_open(self) -> None:
+        upgrade = self.current_id()
+        if upgrade is None:
+            return
+        state = fold(self.read(upgrade))
+        if state.over:
+            # Killed between the last record and the removal of the link.
+            self.finish(upgrade)
+            return
+        why = f"hands off: {state.hands_off}" if state.hands_off else f"to {state.plan.new_release}"
+        raise NotNowError(
+            f"The upgrade {upgrade} is still open",
+            why,
+            "See kupgrade status; kupgrade rollback takes it back",
+        )
+
+    def _point_current(self, directory: Path) -> None:
+        temporary = self.path / ".current.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(directory.relative_to(self.path))
+        temporary.replace(self.path / "current")
+        sync_directory(self.path)
+
+
+def _planned(plan: Plan) -> Record:
+    return Record(
+        seq=1,
+        kind=RecordKind.PLANNED,
+        boot_id=plan.boot_id,
+        epoch=1,
+        time=round(time.time(), 6),
+        uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
+        data={"plan": encode(plan), "digest": plan.digest},
+    )
+
+
+def _make_private(path: Path) -> None:
+    if not os.path.lexists(path):
+        path.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+        sync_directory(path.parent)
+    _check_private(path)
+
+
+def _check_private(path: Path) -> None:
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        raise BadInputError(
+            f"{path} is not a directory", "it was replaced", "Find out by whom before you go on"
+        )
+    mode = stat.S_IMODE(info.st_mode)
+    if info.st_uid != os.geteuid() or mode & 0o077:
+        raise BadInputError(
+            f"{path} is not root's alone",
+            f"owner {info.st_uid}, mode {mode:04o}",
+            f"Find out who wrote there, then: chown root {path}; chmod 700 {path}",
+        )
