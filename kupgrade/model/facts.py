@@ -1,0 +1,124 @@
+"""Facts: everything observed once, with a digest. UNKNOWN is a value, with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kupgrade.model.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One open descriptor of a process, as far as keeping it matters.
+
+    `kind` as kernel/process.py's FdKind value; `name` a path or kind of anonymous inode; `protocol` of a socket;
+    `peer` says where a unix stream leads: tree, journal, outside, none.
+    """
+
+    number: int
+    kind: str
+    name: str
+    protocol: str = ""
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """One process of a workload. `root`: the tree's root; `below_root`: descends from it."""
+
+    pid: int
+    comm: str
+    root: bool
+    below_root: bool
+    session_leader: bool
+    traced_by: int
+    descriptors: tuple[Descriptor, ...] = ()
+    device_mappings: tuple[str, ...] = ()
+    hugetlb: bool = False
+    namespaces: tuple[str, ...] = ()  # kinds not shared with PID 1
+    tty: bool = False
+    ipc: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFacts:
+    """One workload of the policy as it is now. `workload` is None when it does not run; `absent` says why."""
+
+    name: str
+    unit: str
+    workload: Workload | None
+    absent: str = ""
+    processes: tuple[ProcessFacts, ...] = ()
+    anonymous_bytes: int = 0
+    shared_bytes: int = 0
+    connections: int = 0
+    local_peers: tuple[str, ...] = ()  # connections to processes of this host outside the workload
+    own_clock: bool = False  # has a time namespace, so CLOCK_MONOTONIC can go on
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """Room for images, in bytes; None: unknown."""
+
+    disk_path: str
+    disk_free: int | None
+    pmem_device: str
+    pmem_size: int | None  # None: no such device
+    pmem_why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read. `unknown`: fact name -> reason why it could not be determined."""
+
+    boot_id: str
+    release: str
+    architecture: str
+    cmdline: str
+    root_user: bool
+    systemd: bool
+    kexec_loaded: bool | None
+    kexec_disabled: bool | None
+    lockdown: str
+    criu_version: tuple[int, ...] | None
+    criu_check: str  # empty: looks good
+    nft: bool
+    panic_timeout: int
+    pid_max: int
+    highest_kernel_thread: int
+    memory_bytes: int
+    watchdog: str  # empty: none that survives a kexec; else its name
+    watchdog_why: str
+    boot_loader: str
+    boot_default: str  # empty: unknown
+    stores: StoreFacts
+    workloads: tuple[WorkloadFacts, ...]
+    active_services: tuple[str, ...]
+    needed_services: tuple[str, ...]
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The facts a stored plan rests on, by name: when one differs, the plan is stale."""
+        found = {
+            "boot ID": self.boot_id,
+            "kernel release": self.release,
+            "command line": self.cmdline,
+            "criu version": ".".join(map(str, self.criu_version or ())),
+            "kexec disabled": str(self.kexec_disabled),
+            "kexec image loaded": str(self.kexec_loaded),
+            "lockdown": self.lockdown,
+            "persistent memory": f"{self.stores.pmem_device} {self.stores.pmem_size}",
+        }
+        for entry in self.workloads:
+            pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
+            found[f"processes of {entry.name}"] = pids
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over `values`."""
+        return hashlib.sha256(json.dumps(dict(self.values), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""Facts of this host: read-only, and every failure becomes a recorded UNKNOWN with its reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host import bootloader, command
+from kupgrade.host.criu import Criu
+from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import blockfs, kexec, memory, proc, watchdog
+from kupgrade.model.facts import Facts, StoreFacts, WorkloadFacts
+from kupgrade.model.policy import Policy
+from kupgrade.probe_workload import observe_workload
+
+T = TypeVar("T")
+
+
+class _Unknowns(dict[str, str]):
+    def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
+        """The answer, or `otherwise` with the reason recorded."""
+        try:
+            return question()
+        except (KupgradeError, OSError, ValueError) as error:
+            self[name] = str(error)
+            return otherwise
+
+
+def probe(root: Path, policy: Policy) -> Facts:
+    """Read everything a plan rests on."""
+    unknown = _Unknowns()
+    state = kexec.read_state(root)
+    systemd = Systemd(root)
+    criu = Criu()
+    version = unknown.ask("criu version", criu.version, None)
+    dog, dog_why = _watchdog(root)
+    workloads = tuple(
+        unknown.ask(
+            f"workload {entry.name}",
+            lambda entry=entry: observe_workload(entry, policy, systemd, root),  # type: ignore[misc]
+            WorkloadFacts(entry.name, entry.unit, None, "it could not be examined"),
+        )
+        for entry in policy.workloads
+    )
+    kept = [w.unit for w in workloads if w.unit and w.workload is not None]
+    return Facts(
+        boot_id=proc.boot_id(root),
+        release=str(proc.release(root)),
+        architecture=os.uname().machine,
+        cmdline=str(proc.cmdline(root)),
+        root_user=os.geteuid() == 0,
+        systemd=systemd.running,
+        kexec_loaded=state.loaded,
+        kexec_disabled=state.load_disabled,
+        lockdown=state.lockdown.value,
+        criu_version=version,
+        criu_check=_criu_check(criu) if version and os.geteuid() == 0 else "",
+        nft=command.find("nft") is not None,
+        panic_timeout=unknown.ask("kernel.panic", lambda: int((root / "proc/sys/kernel/panic").read_text()), 0),
+        pid_max=unknown.ask("pid_max", lambda: proc.pid_max(root), 32768),
+        highest_kernel_thread=unknown.ask("kernel threads", lambda: _early_threads(root), 0),
+        memory_bytes=unknown.ask("memory", lambda: proc.meminfo(root)["MemTotal"], 0),
+        watchdog=dog,
+        watchdog_why=dog_why,
+        boot_loader=unknown.ask("boot loader", lambda: bootloader.detect(root).value, "unknown"),
+        boot_default=unknown.ask("boot default", lambda: bootloader.default_entry(root) or "", ""),
+        stores=_stores(policy, root, unknown),
+        workloads=workloads,
+        active_services=unknown.ask("services", systemd.active_services, ()),
+        needed_services=tuple(sorted(unknown.ask("dependencies", lambda: systemd.needed_by(kept), frozenset())))
+        if kept
+        else (),
+        unknown=dict(unknown),
+    )
+
+
+def _criu_check(criu: Criu) -> str:
+    try:
+        criu.check()
+    except KupgradeError as error:
+        return str(error)
+    return ""
+
+
+def _early_threads(root: Path) -> int:
+    """The highest PID of the kernel threads that were started before user space (those below the first big gap)."""
+    highest = 0
+    for process in proc.processes(root):
+        if not process.kernel_thread:
+            continue
+        if process.pid - highest > 64 and highest:
+            break
+        highest = process.pid
+    return highest
+
+
+def _watchdog(root: Path) -> tuple[str, str]:
+    devices = watchdog.watchdogs(root)
+    if not devices:
+        return "", "this host has no watchdog device"
+    if watchdog.stop_on_reboot(root) is not False:
+        return "", "watchdog.stop_on_reboot is not 0, so kexec stops it (options watchdog stop_on_reboot=0)"
+    return f"{devices[0].name} ({devices[0].identity})", ""
+
+
+def _stores(policy: Policy, root: Path, unknown: _Unknowns) -> StoreFacts:
+    options = policy.engine.kexec
+    disk = root / options.disk_path.lstrip("/")
+    while not disk.exists():
+        disk = disk.parent
+    free = unknown.ask("free disk space", lambda: blockfs.free_bytes(disk), None)
+    name = Path(options.pmem_device).name
+    size: int | None = None
+    why = f"there is no {options.pmem_device}"
+    for device in memory.pmem_devices(root):
+        if device.name == name:
+            size, why = device.size, ""
+    return StoreFacts(options.disk_path, free, options.pmem_device, size, why)
+
+
+def gone(error: KernelError) -> bool:
+    """Whether what was asked about has ended meanwhile."""
+    return error.errno in (2, 3)

@@ -1,0 +1,144 @@
+"""Facts of one workload: its tree, what its processes hold, and where its connections lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import cgroup, proc, process, sock_diag, sockets
+from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
+from kupgrade.model.policy import Policy, WorkloadPolicy
+from kupgrade.model.workload import Workload
+
+JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
+
+
+def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
+    """Everything about one workload; `absent` says why when it does not run. Raises KupgradeError."""
+    place = _place(entry, systemd, root)
+    if isinstance(place, str):
+        return WorkloadFacts(entry.name, entry.unit, None, place)
+    root_pid, path, unit = place
+    everybody = proc.processes(root)
+    members = proc.in_cgroup(everybody, path)
+    if not entry.unit and entry.pidfile:
+        members = proc.descendants(everybody, root_pid)
+    tree = {p.pid for p in proc.descendants(everybody, root_pid)}
+    table = sockets.by_inode(root_pid, root)
+    held = {p.pid: process.fds(p.pid, root) for p in members}
+    inodes = {fd.inode for fds in held.values() for fd in fds if fd.kind is process.FdKind.SOCKET}
+    peers = _unix_peers()
+    inet = [s for i in inodes if isinstance(s := table.get(i), sockets.InetSocket)]
+    facts = tuple(
+        ProcessFacts(
+            pid=p.pid,
+            comm=p.comm,
+            root=p.pid == root_pid,
+            below_root=p.pid in tree,
+            session_leader=p.session == p.pid,
+            traced_by=p.tracer,
+            descriptors=tuple(_descriptor(fd, inodes, peers) for fd in held[p.pid]),
+            device_mappings=_device_mappings(p.pid, root),
+            hugetlb=any(m.is_hugetlb for m in process.mappings(p.pid, root)),
+            namespaces=process.foreign_namespaces(p.pid, root),
+            tty=p.tty != 0,
+        )
+        for p in members
+    )
+    sizes = [process.memory(p.pid, root) for p in members]
+    workload = Workload(
+        name=entry.name,
+        unit=unit,
+        cgroup=path,
+        root_pid=root_pid,
+        pids=tuple(sorted(p.pid for p in members)),
+        tcp_ports=_ports(inet, "tcp"),
+        udp_ports=_ports(inet, "udp"),
+        probe=entry.probe,
+        max_blackout=policy.limit(entry),
+        pidfile=entry.pidfile,
+    )
+    established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
+    return WorkloadFacts(
+        name=entry.name,
+        unit=unit,
+        workload=workload,
+        processes=facts,
+        anonymous_bytes=sum(m.anonymous for m in sizes),
+        shared_bytes=sum(m.shmem for m in sizes),
+        connections=len(established),
+        local_peers=_local_peers(established, inet),
+        own_clock="time" in process.foreign_namespaces(root_pid, root),
+    )
+
+
+def _place(entry: WorkloadPolicy, systemd: Systemd, root: Path) -> tuple[int, str, str] | str:
+    """Root process, cgroup and unit; or why there is none."""
+    if entry.unit:
+        unit = systemd.show(entry.unit)
+        if not unit.loaded:
+            return f"systemd does not know {entry.unit}"
+        if unit.active != "active" or not unit.main_pid:
+            return f"{entry.unit} is {unit.active} ({unit.sub})"
+        return unit.main_pid, unit.cgroup, entry.unit
+    if entry.pidfile:
+        path = root / entry.pidfile.lstrip("/")
+        try:
+            pid = int(path.read_text().split()[0])
+            return pid, proc.process(pid, root).cgroup, ""
+        except (OSError, ValueError, IndexError) as error:
+            return f"{entry.pidfile} names no process: {error}"
+        except KernelError:
+            return f"{entry.pidfile} names a process that is gone"
+    pids = cgroup.members(entry.cgroup, root)
+    if not pids:
+        return f"no process is in {entry.cgroup}"
+    leaders = [p.pid for p in proc.processes(root) if p.pid in pids and p.ppid not in pids]
+    if len(leaders) != 1:
+        raise KupgradeError(f"{entry.cgroup} holds {len(leaders)} process trees", "one is needed", "Name a pidfile")
+    return leaders[0], entry.cgroup, ""
+
+
+def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
+    with sock_diag.connect() as diag:
+        return sock_diag.unix_peers(diag)
+
+
+def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer]) -> Descriptor:
+    peer = ""
+    if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
+        other = peers[fd.inode].peer
+        if not other:
+            peer = "none"
+        elif other in own:
+            peer = "tree"
+        else:
+            path = peers[other].path if other in peers else ""
+            peer = "journal" if path in JOURNAL_SOCKETS else "outside"
+    return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer)
+
+
+def _device_mappings(pid: int, root: Path) -> tuple[str, ...]:
+    return tuple(sorted({m.path for m in process.mappings(pid, root) if m.is_device}))
+
+
+def _ports(inet: Iterable[sockets.InetSocket], protocol: str) -> tuple[int, ...]:
+    return tuple(sorted({s.local.port for s in inet if s.protocol.startswith(protocol) and s.local.port}))
+
+
+def _local_peers(
+    established: Iterable[sockets.InetSocket], own: Iterable[sockets.InetSocket]
+) -> tuple[str, ...]:
+    """Established connections whose other end is on this host but not in the workload."""
+    ends = {(s.local.address, s.local.port) for s in own}
+    local = {s.local.address for s in own}
+    return tuple(
+        sorted(
+            f"{s.remote.address} port {s.remote.port}"
+            for s in established
+            if (str(s.remote.address).startswith(("127.", "::1")) or s.remote.address in local)
+            and (s.remote.address, s.remote.port) not in ends
+        )
+    )
