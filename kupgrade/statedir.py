@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kupgrade.core.chronicle import HistoryEntry, damaged_entry, entry, rejection
@@ -52,7 +52,7 @@ class StateDirectory:
     def begin(self, plan: Plan) -> Journal:
         """Make `plan` the open upgrade; its journal, with the PLANNED record, is returned locked.
 
-        The link comes last: a power cut before it leaves a closed entry without effect, never a half-open upgrade.
+        The link comes last: a power cut before it leaves an abandoned entry, never a half-open upgrade.
         Raises NotNowError while another upgrade is open.
         """
         _make_private(self.path)
@@ -82,7 +82,7 @@ class StateDirectory:
         if not self._trusted() or not os.path.lexists(link):
             return None
         if link.is_symlink():
-            target = Path(os.readlink(link))
+            target = link.readlink()
             if target.parent == Path("upgrades") and self.journal_path(UpgradeId(target.name)).exists():
                 _check_private(self.path / target)
                 return UpgradeId(target.name)
@@ -102,12 +102,12 @@ class StateDirectory:
         return read(self.journal_path(upgrade)).records
 
     def open_current(self) -> Journal | None:
-        """The open upgrade's journal, locked, or None. Raises NotNowError while another process works on it."""
+        """The open upgrade's journal, locked, or None; NotNowError while another process has it."""
         upgrade = self.current_id()
         return None if upgrade is None else Journal.open(self.journal_path(upgrade))
 
     def finish(self, upgrade: UpgradeId) -> None:
-        """Close the upgrade: the link goes, the evidence stays. Closing twice, or another one, does nothing."""
+        """Close the upgrade: the link goes, the evidence stays. Closing another one does nothing."""
         if self.current_id() == upgrade:
             (self.path / "current").unlink()
             sync_directory(self.path)
@@ -142,9 +142,17 @@ class StateDirectory:
         for directory in sorted(upgrades.iterdir()):
             try:
                 records = self.read(UpgradeId(directory.name))
-                yield entry(records), records
+                found = entry(records)
+                if found.outcome == "open" and not self._is_current(directory.name):
+                    # Killed while it was being begun: nothing had been done.
+                    found = replace(found, outcome="abandoned")
+                yield found, records
             except (KupgradeError, OSError) as error:
                 yield damaged_entry(directory.name, str(error)), ()
+
+    def _is_current(self, name: str) -> bool:
+        link = self.path / "current"
+        return link.is_symlink() and link.readlink().name == name
 
     def _forgotten(self) -> dict[str, float]:
         path = self.path / "forgotten.json"

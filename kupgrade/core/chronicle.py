@@ -1,4 +1,4 @@
-"""What one journal says about its upgrade, for the history and for the question whether to try a release again."""
+"""What one journal says about its upgrade: for the history, and whether to try a release again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLACKOUT = "blackout"  # key of a NOTE record: workload -> seconds
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One upgrade. `outcome`: committed, rolled-back, open, hands-off or damaged; times since the epoch."""
+    """One upgrade. `outcome`: committed, rolled-back, open, hands-off, abandoned, damaged; times since 1970."""
 
     upgrade: str
     outcome: str
@@ -74,8 +74,8 @@ def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
 def rejection(records: Sequence[Record]) -> str:
     """Why the new release must not be tried again unasked; empty when this journal does not speak against it.
 
-    It does when the crossing was armed and the way led back, unless a person asked for that before anything crossed:
-    a failure in the old kernel says nothing about the new one.
+    It does when the crossing was armed and the way led back, unless a person asked for that before anything
+    crossed: a failure in the old kernel says nothing about the new one.
     """
     if not records:
         return ""
