@@ -1,0 +1,273 @@
+"""The policy: drop-ins, merging, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kupgrade.errors import BadInputError
+from kupgrade.model.policy import NetworkMode, OnUnknown, Policy, seconds
+from kupgrade.model.workload import Fate, ProbeKind, StoreKind
+from kupgrade.policy import drop_ins, find_line, load, merge, parse
+
+SHIPPED = Path(__file__).parents[2] / "policies"
+
+
+def put(root: Path, layer: str, name: str, text: str) -> Path:
+    directory = root / layer / "kupgrade/policy.d"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_text(text)
+    for each in (path, *path.parents):
+        if each == root:
+            break
+        each.chmod(0o644 if each == path else 0o755)
+    return path
+
+
+def of(text: str) -> Policy:
+    return merge((parse(Path("x.toml"), text.encode()),))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(BadInputError) as caught:
+        of(text)
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30s", 30),
+        ("500ms", 0.5),
+        ("1min", 60),
+        ("1h30m", 5400),
+        ("1min 30s", 90),
+        ("20", 20),
+        ("2 hours", 7200),
+        ("1.5s", 1.5),
+        ("7us", 7e-6),
+    ],
+)
+def test_time_spans(text: str, expected: float) -> None:
+    """Systemd's words for time spans are understood."""
+    assert seconds(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "s", "-1s", "1 fortnight", "1s!", "infinity", "1e3s", "9" * 400 + "s"]
+)
+def test_no_time_spans(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(BadInputError):
+        seconds(text)
+
+
+def test_nothing_is_the_default(tmp_path: Path) -> None:
+    """Without drop-ins the built-in defaults hold."""
+    assert load(tmp_path) == Policy()
+
+
+def test_default_toml_spells_out_the_defaults() -> None:
+    """The shipped default.toml changes nothing, so that it can be read as documentation."""
+    assert of((SHIPPED / "default.toml").read_text()) == Policy()
+
+
+def test_shipped_lines_are_commented() -> None:
+    """Each key in a shipped policy says what it does."""
+    for path in SHIPPED.glob("*.toml"):
+        for line in path.read_text().splitlines():
+            assert not line.strip() or "#" in line or line.startswith("[") or line == "]", (path.name, line)
+
+
+def test_cautious_refuses_on_unknown() -> None:
+    """The cautious policy takes an unknown fact for a no."""
+    assert of((SHIPPED / "cautious.toml").read_text()).on_unknown is OnUnknown.REFUSE
+
+
+def test_every_key_is_read() -> None:
+    """All keys reach the policy, converted."""
+    policy = of(
+        """
+        max_blackout = "30s"
+        stop_services = false
+        [engine.kexec]
+        stores = ["disk"]
+        network = "wait"
+        [kernels]
+        block = ["*-rc*"]
+        [[workload]]
+        name = "demo"
+        unit = "demo.service"
+        max_blackout = "5s"
+        [workload.probe]
+        kind = "http"
+        port = 8080
+        path = "/health"
+        timeout = 3
+        [[workload]]
+        name = "batch"
+        cgroup = "/batch"
+        fate = "restart"
+        """
+    )
+    demo, batch = policy.workloads
+    assert policy.engine.kexec.stores == (StoreKind.DISK,) and policy.engine.kexec.network is NetworkMode.WAIT
+    assert (demo.probe.kind, demo.probe.port, demo.probe.path, demo.probe.timeout) == (
+        ProbeKind.HTTP,
+        8080,
+        "/health",
+        3,
+    )
+    assert (policy.limit(demo), policy.limit(batch), batch.fate) == (5, 30, Fate.RESTART)
+    assert policy.kernels.permits("6.12.1") and not policy.kernels.permits("6.13-rc1")
+    assert policy.keeps_service("ssh.service") and not policy.keeps_service("demo.service")
+
+
+def test_layers_merge_by_file_name(tmp_path: Path) -> None:
+    """Names order the files whatever their layer; tables and workloads of one name merge."""
+    put(
+        tmp_path,
+        "etc",
+        "10-a.toml",
+        "deadline = 10\npanic_timeout = 1\n[[workload]]\nname='d'\nunit='d.service'\n",
+    )
+    put(tmp_path, "usr/lib", "20-b.toml", "deadline = 20\n[[workload]]\nname='d'\nmax_blackout=1\n")
+    policy = load(tmp_path)
+    assert (policy.deadline, policy.panic_timeout) == (20, 1)
+    assert [(w.unit, w.max_blackout) for w in policy.workloads] == [("d.service", 1)]
+
+
+def test_a_higher_layer_masks_the_same_name(tmp_path: Path) -> None:
+    """The same name in /etc replaces the file of /usr/lib whole."""
+    put(tmp_path, "usr/lib", "10-a.toml", "deadline = 10\npanic_timeout = 1\n")
+    put(tmp_path, "etc", "10-a.toml", "deadline = 30\n")
+    assert (load(tmp_path).deadline, load(tmp_path).panic_timeout) == (30, 5)
+
+
+def test_a_link_to_dev_null_masks(tmp_path: Path) -> None:
+    """A link to /dev/null removes a file without replacement."""
+    put(tmp_path, "usr/lib", "10-a.toml", "deadline = 10\n")
+    put(tmp_path, "etc", "10-a.toml", "").unlink()
+    (tmp_path / "etc/kupgrade/policy.d/10-a.toml").symlink_to("/dev/null")
+    assert load(tmp_path) == Policy() and drop_ins(tmp_path) == ()
+
+
+def test_another_way_to_find_a_workload_replaces_the_first() -> None:
+    """A later file may find a workload by cgroup that an earlier one found by unit."""
+    low = parse(Path("a"), b"[[workload]]\nname='d'\nunit='d.service'\n")
+    high = parse(Path("b"), b"[[workload]]\nname='d'\ncgroup='/d'\n")
+    (workload,) = merge((low, high)).workloads
+    assert (workload.unit, workload.cgroup) == ("", "/d")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dead_line = 3", ["line 1", "dead_line", "no such key", "deadline"]),
+        ("\n\ndeadline = 'soon'", ["line 3", "deadline", "time span"]),
+        ("deadline = 0", ["positive"]),
+        ("deadline = true", ["time span"]),
+        ("deadline = inf", ["positive"]),
+        ("panic_timeout = 0", ["1 to 600"]),
+        ("on_unknown = 'ask'", ['"warn"', '"refuse"']),
+        ("stop_services = 'no'", ["true or false"]),
+        ("keep_services = 'x'", ["list"]),
+        ("engine = 3", ["[engine]"]),
+        ("[engine]\norder = []", ["line 2", "engine.order"]),
+        ("[engine.kexec]\nstores = ['tape']", ["engine.kexec.stores", '"disk"']),
+        ("[engine.kexec]\ndisk_path = 'images'", ["absolute"]),
+        ('[engine.kexec]\ncmdline_append = "a\\nb"', ["one line"]),
+        ("[engine.xen]\na = 1", ["engine.xen", "no such key"]),
+        ("workload = 3", ["[[workload]]"]),
+        ("[[workload]]\nunit = 'a.service'", ["number 1", "no name"]),
+        ("[[workload]]\nname = 'a b'\nunit = 'a.service'", ["line 2", "a b"]),
+        ("[[workload]]\nname = 'a'", ["unit, pidfile, cgroup", "none"]),
+        ("[[workload]]\nname = 'a'\nunit = 'a.service'\ncgroup = '/a'", ["unit and cgroup"]),
+        ("[[workload]]\nname = 'a'\nunit = '../a'", ["line 3", "workload.a.unit"]),
+        ("[[workload]]\nname='a'\nunit='a.service'\n[[workload]]\nname='a'\nunit='b.service'", ["twice"]),
+        ("[[workload]]\nname='a'\nunit='a.service'\n[workload.probe]\nkind='tcp'", ["workload.a.probe.port"]),
+        ("[[workload]]\nname='a'\nunit='a.service'\n[workload.probe]\nport=70000", ["line 5", "65535"]),
+        (
+            "[[workload]]\nname='a'\nunit='a.service'\n[workload.probe]\nkind='command'\ncommand=['true']",
+            ["line 6"],
+        ),
+        ("[[workload]]\nname='a'\nunit='a.service'\nprobe = 'tcp'", ["[workload.probe]"]),
+        ("deadline = \n", ["not valid TOML", "line 1"]),
+        ("deadline = 1\ndeadline = 2", ["not valid TOML"]),
+    ],
+)
+def test_bad_keys_are_refused(text: str, words: list[str]) -> None:
+    """A wrong key or value is refused with file, line, key and a remedy."""
+    message = refusal(text)
+    for word in ["x.toml", *words]:
+        assert word in message
+
+
+def test_the_file_at_fault_is_named(tmp_path: Path) -> None:
+    """What only the merged policy tells is blamed on the file that set it last."""
+    put(tmp_path, "etc", "10-a.toml", "[[workload]]\nname='a'\nunit='a.service'\n")
+    put(tmp_path, "etc", "20-b.toml", "[[workload]]\nname='a'\n[workload.probe]\nkind='tcp'\n")
+    with pytest.raises(BadInputError, match=r"20-b\.toml"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"\0", b"a" * 100, b"[" * 5000, b"a = " + b"[" * 5000])
+def test_garbage_is_refused(data: bytes) -> None:
+    """Bytes that are no TOML are refused, never a traceback."""
+    with pytest.raises(BadInputError):
+        merge((parse(Path("x.toml"), data),))
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_policy_or_refused(text: str) -> None:
+    """No text makes the loader fail in any other way."""
+    try:
+        of(text)
+    except BadInputError:
+        pass
+    find_line(text, ("deadline",))
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "parent"])
+def test_modes_that_let_others_write_are_refused(tmp_path: Path, what: str) -> None:
+    """Whoever could have written the policy decides what the upgrade does: root alone may."""
+    path = put(tmp_path, "etc", "10-a.toml", "deadline = 10\n")
+    {"file": path, "directory": path.parent, "parent": path.parent.parent}[what].chmod(0o777)
+    with pytest.raises(BadInputError, match="chmod go-w"):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs chown")
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_other_owners_are_refused(tmp_path: Path, what: str) -> None:
+    """A file or directory of another user is refused."""
+    path = put(tmp_path, "etc", "10-a.toml", "deadline = 10\n")
+    os.chown(path if what == "file" else path.parent, 1234, 1234)
+    with pytest.raises(BadInputError, match="does not belong to root"):
+        load(tmp_path)
+
+
+def test_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """A pipe or a directory in place of a file neither blocks nor passes."""
+    path = put(tmp_path, "etc", "10-a.toml", "")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadInputError, match="not a regular file"):
+        load(tmp_path)
+    path.unlink()
+    path.symlink_to("nowhere.toml")
+    with pytest.raises(BadInputError):
+        load(tmp_path)
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    """Only *.toml counts: editors' backups and hidden files do not."""
+    for name in ("10-a.toml~", ".10-a.toml", "README"):
+        put(tmp_path, "etc", name, "nonsense")
+    assert load(tmp_path) == Policy()
