@@ -125,6 +125,11 @@ class Systemd:
         ).stdout
         return tuple(sorted(line.split()[0] for line in out.splitlines() if line.strip()))
 
+    def boot_seconds(self) -> float:
+        """Seconds from the kernel's start to this systemd's start (kernel and initrd), in this boot."""
+        out = command.run(["systemctl", "show", "--property=UserspaceTimestampMonotonic"]).stdout
+        return int(parse_show(out)["UserspaceTimestampMonotonic"]) / 1e6
+
     def needed_by(self, units: Sequence[str]) -> frozenset[str]:
         """Everything that `units` pull in or are bound to, recursively: stopping any of it would stop them."""
         out = command.run(

@@ -100,10 +100,17 @@ def observe_now(state: State, places: Places) -> Now:
 
 
 def _pids_free(state: State, places: Places) -> bool | None:
-    try:
-        return proc.free_of(state.plan.workload_pids, places.root)
-    except KernelError:
-        return None
+    """Whether every PID is unused, or used by the workload itself (restored already, not yet recorded)."""
+    for pid in state.plan.workload_pids:
+        try:
+            if proc.free_of((pid,), places.root):
+                continue
+            found = proc.process(pid, places.root).cgroup
+        except KernelError:
+            return None
+        if found not in state.plan.workload_cgroups:
+            return False
+    return True
 
 
 def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None]) -> State:

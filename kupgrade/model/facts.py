@@ -98,6 +98,8 @@ class Facts:
     workloads: tuple[WorkloadFacts, ...]
     active_services: tuple[str, ...]
     needed_services: tuple[str, ...]
+    boot_seconds: float = 0.0  # from the kernel's start to user space of the root file system, in this boot
+    checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -117,6 +117,7 @@ class Plan:
     fallbacks: tuple[str, ...] = ()
     deadline: float = 120.0  # seconds the new kernel has from the crossing to the commit
     workload_pids: tuple[int, ...] = ()
+    workload_cgroups: tuple[str, ...] = ()
     network: str = "early"  # how addresses come up behind the lock: early (by us) or wait (by the network manager)
     network_timeout: float = 30.0
     format: str = PLAN_FORMAT

@@ -1,0 +1,113 @@
+"""Facts, policy and target in; a stored plan or explained refusals out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kupgrade.core.allocate import pid_floor
+from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
+from kupgrade.core.predict import budget
+from kupgrade.model.facts import Facts
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.plan import Phase, Plan, Refusal
+from kupgrade.model.policy import Policy
+from kupgrade.model.target import Target
+from kupgrade.model.workload import Fate, Store, StoreKind, Workload
+
+STATE = "/var/lib/kupgrade"
+PMEM_MOUNT = "/run/kupgrade/pmem"
+
+
+def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
+    """The workloads to be kept, as they run."""
+    return tuple(
+        seen.workload
+        for entry, seen in zip(policy.workloads, facts.workloads, strict=True)
+        if entry.fate is Fate.KEEP and seen.workload is not None
+    )
+
+
+def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:
+    """Services to stop cleanly before the blackout: neither kept, nor needed by a kept one, nor the host's own."""
+    if not policy.stop_services:
+        return ()
+    units = {w.unit for w in kept(facts, policy)}
+    needed = set(facts.needed_services)
+    return tuple(u for u in facts.active_services if u not in units | needed and not policy.keeps_service(u))
+
+
+def store_for(upgrade: UpgradeId, facts: Facts, policy: Policy, kind: StoreKind) -> Store:
+    """Where this upgrade's images go."""
+    options = policy.engine.kexec
+    if kind is StoreKind.PMEM:
+        return Store(kind, f"{PMEM_MOUNT}/{upgrade}", options.pmem_device, PMEM_MOUNT)
+    return Store(kind, f"{options.disk_path}/{upgrade}")
+
+
+def choose_store(
+    facts: Facts, policy: Policy, preferred: tuple[StoreKind, ...]
+) -> tuple[StoreKind | None, tuple[Refusal, ...], tuple[str, ...]]:
+    """The first store that can take the images, the refusals of all when none can, and notes on those passed over."""
+    refused: list[Refusal] = []
+    notes: list[str] = []
+    for kind in preferred:
+        found = store_refusals(facts, policy, kind)
+        if not found:
+            return kind, (), tuple(notes)
+        refused += found
+        notes += [f"store {kind.value} passed over: {r.fact}" for r in found]
+    return None, tuple(refused), tuple(notes)
+
+
+def refusals(
+    facts: Facts, policy: Policy, target: Target, rejected: Mapping[str, str], *, retry_failed: bool
+) -> tuple[Refusal, ...]:
+    """Everything that forbids this upgrade, host rules of the engine aside."""
+    found = [*workload_refusals(facts, policy), *target_refusals(facts, policy, target)]
+    release = str(target.image.release)
+    if release in rejected and not retry_failed:
+        found.append(
+            Refusal(f"{release} was not rolled back before", rejected[release], "Try again with --retry-failed")
+        )
+    try:
+        pid_floor([p for w in kept(facts, policy) for p in w.pids], facts.pid_max)
+    except ValueError as error:
+        found.append(Refusal("the workloads' PIDs can be kept free", str(error), "Restart some of the workloads"))
+    return tuple(found)
+
+
+def assemble(
+    upgrade: UpgradeId,
+    created: float,
+    facts: Facts,
+    policy: Policy,
+    target: Target,
+    engine: str,
+    store: Store,
+    phases: tuple[Phase, ...],
+    fallbacks: tuple[str, ...],
+) -> Plan:
+    """The plan as it is stored."""
+    workloads = kept(facts, policy)
+    names = {w.name for w in workloads}
+    return Plan(
+        upgrade=upgrade,
+        created=created,
+        engine=engine,
+        store=store.kind.value,
+        boot_id=facts.boot_id,
+        old_release=facts.release,
+        new_release=str(target.image.release),
+        facts_digest=facts.digest,
+        facts=facts.values,
+        phases=phases,
+        budgets=tuple(budget(facts, w, policy.deadline) for w in facts.workloads if w.name in names),
+        losses=losses(facts, policy, to_stop(facts, policy)),
+        warnings=warnings(facts, target),
+        fallbacks=fallbacks,
+        deadline=policy.deadline,
+        workload_pids=tuple(sorted(p for w in workloads for p in w.pids)),
+        workload_cgroups=tuple(w.cgroup for w in workloads),
+        network=policy.engine.kexec.network.value,
+        network_timeout=policy.engine.kexec.network_timeout,
+    )

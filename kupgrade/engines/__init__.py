@@ -1,0 +1,1 @@
+"""Engines: which steps, in which order. Pure: they choose, they never act."""

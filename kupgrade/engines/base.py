@@ -1,0 +1,46 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kupgrade.model.facts import Facts
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.plan import Phase, Refusal
+from kupgrade.model.policy import Policy
+from kupgrade.model.target import Target
+from kupgrade.model.workload import Store, StoreKind, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What phases are built from. `stopped`: services to stop beforehand; `pid_floor`: first PID of the new boot."""
+
+    upgrade: UpgradeId
+    facts: Facts
+    policy: Policy
+    target: Target
+    store: Store
+    workloads: tuple[Workload, ...]
+    stopped: tuple[str, ...]
+    pid_floor: int
+    staging: str  # directory for staged files
+
+
+class Engine(Protocol):
+    """One way of getting from the old kernel to the new one."""
+
+    name: str
+
+    def refusals(self, facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+        """Why this host cannot use the engine, whatever the target; empty: it can."""
+        ...
+
+    def stores(self, policy: Policy) -> tuple[StoreKind, ...]:
+        """Image stores in the order of preference."""
+        ...
+
+    def phases(self, order: Order) -> tuple[Phase, ...]:
+        """The steps."""
+        ...

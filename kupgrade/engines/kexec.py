@@ -1,0 +1,159 @@
+"""The kexec engine: the new kernel replaces the old one in place; the state waits on a store that outlives both.
+
+Order and its reasons (each line is also a crash window, see core/recovery.py):
+  prepare-store … gate      nothing that a workload notices, but services that are not kept are stopped here
+  hold-units                from now on no boot starts a kept unit a second time
+  arm-watchdog              a new kernel that hangs before user space ends in a reset
+  lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
+  freeze, dump              the originals stay, frozen: until the jump rollback is a thaw
+  cross                     the old copy ends with the old kernel; the images are all there is
+  restore, probe            in the dark: network locked both ways, tasks stopped
+  (commit)                  recorded by the loop, before anything is let go
+  thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
+"""
+
+from __future__ import annotations
+
+from kupgrade.core.checks import host_refusals
+from kupgrade.engines.base import Order
+from kupgrade.model.facts import Facts
+from kupgrade.model.ids import Ticket
+from kupgrade.model.kernel import CommandLine
+from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
+from kupgrade.model.policy import Policy
+from kupgrade.model.workload import ProbeKind, StoreKind
+from kupgrade.steps.base import spec
+from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
+from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
+from kupgrade.steps.freeze import Freeze
+from kupgrade.steps.health import Gate, ProbeWorkloads
+from kupgrade.steps.images import PrepareStore, WipeImages
+from kupgrade.steps.network import LockNetwork, UnlockNetwork
+from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
+
+EPOCH = 1
+RDINIT = "/kupgrade-init"
+# Words of the running command line that belong to one boot, not to the host.
+_PER_BOOT = ("BOOT_IMAGE", "initrd", "rdinit", "kexec", "kupgrade.ticket", "kupgrade.return", "panic")
+
+
+class KexecEngine:
+    """kexec with images on persistent memory or disk."""
+
+    name = "kexec"
+
+    def refusals(self, facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+        """What this host lacks."""
+        return host_refusals(facts, policy)
+
+    def stores(self, policy: Policy) -> tuple[StoreKind, ...]:
+        """As the policy orders them."""
+        return policy.engine.kexec.stores
+
+    def phases(self, order: Order) -> tuple[Phase, ...]:
+        """Staging and handing over here; verifying and serving there."""
+        return (
+            Phase("staging", Side.OLD, self._staging(order)),
+            Phase("handing over", Side.OLD, self._handing_over(order), blackout=True),
+            Phase("verifying", Side.NEW, self._verifying(order), blackout=True),
+            Phase("serving", Side.NEW, self._serving(order)),
+        )
+
+    def _staging(self, order: Order) -> tuple[StepSpec, ...]:
+        facts, target, policy = order.facts, order.target, order.policy
+        deadline = int(policy.deadline)
+        steps = [
+            spec(PrepareStore(order.store)),
+            spec(PinBootDefault(facts.release)),
+            spec(StageInitrd(target.image.path, target.initrd.path, staged(order, "new"), order.pid_floor, deadline)),
+            spec(StageInitrd(target.back_kernel, target.back_initrd, staged(order, "back"), order.pid_floor, 0)),
+            spec(LoadKernel(target.image.path, staged(order, "new"), crossing_cmdline(order))),
+        ]
+        if order.stopped:
+            steps.append(spec(StopServices(order.stopped)))
+        rounds = policy.engine.kexec.predump_rounds
+        if rounds:
+            steps.append(spec(PreDump(order.store, order.workloads, rounds)))
+        steps.append(spec(Gate(order.workloads, order.store)))
+        return tuple(steps)
+
+    def _handing_over(self, order: Order) -> tuple[StepSpec, ...]:
+        policy, facts = order.policy, order.facts
+        deadline = int(policy.deadline)
+        new = str(order.target.image.release)
+        return (
+            spec(HoldUnits(order.workloads, str(order.upgrade), deadline)),
+            spec(ArmWatchdog(deadline)),
+            spec(LockNetwork(order.workloads, order.store)),
+            spec(Freeze(order.workloads)),
+            spec(
+                Dump(
+                    store=order.store,
+                    workloads=order.workloads,
+                    rounds=policy.engine.kexec.predump_rounds,
+                    upgrade=str(order.upgrade),
+                    old_release=facts.release,
+                    new_release=new,
+                    timeout=policy.deadline,
+                )
+            ),
+            spec(
+                Cross(
+                    epoch=EPOCH,
+                    new_release=new,
+                    back_kernel=order.target.back_kernel,
+                    back_initrd=staged(order, "back"),
+                    back_cmdline=back_cmdline(order),
+                )
+            ),
+        )
+
+    def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
+        steps = [spec(Restore(order.store, order.workloads, order.policy.deadline))]
+        probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
+        if probed:
+            steps.append(spec(ProbeWorkloads(probed)))
+        return tuple(steps)
+
+    def _serving(self, order: Order) -> tuple[StepSpec, ...]:
+        return (
+            spec(Thaw(order.workloads)),
+            spec(UnlockNetwork(order.workloads, order.store)),
+            spec(Disarm(order.facts.panic_timeout)),
+            spec(ReleaseUnits(order.workloads)),
+            spec(MarkGood(str(order.target.image.release))),
+            spec(WipeImages(order.store)),
+            spec(UnstageInitrd(staged(order, "new"))),
+            spec(UnstageInitrd(staged(order, "back"))),
+        )
+
+
+def staged(order: Order, name: str) -> str:
+    """Path of a staged initrd."""
+    return f"{order.staging}/initrd-{name}"
+
+
+def host_cmdline(text: str) -> CommandLine:
+    """The running command line without what belongs to one boot only."""
+    return CommandLine.parse(text).without(*_PER_BOOT)
+
+
+def crossing_cmdline(order: Order) -> str:
+    """The new kernel's command line: the host's own, our early init, the ticket, and panic= for the crossing."""
+    line = host_cmdline(order.facts.cmdline)
+    for word in CommandLine.parse(order.policy.engine.kexec.cmdline_append).words:
+        line = CommandLine((*line.words, word)) if "--" not in line.words else line
+    line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
+    ticket = Ticket(order.upgrade, EPOCH)
+    return str(line.with_("kupgrade.ticket", str(ticket)))
+
+
+def back_cmdline(order: Order) -> str:
+    """The command line of the way back: the old kernel's own and our early init."""
+    return str(host_cmdline(order.facts.cmdline).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade)))
+
+
+def scopes() -> tuple[Scope, ...]:
+    """Scopes that this engine uses."""
+    return (Scope.BOOT, Scope.DISK)
