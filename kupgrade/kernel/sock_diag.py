@@ -74,7 +74,7 @@ class NamespaceCalls(Protocol):
 
 
 def connect(calls: NamespaceCalls | None = None, netns: Path | None = None) -> socket.socket:
-    """A socket to ask with, in the caller's network namespace or (with `calls`) in `netns`, a /proc/PID/ns/net.
+    """A socket to ask with, in the caller's network namespace or (with `calls`) in `netns`, /proc/PID/ns/net.
 
     The namespace is entered by a short-lived thread; the caller's threads stay where they are.
     Raises KernelError (EPROTONOSUPPORT: no CONFIG_SOCK_DIAG).

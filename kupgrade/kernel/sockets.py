@@ -1,4 +1,6 @@
-"""Sockets of one network namespace, from /proc/PID/net (proc_pid_net(5), Documentation/networking/proc_net_tcp.rst).
+"""Sockets of one network namespace, from /proc/PID/net.
+
+Sources: proc_pid_net(5), Documentation/networking/proc_net_tcp.rst.
 
 A process's sockets are found by inode: kernel/process.py tells the inodes of its descriptors.
 """
@@ -64,10 +66,10 @@ class UnixState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class InetSocket:
-    """A line of tcp, udp, raw, icmp (and their *6). Queues in bytes; of a listener `rx_queue` counts connections.
+    """A line of tcp, udp, raw, icmp (and their *6). Queues in bytes; a listener's `rx_queue` in connections.
 
-    `protocol`: the table's name. `inode`: 0 when no process holds it any more. For raw and icmp the local port
-    is the protocol number, or the echo ID.
+    `protocol`: the table's name. `inode`: 0 when no process holds it any more. For raw and icmp the
+    local port is the protocol number, or the echo ID.
     """
 
     protocol: str
@@ -203,6 +205,6 @@ def other_sockets(pid: int | str = "self", root: Path = Path("/")) -> tuple[Othe
 
 
 def by_inode(pid: int | str = "self", root: Path = Path("/")) -> dict[int, Socket]:
-    """Every socket that has an inode. One that a process holds and that is not here is of yet another family."""
+    """Every socket with an inode. One that a process holds and that is not here is of yet another family."""
     everything: list[Socket] = [*inet_sockets(pid, root), *unix_sockets(pid, root), *other_sockets(pid, root)]
     return {socket.inode: socket for socket in everything if socket.inode}
