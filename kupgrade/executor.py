@@ -45,6 +45,7 @@ class Log(Protocol):
         """Durable when it returns."""
         ...
 
+
 # Data of a STARTED record whose before-image could not be taken: nothing was done, so nothing is to be undone.
 UNOBSERVED = "unobserved"
 
@@ -131,7 +132,7 @@ def _run(loop: Loop, state: State, now: Now, index: int) -> None:
     stored = state.steps[index]
     try:
         if stored.before is not None and stored.boot_id == now.boot_id:
-            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
         else:
             before = step.observe(loop.host)
     except KupgradeError as error:
@@ -154,8 +155,8 @@ def _do(loop: Loop, state: State, now: Now, index: int, step: Step, before: Any)
         _failed(loop, state, now, index, error)
         return
     if verdict is not Verdict.DONE:
-        error = KupgradeError(f"{step.kind} did not take effect", f"asked afterwards, the machine says {verdict.value}")
-        _failed(loop, state, now, index, error)
+        why = f"asked afterwards, the machine says {verdict.value}"
+        _failed(loop, state, now, index, KupgradeError(f"{step.kind} did not take effect", why))
         return
     figures["seconds"] = round(loop.clock.uptime() - begun, 4)
     _append(loop, RecordKind.DONE, state.epoch, now.boot_id, index, figures)
@@ -165,7 +166,7 @@ def _verify_open(loop: Loop, state: State, now: Now, index: int) -> None:
     spec = state.plan.steps[index]
     step = load(spec)
     try:
-        before = decode(step.before, dict(state.steps[index].before or {}), f"journal.{spec.kind}")
+        before: Any = decode(step.before, dict(state.steps[index].before or {}), f"journal.{spec.kind}")
         verdict = step.verify(loop.host, before)
     except KupgradeError as error:
         _failed(loop, state, now, index, error)
@@ -176,8 +177,8 @@ def _verify_open(loop: Loop, state: State, now: Now, index: int) -> None:
         case Verdict.NOT_DONE if state.steps[index].attempts < 2 or state.committed:
             _run(loop, state, now, index)
         case _:
-            error = KupgradeError(f"{spec.kind} was interrupted", f"asked afterwards, the machine says {verdict.value}")
-            _failed(loop, state, now, index, error)
+            why = f"asked afterwards, the machine says {verdict.value}"
+            _failed(loop, state, now, index, KupgradeError(f"{spec.kind} was interrupted", why))
 
 
 def _undo(loop: Loop, state: State, now: Now, index: int) -> None:
@@ -194,7 +195,7 @@ def _undo(loop: Loop, state: State, now: Now, index: int) -> None:
     begun = loop.clock.uptime()
     try:
         if stored.before is not None and UNOBSERVED not in stored.before:
-            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
             step.undo(loop.host, before, context)
         loop.faults(spec.kind, "undo-effect")
     except KupgradeError as error:
@@ -212,7 +213,12 @@ def _failed(loop: Loop, state: State, now: Now, index: int, error: KupgradeError
 
 
 def _append(
-    loop: Loop, kind: RecordKind, epoch: int, boot_id: str, step: int | None = None, data: Mapping[str, Any] | None = None
+    loop: Loop,
+    kind: RecordKind,
+    epoch: int,
+    boot_id: str,
+    step: int | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     record = Record(
         seq=loop.log.next_seq,

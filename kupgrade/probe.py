@@ -72,9 +72,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         stores=_stores(policy, root, unknown),
         workloads=workloads,
         active_services=unknown.ask("services", systemd.active_services, ()),
-        needed_services=tuple(sorted(unknown.ask("dependencies", lambda: systemd.needed_by(kept), frozenset())))
-        if kept
-        else (),
+        needed_services=unknown.ask("dependencies", lambda: tuple(sorted(systemd.needed_by(kept))), ()) if kept else (),
         boot_seconds=unknown.ask("boot time", systemd.boot_seconds, 0.0),
         checksum_rate=_checksum_rate(),
         unknown=dict(unknown),

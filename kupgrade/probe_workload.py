@@ -128,9 +128,7 @@ def _ports(inet: Iterable[sockets.InetSocket], protocol: str) -> tuple[int, ...]
     return tuple(sorted({s.local.port for s in inet if s.protocol.startswith(protocol) and s.local.port}))
 
 
-def _local_peers(
-    established: Iterable[sockets.InetSocket], own: Iterable[sockets.InetSocket]
-) -> tuple[str, ...]:
+def _local_peers(established: Iterable[sockets.InetSocket], own: Iterable[sockets.InetSocket]) -> tuple[str, ...]:
     """Established connections whose other end is on this host but not in the workload."""
     ends = {(s.local.address, s.local.port) for s in own}
     local = {s.local.address for s in own}

@@ -26,7 +26,11 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     if not facts.systemd:
         no("systemd is PID 1", "/run/systemd/system is missing", "Boot the host with systemd")
     if facts.criu_version is None:
-        no("criu is installed", facts.unknown.get("criu version", "not found"), "Install criu and python3-pycriu >= 4.2.1")
+        no(
+            "criu is installed",
+            facts.unknown.get("criu version", "not found"),
+            "Install criu and python3-pycriu >= 4.2.1",
+        )
     elif facts.criu_version < MINIMUM_CRIU:
         version = ".".join(map(str, facts.criu_version))
         no("criu >= 4.2.1", f"criu {version} cannot dump TCP sockets on Linux >= 6.18", "Install criu >= 4.2.1")
@@ -50,7 +54,9 @@ def workload_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     """Workloads that are not there or cannot be kept."""
     found: list[Refusal] = []
     if not any(w.fate is Fate.KEEP for w in policy.workloads):
-        found.append(Refusal("a workload is named", "the policy keeps none", "Add [[workload]] to /etc/kupgrade/policy.d"))
+        found.append(
+            Refusal("a workload is named", "the policy keeps none", "Add [[workload]] to /etc/kupgrade/policy.d")
+        )
     for entry, seen in zip(policy.workloads, facts.workloads, strict=True):
         if entry.fate is Fate.REFUSE and seen.workload is not None:
             found.append(Refusal(f"{entry.name} does not run", "it runs, and the policy says refuse", "Stop it"))
@@ -61,7 +67,9 @@ def workload_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
             found.append(Refusal(f"{entry.name} runs", why, "Start it, or take it out of the policy"))
             continue
         found += [
-            Refusal(f"{entry.name} can be checkpointed", f"process {o.pid} ({o.comm}) {o.what}", "Give it fate = restart")
+            Refusal(
+                f"{entry.name} can be checkpointed", f"process {o.pid} ({o.comm}) {o.what}", "Give it fate = restart"
+            )
             for o in obstacles(seen)
             if o.fatal
         ]
@@ -77,7 +85,11 @@ def target_refusals(facts: Facts, policy: Policy, target: Target) -> tuple[Refus
         found.append(Refusal(rule, fact, remedy))
 
     if target.image.architecture != facts.architecture:
-        no("same architecture", f"{release} is for {target.image.architecture}", f"Take a kernel for {facts.architecture}")
+        no(
+            "same architecture",
+            f"{release} is for {target.image.architecture}",
+            f"Take a kernel for {facts.architecture}",
+        )
     if release == facts.release:
         no("another release", f"{release} already runs", "Nothing to do")
     if not policy.kernels.permits(release):
@@ -88,7 +100,11 @@ def target_refusals(facts: Facts, policy: Policy, target: Target) -> tuple[Refus
     if not target.initrd.has_init and not target.initrd.unread:
         no("the initrd can start", f"{target.initrd.path} has no /init", "update-initramfs -u -k " + release)
     if not target.initrd.has_shell and not target.initrd.unread:
-        no("the initrd has a shell", "kupgrade's early init is a shell script", "Build the initrd with busybox or a shell")
+        no(
+            "the initrd has a shell",
+            "kupgrade's early init is a shell script",
+            "Build the initrd with busybox or a shell",
+        )
     for option in target.missing_options:
         no("the kernel is configured for criu", f"{release} lacks {option}", "Take a kernel with that option")
     for module in target.missing_modules:
@@ -106,7 +122,8 @@ def store_refusals(facts: Facts, policy: Policy, kind: StoreKind) -> tuple[Refus
         if stores.pmem_size is None:
             return (
                 Refusal(
-                    f"{stores.pmem_device} exists", stores.pmem_why,
+                    f"{stores.pmem_device} exists",
+                    stores.pmem_why,
                     "Boot this kernel with memmap=SIZE!ADDRESS (legacy persistent memory), or use store disk",
                 ),
             )

@@ -82,12 +82,7 @@ def rejection(records: Sequence[Record]) -> str:
     state = fold(records)
     cross = step_index(state, CROSS)
     armed = any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
-    if (
-        state.committed
-        or cross is None
-        or not armed
-        or not (state.undoing or state.fell_back or state.hands_off)
-    ):
+    if state.committed or cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):
         return ""
     for record in records:
         if record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK):

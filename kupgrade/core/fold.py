@@ -65,9 +65,7 @@ def apply(state: State, record: Record) -> State:
         case RecordKind.COMMITTED:
             return replace(state, committed=True)
         case RecordKind.COLD:
-            return replace(
-                state, cold=True, boot_id=record.boot_id, cold_release=str(record.data.get("release", ""))
-            )
+            return replace(state, cold=True, boot_id=record.boot_id, cold_release=str(record.data.get("release", "")))
         case RecordKind.FINISHED:
             return replace(state, outcome=Outcome(record.data.get("outcome")))
         case RecordKind.HANDS_OFF:

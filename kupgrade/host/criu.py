@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from kupgrade.errors import KupgradeError, RefusedError
 from kupgrade.host import command
+from kupgrade.model.network import Connection, Endpoint
 
 MINIMUM_VERSION = (4, 2, 1)
 _LOG_LEVEL = 2
@@ -190,13 +193,13 @@ def errors_of(text: str) -> Sequence[str]:
     return [match[2].strip() for match in map(_ERROR_LINE.match, text.splitlines()) if match]
 
 
-def received(directory: Path) -> dict[tuple[str, int, str, int], int]:
-    """Per established connection in the images, (local, port, remote, port) -> next sequence number expected.
+def received(directory: Path) -> dict[Connection, int]:
+    """Per established connection in the images, the next sequence number expected from its peer.
 
     From inetsk entries (files.img) and tcp-stream-*.img (`inq_seq`, criu's tcp-stream.proto).
     """
     images = _import().images
-    result: dict[tuple[str, int, str, int], int] = {}
+    result: dict[Connection, int] = {}
     with (directory / "files.img").open("rb") as file:
         entries = images.load(file, pretty=False)["entries"]
     for entry in entries:
@@ -208,15 +211,13 @@ def received(directory: Path) -> dict[tuple[str, int, str, int], int]:
             continue
         with stream.open("rb") as file:
             data = images.load(file, pretty=False)["entries"][0]
-        key = (_address(sock["src_addr"]), int(sock["src_port"]), _address(sock["dst_addr"]), int(sock["dst_port"]))
-        result[key] = int(data["inq_seq"])
+        local = Endpoint(_address(sock["src_addr"]), int(sock["src_port"]))
+        remote = Endpoint(_address(sock["dst_addr"]), int(sock["dst_port"]))
+        result[Connection(local, remote)] = int(data["inq_seq"])
     return result
 
 
 def _address(words: Sequence[int]) -> str:
-    import socket
-    import struct
-
     raw = b"".join(struct.pack("=I", int(word)) for word in words)
     family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
     return socket.inet_ntop(family, raw)

@@ -85,7 +85,20 @@ class ImageStore:
                 f"Clear it (wipefs {self.store.device}) or name another store in the policy",
             )
         command.run(
-            ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", FS_LABEL, "-E", "nodiscard", "-O", "^has_journal", self.store.device]
+            [
+                "mkfs.ext4",
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-L",
+                FS_LABEL,
+                "-E",
+                "nodiscard",
+                "-O",
+                "^has_journal",
+                self.store.device,
+            ]
         )
 
     def prepare(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import cgroup, proc, process, sockets
+from kupgrade.kernel import cgroup, proc, process, sock_diag
 from kupgrade.machine import network, restorer
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -34,7 +34,8 @@ class Meta:
 
 def journal_streams(pids: Iterable[int]) -> dict[int, int]:
     """Inode -> lowest descriptor number, of sockets connected to the journal's stdout socket."""
-    table = {entry.inode: entry for entry in sockets.unix_diag()}
+    with sock_diag.connect() as diag:
+        table = sock_diag.unix_peers(diag)
     found: dict[int, int] = {}
     for pid in pids:
         for fd in process.fds(pid):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import command, initramfs
+from kupgrade.host import command, early_init, initramfs
 from kupgrade.journal import sync_directory
 from kupgrade.kernel import blockfs, kexec, proc, watchdog
 from kupgrade.kernel.libc import Libc
@@ -30,7 +30,7 @@ class RealCrossing:
         """The original archive, padded, then ours; durable."""
         target = Path(out)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        initramfs.append_cpio(Path(initrd), initramfs.early_files(pid_floor, deadline), target)
+        initramfs.append_cpio(Path(initrd), early_init.early_entries(pid_floor, deadline), target)
         target.chmod(0o600)
         self.libc.syncfs(target)
         sync_directory(target.parent)
@@ -116,7 +116,7 @@ class RealCrossing:
             self._watchdog = None
             return
         for device in watchdog.watchdogs(self.places.root):
-            if device.state == "active":
+            if device.active:
                 with contextlib.suppress(KernelError):
                     watchdog.arm(self.libc, self.places.root / "dev" / device.name, device.timeout or 60).disarm()
 

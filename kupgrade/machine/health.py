@@ -36,14 +36,16 @@ class RealHealth:
             found = cgroup.members(workload.cgroup)
             if found != tuple(sorted(workload.pids)):
                 raise KupgradeError(
-                    f"{workload.name} has other processes than planned", f"planned {workload.pids}, found {found}",
+                    f"{workload.name} has other processes than planned",
+                    f"planned {workload.pids}, found {found}",
                     "Plan again",
                 )
             ask(workload.probe, workload.name)
         free, held = store_of(store).free_bytes(), store_of(store).used_bytes()
         if free < held // 4:
             raise KupgradeError(
-                "The image store is nearly full", f"{free >> 20} MiB free, {held >> 20} MiB of images so far",
+                "The image store is nearly full",
+                f"{free >> 20} MiB free, {held >> 20} MiB of images so far",
                 "Choose a larger store",
             )
 
@@ -74,9 +76,7 @@ class RealHealth:
         self._relock(workload, loopback=False)
 
     def _relock(self, workload: Workload, *, loopback: bool) -> None:
-        nft.lock(
-            sorted(workload.tcp_ports), sorted(workload.udp_ports), nft.Direction.BOTH, loopback_open=loopback
-        )
+        nft.lock(sorted(workload.tcp_ports), sorted(workload.udp_ports), nft.Direction.BOTH, loopback_passes=loopback)
 
     def take_back(self, files: Sequence[FileState]) -> None:
         """Cut appended bytes off."""
@@ -101,7 +101,8 @@ def take_back(file: FileState) -> None:
         return
     if not file.append_only or info.st_size < file.size:
         raise NeedsHumanError(
-            f"{path} was changed while its workload was probed", "only appended bytes can be taken back",
+            f"{path} was changed while its workload was probed",
+            "only appended bytes can be taken back",
             "Compare the file with a backup; the checkpoint images are kept",
         )
     with path.open("r+b") as opened:
@@ -135,7 +136,7 @@ def _once(probe: Probe, left: float) -> str:
         case ProbeKind.HTTP:
             url = f"http://localhost:{probe.port}{probe.path}"
             try:
-                with urllib.request.urlopen(url, timeout=left) as answer:  # noqa: S310  # the scheme is ours
+                with urllib.request.urlopen(url, timeout=left) as answer:  # the scheme is ours
                     return "" if answer.status < 400 else f"{url}: status {answer.status}"
             except (OSError, urllib.error.URLError) as error:
                 return f"{url}: {error}"

@@ -185,7 +185,7 @@ def test_what_crossed_and_came_back_is_rejected(
     crossed: bool,
     rejected: bool,
 ) -> None:
-    """A release is rejected when its crossing was armed and rolled back, unless a person called it off before."""
+    """Rejected: the crossing was armed and rolled back, unless a person called it off before."""
     plan = plan_with()
     past(state, plan, records_of(plan, *events_of(armed=armed, by=by, crossed=crossed)))
     assert state.rejected_releases() == ({"6.12.57": "restore failed"} if rejected else {})
@@ -194,7 +194,7 @@ def test_what_crossed_and_came_back_is_rejected(
 def test_forget_lets_a_release_be_tried_again(
     state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was rejected before no longer counts, what is rejected afterwards does; a commit clears it, too."""
+    """What was rejected before no longer counts, what is afterwards does; a commit clears it, too."""
     events = events_of(armed=True, by="kupgrade", crossed=True)
     plan = plan_with()
     monkeypatch.setattr("time.time", lambda: 1_000.0)

@@ -1,0 +1,186 @@
+"""From a wish (a kernel, an engine, a store) to a stored plan: reads the target's files, asks the pure planner."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from kupgrade.core import planner
+from kupgrade.core.allocate import pid_floor
+from kupgrade.engines.base import Engine, Order
+from kupgrade.engines.kexec import KexecEngine
+from kupgrade.errors import BadInputError, RefusedError, UsageError
+from kupgrade.host import image, initramfs, kernels
+from kupgrade.kernel import blockfs, devices
+from kupgrade.model.facts import Facts
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.kernel import KernelRelease
+from kupgrade.model.plan import Plan, Refusal
+from kupgrade.model.policy import Policy
+from kupgrade.model.target import Target
+from kupgrade.model.workload import StoreKind
+
+ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine()}
+
+
+class PlanRefused(RefusedError):
+    """No plan can be made; `refusals` say why, all of them at once."""
+
+    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
+        first = refusals[0]
+        more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+        super().__init__(f"The upgrade is refused: {first.rule}{more}", first.fact, first.remedy)
+        self.refusals = refusals
+
+
+def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]:
+    """Per engine, why this host cannot use it; empty: it can."""
+    result = {}
+    for name, engine in ENGINES.items():
+        _, stores, _ = planner.choose_store(facts, policy, engine.stores(policy))
+        result[name] = (*engine.refusals(facts, policy), *stores)
+    return result
+
+
+def make_plan(
+    policy: Policy,
+    facts: Facts,
+    *,
+    kernel: str | None,
+    engine: str,
+    store: str,
+    retry_failed: bool,
+    root: Path,
+    rejected: Mapping[str, str],
+) -> Plan:
+    """The plan, or PlanRefused with every reason. Changes nothing."""
+    target = read_target(kernel, facts, root)
+    chosen, fallbacks = _choose_engine(engine, facts, policy)
+    found = [*chosen.refusals(facts, policy)]
+    found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
+    preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
+    kind, no_store, notes = planner.choose_store(facts, policy, preferred)
+    if kind is None:
+        found += no_store
+    if found or kind is None:
+        raise PlanRefused(tuple(found))
+    upgrade = new_id()
+    workloads = planner.kept(facts, policy)
+    where = planner.store_for(upgrade, facts, policy, kind)
+    order = Order(
+        upgrade=upgrade,
+        facts=facts,
+        policy=policy,
+        target=target,
+        store=where,
+        workloads=workloads,
+        stopped=planner.to_stop(facts, policy),
+        pid_floor=pid_floor([p for w in workloads for p in w.pids], facts.pid_max),
+        staging=f"{planner.STATE}/staged/{upgrade}",
+    )
+    return planner.assemble(
+        upgrade, time.time(), facts, policy, target, chosen.name, where, chosen.phases(order), (*fallbacks, *notes)
+    )
+
+
+def new_id() -> UpgradeId:
+    """A fresh upgrade ID."""
+    now = datetime.datetime.now(datetime.UTC)
+    return UpgradeId(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
+
+
+def _store_kind(text: str) -> StoreKind:
+    try:
+        return StoreKind(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no image store", "", "Use auto, disk or pmem") from None
+
+
+def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tuple[str, ...]]:
+    if name != "auto":
+        if name not in ENGINES:
+            raise UsageError(f"{name!r} is no engine", "", "Use auto or " + ", ".join(ENGINES))
+        return ENGINES[name], ()
+    notes: list[str] = []
+    order = [entry for entry in policy.engine.order if entry in ENGINES] or list(ENGINES)
+    for candidate in order:
+        found = ENGINES[candidate].refusals(facts, policy)
+        if not found or not policy.engine.fallback:
+            return ENGINES[candidate], tuple(notes)
+        notes.append(f"engine {candidate} passed over: {found[0].fact}")
+    return ENGINES[order[0]], tuple(notes)
+
+
+def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
+    """The target's files: a path, a release, or the newest installed one. Raises BadInputError."""
+    installed = _locate(kernel, root)
+    back = kernels.locate(KernelRelease(facts.release), root)
+    if installed.initrd is None:
+        raise BadInputError(
+            f"There is no initrd for {installed.release}",
+            "none in a known place",
+            f"update-initramfs -c -k {installed.release}",
+        )
+    if back.initrd is None:
+        raise BadInputError(f"There is no initrd for the running {back.release}", "the way back needs it")
+    read = image.read(installed.kernel)
+    if kernels.modules_directory(read.release, root) is None:
+        raise BadInputError(
+            f"The modules of {read.release} are not installed",
+            f"/usr/lib/modules/{read.release} is missing",
+            "Install the modules package of that kernel",
+        )
+    config = read.config or kernels.config_beside(read.release, root)
+    missing: tuple[str, ...] = ()
+    if config is not None:
+        missing = tuple(
+            need.option
+            for need in kernels.config_needs(config, lambda module: _has(read.release, module, root))
+            if need.required
+        )
+    drivers = devices.drivers_in_use(root, blockfs.mounts(root))
+    presence = kernels.modules_present(read.release, drivers, root)
+    problems = tuple(
+        f"whether {read.release} has the driver {name} is unknown"
+        for name, found in presence.items()
+        if found is kernels.Presence.UNKNOWN
+    )
+    if read.unread:
+        problems = (*problems, f"the payload of {read.path} could not be unpacked: {read.unread}")
+    initrd = initramfs.read(installed.initrd)
+    if initrd.unread:
+        problems = (*problems, f"{initrd.path} could not be unpacked: {initrd.unread}")
+    return Target(
+        image=read,
+        initrd=initrd,
+        missing_options=missing,
+        config_known=config is not None,
+        missing_modules=tuple(n for n, found in presence.items() if found is kernels.Presence.MISSING),
+        back_kernel=str(back.kernel),
+        back_initrd=str(back.initrd),
+        problems=problems,
+    )
+
+
+def _has(release: KernelRelease, module: str, root: Path) -> bool:
+    found = kernels.modules_present(release, [module], root)[module]
+    return found in (kernels.Presence.MODULE, kernels.Presence.BUILTIN)
+
+
+def _locate(kernel: str | None, root: Path) -> kernels.Installed:
+    if kernel is None:
+        every = [entry for entry in kernels.installed(root) if entry.initrd is not None]
+        if not every:
+            raise BadInputError("No kernel with an initrd is installed", "nothing in the known places")
+        return every[-1]
+    if "/" in kernel:
+        path = Path(kernel)
+        release = image.read(path).release
+        try:
+            return kernels.Installed(release, path, kernels.locate(release, root).initrd)
+        except BadInputError:
+            return kernels.Installed(release, path, None)
+    return kernels.locate(KernelRelease(kernel), root)

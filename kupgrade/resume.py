@@ -1,0 +1,69 @@
+"""The agent: goes on with an open upgrade, in this boot or in the next one.
+
+`kupgrade-resume.service` starts it early in every boot while an upgrade is open, `kupgrade-apply.service` (--worker)
+starts it in the old kernel. Both do the same: open the journal, decide, act. It imports only the standard library and
+this package, because it must run before anything else is certain to be there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from kupgrade.errors import ExitCode, KupgradeError, NotNowError
+from kupgrade.machine import host
+from kupgrade.model.record import Record, RecordKind, State
+from kupgrade.statedir import StateDirectory
+
+_LOCK_PATIENCE = 10.0  # seconds: a predecessor that was just killed may still hold the journal for a moment
+
+
+def main(argv: list[str]) -> int:
+    """Go on with the open upgrade, if there is one; the exit code of its outcome."""
+    worker = "--worker" in argv
+    states = StateDirectory(Path("/"))
+    try:
+        journal = _open(states)
+        if journal is None:
+            return ExitCode.DONE
+        state = host.run(journal, root=Path("/"), watch=report)
+        if state.over:
+            states.finish(state.plan.upgrade)
+            journal.close()
+    except KupgradeError as error:
+        print(f"kupgrade: {error}", file=sys.stderr)  # noqa: T201
+        return int(error.code)
+    if state.hands_off:
+        print(f"kupgrade: hands off: {state.hands_off}", file=sys.stderr)  # noqa: T201
+        return ExitCode.NEEDS_HUMAN
+    # The unit must not look failed in a boot that did what it should; the outcome is in the journal.
+    return ExitCode.DONE if worker or state.over else ExitCode.FAILED
+
+
+def _open(states: StateDirectory):  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            return states.open_current()
+        except NotNowError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def report(record: Record, state: State) -> None:
+    """One plain line a record, for the system's journal."""
+    kind = record.kind.value
+    if record.step is not None:
+        kind = f"{state.plan.steps[record.step].kind}: {kind}"
+    data = {k: v for k, v in record.data.items() if k not in ("plan", "digest")}
+    if record.kind is RecordKind.STARTED:
+        data = {}
+    tail = f" {json.dumps(data)}" if data else ""
+    print(f"[{record.uptime:9.3f}] {kind}{tail}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
