@@ -1,0 +1,83 @@
+"""The network lock: an nftables table that drops a workload's packets while it is not there (nft(8)).
+
+It holds for the network namespace of the caller, and dies with its kernel: the new kernel locks again before
+its interfaces come up. Dropped packets are retransmitted by the peer; a port that has lost its socket would be
+answered with a reset.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.host import command
+
+FAMILY = "inet"
+TABLE = "kupgrade_lock"
+PRIORITY = -300  # raw: before connection tracking (-200) and every other filter
+TIMEOUT = 10.0  # seconds
+
+
+class Direction(enum.Enum):
+    """Which packets are dropped. INPUT lets the last acknowledgements out: peers then know what came."""
+
+    INPUT = "input"
+    BOTH = "both"
+
+
+def _ports(ports: Iterable[int]) -> str:
+    chosen = sorted(set(ports))
+    if any(not 0 < port < 65536 for port in chosen):
+        raise BadInputError("A port to be locked is not between 1 and 65535", ", ".join(map(str, chosen)))
+    return ", ".join(map(str, chosen))
+
+
+def _chain(hook: str, tcp: str, udp: str, *, loopback_passes: bool) -> str:
+    interface, port = ("iifname", "dport") if hook == "input" else ("oifname", "sport")
+    rules = [f'{interface} "lo" accept'] if loopback_passes else []
+    rules += [f"{name} {port} {{ {ports} }} drop" for name, ports in (("tcp", tcp), ("udp", udp)) if ports]
+    body = "\n".join(f"\t\t{rule}" for rule in rules)
+    head = f"type filter hook {hook} priority {PRIORITY}; policy accept;"
+    return f"\tchain {hook} {{\n\t\t{head}\n{body}\n\t}}\n"
+
+
+_REMOVE = f"table {FAMILY} {TABLE}\ndelete table {FAMILY} {TABLE}\n"  # the first line makes the second succeed
+
+
+def ruleset(
+    tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction, *, loopback_passes: bool = False
+) -> str:
+    """The lock as nft(8) reads it: one transaction that replaces the table. The ports are local ones.
+
+    `loopback_passes`: packets on lo are not dropped, for peers that live on this host and are not frozen.
+    Raises BadInputError for a port out of range.
+    """
+    tcp, udp = _ports(tcp_ports), _ports(udp_ports)
+    hooks = ("input",) if direction is Direction.INPUT else ("input", "output")
+    chains = "".join(_chain(hook, tcp, udp, loopback_passes=loopback_passes) for hook in hooks)
+    return f"{_REMOVE}table {FAMILY} {TABLE} {{\n{chains}}}\n"
+
+
+def lock(
+    tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction, *, loopback_passes: bool = False
+) -> None:
+    """Put the lock on, replacing an older one at once. Raises ToolError, KupgradeError without nft."""
+    text = ruleset(tcp_ports, udp_ports, direction, loopback_passes=loopback_passes)
+    command.run(["nft", "-f", "-"], stdin=text.encode(), timeout=TIMEOUT)
+
+
+def unlock() -> None:
+    """Take the lock off; done as well when there is none. Raises ToolError, KupgradeError without nft."""
+    command.run(["nft", "-f", "-"], stdin=_REMOVE.encode(), timeout=TIMEOUT)
+
+
+def locked() -> bool | None:
+    """Whether the lock is on and drops something; None when nft cannot tell."""
+    try:
+        done = command.run(["nft", "list", "table", FAMILY, TABLE], check=False, timeout=TIMEOUT)
+    except KupgradeError:
+        return None
+    if done.status == 0:
+        return " drop" in done.stdout
+    return False if "No such file or directory" in done.stderr else None
