@@ -130,7 +130,7 @@ class RealNetwork:
         if not stalled:
             return 0
         try:
-            with sock_diag.connect() as diag, retransmit.RawIcmp() as port:
+            with sock_diag.connect() as diag, contextlib.closing(retransmit.RawIcmp()) as port:
                 prompted = retransmit.prompt(
                     stalled, port, lambda: {i.connection: i.bytes_received for i in sock_diag.tcp_infos(diag)}
                 )

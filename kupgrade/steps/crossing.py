@@ -159,10 +159,13 @@ class PanicWas:
 @register
 @dataclass(frozen=True, slots=True)
 class ArmWatchdog:
-    """Arms a hardware watchdog for the crossing, where there is one that goes on counting through kexec."""
+    """Arms a hardware watchdog for the crossing, where there is one that goes on counting through kexec.
+
+    Scope DISK: it counts on in whatever kernel comes next, so the undo matters there, too.
+    """
 
     kind: ClassVar[str] = "arm-watchdog"
-    scope: ClassVar[Scope] = Scope.BOOT
+    scope: ClassVar[Scope] = Scope.DISK
     irreversible: ClassVar[bool] = False
     before: ClassVar[type] = Nothing
     seconds: int
