@@ -1,0 +1,144 @@
+"""The demonstration workload: a TCP server with a counter, a child, self-describing memory and a file. Stdlib only.
+
+`N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`; `dirty` re-writes pages by --dirty.
+A second port answers every HTTP request with 200.
+"""
+
+import argparse
+import mmap
+import os
+import selectors
+import socket
+import struct
+import sys
+import time
+
+PAGE = 4096
+TAIL = bytes(range(256)) * 16
+
+
+def page(index, generation):
+    """A page that tells its index and generation, with a body that depends on both."""
+    head = struct.pack("<QQ", index, generation)
+    shift = (index * 31 + generation) % 255
+    return head + TAIL[shift:][: PAGE - 16 - 8].ljust(PAGE - 24, b"k") + struct.pack("<Q", index ^ generation)
+
+
+class Memory:
+    def __init__(self, mebibytes):
+        self.pages = mebibytes * 256
+        self.map = mmap.mmap(-1, max(self.pages, 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.generations = [0] * self.pages
+        self.next = 0
+        for index in range(self.pages):
+            self.write(index, 1)
+
+    def write(self, index, generation):
+        self.map[index * PAGE : (index + 1) * PAGE] = page(index, generation)
+        self.generations[index] = generation
+
+    def dirty(self, count):
+        for _ in range(min(count, self.pages)):
+            self.write(self.next, self.generations[self.next] + 1)
+            self.next = (self.next + 1) % self.pages
+
+    def bad(self):
+        view = memoryview(self.map)
+        return sum(
+            view[index * PAGE : (index + 1) * PAGE] != page(index, generation)
+            for index, generation in enumerate(self.generations)
+        )
+
+
+def child(requests, answers):
+    number = 0
+    while os.read(requests, 1):
+        number += 1
+        os.write(answers, struct.pack("<Q", number))
+    os._exit(0)
+
+
+class Server:
+    def __init__(self, options):
+        to_child, from_child = os.pipe(), os.pipe()
+        self.memory = Memory(options.memory)
+        self.child = os.fork()
+        if self.child == 0:
+            os.close(to_child[1])
+            child(to_child[0], from_child[1])
+        os.close(to_child[0])
+        self.ask, self.answer = to_child[1], from_child[0]
+        self.file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.counter = 0
+        self.lines = 0
+        self.buffers = {}
+        self.selector = selectors.DefaultSelector()
+        self.dirty_pages = self.memory.pages * options.dirty // 100
+        for port, kind in ((options.port, "line"), (options.port + 1, "http")):
+            listener = socket.create_server(("0.0.0.0", port), backlog=64)
+            self.selector.register(listener, selectors.EVENT_READ, kind)
+
+    def reply(self, line):
+        if line == b"check":
+            bad = self.memory.bad()
+            return f"check bad {bad}" if bad else "check ok"
+        self.counter += 1
+        os.write(self.ask, b".")
+        (seen,) = struct.unpack("<Q", os.read(self.answer, 8))
+        if seen != self.counter:
+            return f"{line.decode()} child-lost-count {seen} {self.counter}"
+        return f"{line.decode()} {self.counter} {os.getpid()} {self.child} {time.monotonic():.6f}"
+
+    def receive(self, connection, kind):
+        try:
+            data = connection.recv(65536)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.selector.unregister(connection)
+            self.buffers.pop(connection, None)
+            connection.close()
+            return
+        if kind == "http":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
+            connection.shutdown(socket.SHUT_WR)
+            return
+        *lines, rest = (self.buffers.get(connection, b"") + data).split(b"\n")
+        self.buffers[connection] = rest
+        answers = [self.reply(line) for line in lines]
+        if answers:
+            connection.sendall("".join(answer + "\n" for answer in answers).encode())
+
+    def each_second(self):
+        self.lines += 1
+        os.write(self.file, f"{self.lines} {os.getpid()} {self.counter}\n".encode())
+        self.memory.dirty(self.dirty_pages)
+        if self.lines % 10 == 1:
+            print(f"line {self.lines}, {self.counter} requests answered", flush=True)
+
+    def serve(self):
+        due = time.monotonic()
+        while True:
+            for key, _ in self.selector.select(max(0.0, min(1.0, due - time.monotonic()))):
+                if key.data in ("line", "http"):
+                    connection, _ = key.fileobj.accept()
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self.selector.register(connection, selectors.EVENT_READ, "on-" + key.data)
+                else:
+                    self.receive(key.fileobj, key.data.removeprefix("on-"))
+            now = time.monotonic()
+            if now >= due or due - now > 2:  # the clock may jump back when a kernel is replaced
+                due = now + 1
+                self.each_second()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--memory", type=int, default=64, help="MiB of pattern pages")
+    parser.add_argument("--dirty", type=int, default=0, help="percent of the pages re-written per second")
+    parser.add_argument("--port", type=int, default=7070, help="line protocol; HTTP is on the next port")
+    parser.add_argument("--file", default="/var/lib/demo/lines")
+    Server(parser.parse_args()).serve()
+
+
+sys.exit(main())

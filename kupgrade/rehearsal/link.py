@@ -1,0 +1,146 @@
+"""The host's end of the agent in the virtual host: requests and answers as JSON lines over a virtio-serial socket."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.command import Completed
+from kupgrade.rehearsal.qemu import connect
+
+CHUNK = 48 * 1024  # bytes of a file in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """One boot of the virtual host, as its agent introduced itself; `at` is our time.monotonic()."""
+
+    boot_id: str
+    release: str
+    uptime: float
+    at: float
+
+
+class GuestGoneError(KupgradeError):
+    """The virtual host crossed, was reset or fell silent while a request was open."""
+
+
+class Link:
+    """A connection to the agent; one at a time per virtual host."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = connect(path, 20.0)
+        self._changed = threading.Condition()
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._streams: dict[str, Callable[[str], None]] = {}
+        self._closed = False
+        self.boots: list[Hello] = []
+        self.on_hello: Callable[[Hello], None] | None = None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                with suppress(ValueError, KeyError, TypeError):  # a line torn by a crossing
+                    self._take(json.loads(line))
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "hello" in message:
+            fact = message["hello"]
+            hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], time.monotonic())
+            with self._changed:
+                new = not self.boots or self.boots[-1].boot_id != hello.boot_id
+                if new:
+                    self.boots.append(hello)
+                self._changed.notify_all()
+            if new and self.on_hello is not None:
+                self.on_hello(hello)
+        elif "line" in message:
+            stream = self._streams.get(message["id"])
+            if stream is not None:
+                stream(message["line"])
+        else:
+            with self._changed:
+                self._answers[message["id"]] = message
+                self._changed.notify_all()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise GuestGoneError("the virtual host's control connection ended", str(error)) from error
+
+    def wait_boot(self, timeout: float, after: int = 0) -> Hello:
+        """The boot number `after` (0: the first seen), asking once a second for up to `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while len(self.boots) <= after:
+            if time.monotonic() > deadline or self._closed:
+                raise GuestGoneError("the virtual host did not come up", f"no word from it for {timeout:g} s")
+            self._send({"hello": True})
+            with self._changed:
+                self._changed.wait_for(lambda: len(self.boots) > after or self._closed, 1.0)
+        return self.boots[-1]
+
+    def request(
+        self, message: Mapping[str, Any], timeout: float, stream: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Send one request and wait for its answer; GuestGoneError when a new boot began meanwhile."""
+        identity = uuid.uuid4().hex
+        boots = len(self.boots)
+        if stream is not None:
+            self._streams[identity] = stream
+        self._send({"id": identity, **message})
+        with self._changed:
+            self._changed.wait_for(
+                lambda: identity in self._answers or self._closed or len(self.boots) > max(boots, 1), timeout
+            )
+            answer = self._answers.pop(identity, None)
+        self._streams.pop(identity, None)
+        if answer is None:
+            raise GuestGoneError("the virtual host did not answer", f"waited up to {timeout:g} s")
+        if "error" in answer:
+            raise KupgradeError("the virtual host's agent failed", str(answer["error"]))
+        return answer
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        stream: Callable[[str], None] | None = None,
+    ) -> Completed:
+        """Run a command in the virtual host; with `stream` its stdout goes there line by line."""
+        message = {"argv": list(argv), "timeout": timeout, "stdin": stdin, "env": dict(env or {})}
+        answer = self.request({**message, "stream": stream is not None}, timeout + 15.0, stream)
+        return Completed(answer["status"], answer["stdout"], answer["stderr"])
+
+    def read(self, path: str) -> bytes:
+        """A file of the virtual host."""
+        return base64.b64decode(self.request({"read": path}, 60.0)["data"])
+
+    def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Write a file in the virtual host."""
+        for offset in range(0, max(len(data), 1), CHUNK):
+            chunk = base64.b64encode(data[offset : offset + CHUNK]).decode()
+            self.request({"write": path, "data": chunk, "mode": mode, "append": offset > 0}, 60.0)
+
+    def close(self) -> None:
+        """End the connection; the virtual host runs on."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()

@@ -1,0 +1,206 @@
+"""One QEMU process: its command line, its control connection (QMP), its serial log with this machine's times."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.command import environment
+from kupgrade.rehearsal.network import GUEST_MAC
+from kupgrade.rehearsal.toolbox import Toolbox, kvm_usable
+
+AGENT_PORT = "org.kupgrade.lab"
+FAULT_PORT = "org.kupgrade.fault"
+PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A virtual machine to start: sizes, disk, and what it boots directly (None: its own boot loader)."""
+
+    image: Path
+    kernel: Path | None
+    initrd: Path | None
+    append: str
+    memory_mib: int = 2048
+    cpus: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something seen from outside: `time` as time.monotonic(), `name` as QMP spells it, or PANIC."""
+
+    time: float
+    name: str
+    detail: str = ""
+
+
+def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
+    """QEMU's arguments for `machine`; its sockets lie in the directory `state`."""
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    words = [
+        *("-name", "kupgrade-rehearsal", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
+        *accelerator,
+        *("-smp", str(machine.cpus), "-m", str(machine.memory_mib)),
+        *("-drive", f"file={machine.image},if=virtio,format=raw,cache=unsafe,snapshot=on"),
+        *("-netdev", f"tap,id=net0,fd={tap}", "-device", f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile="),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=4"),
+        *("-device", "i6300esb", "-action", "watchdog=reset"),
+        *("-serial", "chardev:serial0", "-chardev", f"socket,id=serial0,path={state}/serial,server=on,wait=off"),
+    ]
+    for number, (identity, port) in enumerate((("agent", AGENT_PORT), ("fault", FAULT_PORT)), 1):
+        words += ["-chardev", f"socket,id={identity},path={state}/{identity},server=on,wait=off"]
+        words += ["-device", f"virtserialport,nr={number},chardev={identity},name={port}"]
+    for identity in ("qmp", "qmp2"):  # one for the process that keeps the machine, one for who passes by
+        words += ["-chardev", f"socket,id={identity},path={state}/{identity},server=on,wait=off"]
+        words += ["-mon", f"chardev={identity},mode=control"]
+    if machine.kernel is not None:
+        words += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append]
+    return words
+
+
+def connect(path: Path, timeout: float) -> socket.socket:
+    """A connection to QEMU's unix socket at `path`, waiting up to `timeout` seconds for it to appear."""
+    deadline = time.monotonic() + timeout
+    while True:
+        link = socket.socket(socket.AF_UNIX)
+        try:
+            link.connect(str(path))
+            return link
+        except (FileNotFoundError, ConnectionRefusedError):
+            link.close()
+            if time.monotonic() > deadline:
+                raise KupgradeError("QEMU did not start", f"no socket {path} after {timeout:g} s") from None
+            time.sleep(0.05)
+
+
+class Qmp:
+    """A client of QEMU's control protocol; `on_event` is called with (name, data) in a thread of its own."""
+
+    def __init__(self, path: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> None:
+        self._socket = connect(path, 20.0)
+        self._socket.settimeout(None)
+        self._lines = self._socket.makefile("rb")
+        self._on_event = on_event
+        self._answers: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        threading.Thread(target=self._read, daemon=True).start()
+        self.command("qmp_capabilities")
+
+    def _read(self) -> None:
+        with suppress(OSError, ValueError):
+            for line in self._lines:
+                message = json.loads(line)
+                if "event" in message:
+                    if self._on_event is not None:
+                        self._on_event(message["event"], message.get("data", {}))
+                elif "QMP" not in message:
+                    with self._changed:
+                        self._answers.append(message)
+                        self._changed.notify_all()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def command(self, name: str, **values: object) -> Any:
+        """Execute a QMP command and return its result."""
+        self._socket.sendall(json.dumps({"execute": name, "arguments": values}).encode() + b"\n")
+        with self._changed:
+            self._changed.wait_for(lambda: self._answers or self._closed, 20.0)
+            answer = self._answers.pop(0) if self._answers else {"error": {"desc": "the connection ended"}}
+        if "error" in answer and not (name == "quit" and self._closed):
+            raise KupgradeError(f"QEMU refused {name}", str(answer["error"].get("desc")))
+        return answer.get("return")
+
+    def close(self) -> None:
+        """End the connection; the machine runs on."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@dataclass(slots=True)
+class Qemu:
+    """A running machine. Its serial console goes to `state`/serial.log, its events to `events`."""
+
+    process: subprocess.Popen[bytes]
+    state: Path
+    qmp: Qmp
+    events: list[Event] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Pull the machine's reset line, at once."""
+        self.qmp.command("system_reset")
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the machine; what its disk held is gone. Safe to call twice."""
+        if self.process.poll() is None:
+            with suppress(KupgradeError, OSError):
+                self.qmp.command("quit")
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.qmp.close()
+
+
+def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
+    """Start `machine` with its sockets and logs in the directory `state`; `tap` stays the caller's to close."""
+    command = [*tools.qemu, *arguments(machine, state, tap, kvm_usable())]
+    (state / "qemu.command").write_text(" ".join(command) + "\n")
+    with (state / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(tap,),
+            start_new_session=True,  # the operator's Ctrl-C is ours to handle
+            env=environment({"TMPDIR": str(state)}),
+        )
+    events: list[Event] = []
+
+    def on_event(name: str, data: dict[str, Any]) -> None:
+        events.append(Event(time.monotonic(), name, json.dumps(data)))
+
+    try:
+        serial = connect(state / "serial", 20.0)
+        qmp = Qmp(state / "qmp", on_event)
+    except KupgradeError as error:
+        process.kill()
+        process.wait()
+        why = (state / "qemu.log").read_text(errors="replace").strip()
+        raise KupgradeError("QEMU did not start", why or error.why) from error
+    threading.Thread(target=_log_serial, args=(serial, state / "serial.log", events), daemon=True).start()
+    return Qemu(process, state, qmp, events)
+
+
+def _log_serial(serial: socket.socket, path: Path, events: list[Event]) -> None:
+    started = time.monotonic()
+    with path.open("ab", buffering=0) as log, serial, suppress(OSError), serial.makefile("rb") as lines:
+        for line in lines:
+            now = time.monotonic()
+            log.write(b"%9.3f " % (now - started) + line.rstrip(b"\r\n") + b"\n")
+            if PANIC.search(line):
+                events.append(Event(now, "PANIC", line.decode(errors="replace").strip()))
+
+
+def run_directory(parent: Path | None = None) -> Path:
+    """A new directory with a path short enough for unix sockets (108 bytes)."""
+    base = parent or Path("/run")
+    path = base / f"kupgrade-lab-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}"
+    path.mkdir(mode=0o700, parents=True)
+    return path
