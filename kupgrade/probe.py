@@ -68,7 +68,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         watchdog=dog,
         watchdog_why=dog_why,
         boot_loader=unknown.ask("boot loader", lambda: bootloader.detect(root).value, "unknown"),
-        boot_default=unknown.ask("boot default", lambda: bootloader.default_entry(root) or "", ""),
+        boot_default=unknown.ask("boot default", lambda: _boot_default(root), ""),
         stores=_stores(policy, root, unknown),
         workloads=workloads,
         active_services=unknown.ask("services", systemd.active_services, ()),
@@ -77,6 +77,11 @@ def probe(root: Path, policy: Policy) -> Facts:
         checksum_rate=_checksum_rate(),
         unknown=dict(unknown),
     )
+
+
+def _boot_default(root: Path) -> str:
+    found = bootloader.read_default(root)
+    return "" if found.obstacle or found.entry is None else found.entry.id
 
 
 def _criu_check(criu: Criu) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from kupgrade.host.systemd import Systemd, dropin_text
 from kupgrade.kernel import cgroup
 from kupgrade.machine import restorer
 from kupgrade.machine.places import Places
+from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.workload import Workload
 
 _FREEZE_TIMEOUT = 10.0  # seconds
@@ -97,13 +99,28 @@ class RealBoot:
     places: Places
 
     def default(self) -> str:
-        """Empty: unknown."""
-        return bootloader.default_entry(self.places.root) or ""
+        """Empty: unknown, or it cannot be set."""
+        found = bootloader.read_default(self.places.root)
+        return "" if found.obstacle or found.entry is None else found.entry.id
+
+    def stored(self) -> str | None:
+        """Exactly what is written down."""
+        return bootloader.read_default(self.places.root).stored
 
     def set_default(self, entry: str) -> None:
         """Make it the default."""
-        bootloader.set_default(entry, self.places.root)
+        for known in bootloader.entries(self.places.root):
+            if known.id == entry:
+                bootloader.set_default(known, self.places.root)
+
+    def restore_default(self, stored: str | None) -> None:
+        """Put back what was written down."""
+        now = bootloader.read_default(self.places.root)
+        bootloader.restore_default(dataclasses.replace(now, stored=stored), self.places.root)
 
     def entry_for(self, release: str) -> str:
-        """Empty: unknown."""
-        return bootloader.entry_for(release, self.places.root) or ""
+        """Empty: unknown, or the default cannot be set anyway."""
+        if bootloader.read_default(self.places.root).obstacle:
+            return ""
+        found = bootloader.entry_for(KernelRelease(release), self.places.root)
+        return "" if found is None else found.id

@@ -19,9 +19,10 @@ class HasBoot(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DefaultWas:
-    """The default entry before; empty: unknown, or a boot loader that cannot be set."""
+    """The default entry before (empty: unknown, or a boot loader that cannot be set), and what was written down."""
 
     entry: str
+    stored: str | None
 
 
 class _SetDefault:
@@ -31,7 +32,7 @@ class _SetDefault:
 
     def observe(self, host: HasBoot) -> DefaultWas:
         """The default now."""
-        return DefaultWas(host.boot.default())
+        return DefaultWas(host.boot.default(), host.boot.stored())
 
     def do(self, host: HasBoot, before: DefaultWas) -> Figures:
         """Set it, where the boot loader can."""
@@ -67,8 +68,8 @@ class PinBootDefault(_SetDefault):
 
     def undo(self, host: HasBoot, before: DefaultWas, context: UndoContext) -> None:
         """Back to the before-image."""
-        if before.entry and host.boot.default() != before.entry:
-            host.boot.set_default(before.entry)
+        if before.entry:
+            host.boot.restore_default(before.stored)
 
 
 @register

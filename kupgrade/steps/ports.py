@@ -130,8 +130,14 @@ class Boot(Protocol):
     def default(self) -> str:
         """The default entry's id."""
 
+    def stored(self) -> str | None:
+        """What is written down as the default, exactly; None: nothing is."""
+
     def set_default(self, entry: str) -> None:
         """Make an entry the default."""
+
+    def restore_default(self, stored: str | None) -> None:
+        """Write down what `stored` had told."""
 
     def entry_for(self, release: str) -> str:
         """The entry's id of a release."""
