@@ -1,0 +1,172 @@
+"""What the verbs call, in one object: the real functions, imported when first used; tests put fakes in their place."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from kupgrade.errors import RefusedError
+
+if TYPE_CHECKING:
+    from kupgrade.journal import Journal
+    from kupgrade.model.facts import Facts
+    from kupgrade.model.plan import Plan, Refusal
+    from kupgrade.model.policy import Policy
+    from kupgrade.model.record import Now, Record, State
+    from kupgrade.statedir import StateDirectory
+
+    Watch = Callable[[Record, State], None]
+
+
+class MakePlan(Protocol):
+    """The planner's signature."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        facts: Facts,
+        *,
+        kernel: str | None,
+        engine: str,
+        store: str,
+        retry_failed: bool,
+        root: Path,
+        rejected: Mapping[str, str],
+    ) -> Plan:
+        """A plan; raises PlanRefused."""
+        ...
+
+
+def _probe(root: Path, policy: Policy) -> Facts:
+    from kupgrade.probe import probe
+
+    return probe(root, policy)
+
+
+def _make_plan(
+    policy: Policy,
+    facts: Facts,
+    *,
+    kernel: str | None,
+    engine: str,
+    store: str,
+    retry_failed: bool,
+    root: Path,
+    rejected: Mapping[str, str],
+) -> Plan:
+    from kupgrade import planning
+
+    return planning.make_plan(
+        policy,
+        facts,
+        kernel=kernel,
+        engine=engine,
+        store=store,
+        retry_failed=retry_failed,
+        root=root,
+        rejected=rejected,
+    )
+
+
+def _capabilities(facts: Facts, policy: Policy) -> Mapping[str, Sequence[Refusal]]:
+    from kupgrade import planning
+
+    return planning.capabilities(facts, policy)
+
+
+def _run(journal: Journal, *, root: Path, watch: Watch) -> State:
+    from kupgrade.machine.host import run
+
+    return run(journal, root=root, watch=watch)
+
+
+def _observe(state: State, root: Path) -> Now:
+    from kupgrade.machine.host import observe_now
+    from kupgrade.machine.places import Places
+
+    return observe_now(state, Places(root))
+
+
+def _resume(arguments: list[str]) -> int:
+    from kupgrade import resume
+
+    return resume.main(arguments)
+
+
+def _start_worker(root: Path) -> bool:
+    from kupgrade import worker
+
+    return worker.start(root)
+
+
+def _holder(path: Path, root: Path) -> int | None:
+    from kupgrade.kernel.locks import holder
+
+    return holder(path, root)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
+
+    root: Path = Path("/")
+    euid: Callable[[], int] = os.geteuid
+    terminal: Callable[[], bool] = lambda: sys.stdin.isatty() and sys.stdout.isatty()
+    probe: Callable[[Path, Policy], Facts] = _probe
+    make_plan: MakePlan = _make_plan
+    capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities
+    run: Callable[..., State] = _run
+    observe: Callable[[State, Path], Now] = _observe
+    resume: Callable[[list[str]], int] = _resume
+    start_worker: Callable[[Path], bool] = _start_worker
+    holder: Callable[[Path, Path], int | None] = _holder
+    running_release: Callable[[], str] = lambda: os.uname().release
+    sleep: Callable[[float], None] = time.sleep
+    watch_seconds: float = 0.25
+    idle_limit: float = 30.0  # seconds without a worker after which following it makes no sense
+
+    @property
+    def state(self) -> StateDirectory:
+        """The state directory."""
+        from kupgrade.statedir import StateDirectory
+
+        return StateDirectory(self.root)
+
+    @property
+    def policy(self) -> Policy:
+        """The merged policy; raises BadInputError."""
+        from kupgrade.policy import load
+
+        return load(self.root)
+
+    def require_root(self, verb: str) -> None:
+        """Raise RefusedError unless the caller is root."""
+        if self.euid() != 0:
+            raise RefusedError(
+                f"kupgrade {verb} needs root", f"it runs as user {self.euid()}", "Run it as root, e.g. with sudo"
+            )
+
+    def open_state(self) -> State | None:
+        """The state of the open upgrade, or None."""
+        from kupgrade.core.fold import fold
+
+        records = self.state.read_current()
+        return None if records is None else fold(records)
+
+    def worker(self) -> int | None:
+        """The PID at work on the open upgrade, or None."""
+        upgrade = self.state.current_id()
+        return None if upgrade is None else self.holder(self.state.journal_path(upgrade), self.root)
+
+
+def composition(context: click.Context) -> Composition:
+    """The composition of this call."""
+    found = context.find_object(Composition)
+    return found if found is not None else Composition()

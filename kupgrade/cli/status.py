@@ -1,0 +1,100 @@
+"""`kupgrade status`: where the open upgrade stands, what comes next and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kupgrade.cli.composition import composition
+from kupgrade.cli.render import emit, output_options
+from kupgrade.core.fold import fold
+from kupgrade.core.recovery import decide
+from kupgrade.core.standing import standing, standing_text
+from kupgrade.core.timeline import event_text, timeline
+from kupgrade.errors import ExitCode
+from kupgrade.model.codec import encode
+
+if TYPE_CHECKING:
+    from kupgrade.cli.composition import Composition
+    from kupgrade.model.record import Record
+
+STATUS_FORMAT = "kupgrade.status/1"
+_LAST_EVENTS = 8  # lines of the timeline that people are shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Text for people, JSON for machines, whether it may still change, the exit code."""
+
+    text: str
+    json: dict[str, Any]
+    moving: bool
+    code: ExitCode = ExitCode.DONE
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Go on until the upgrade is over.")
+@output_options
+@click.pass_context
+def status(context: click.Context, watch: bool, as_json: bool, dry_run: bool) -> ExitCode:  # noqa: ARG001 - never acts
+    """Say where the open upgrade stands, what comes next and why, what is safe, what to do.
+
+    Exits with 5 when a person is needed, else with 0.
+    """
+    composed = composition(context)
+    composed.require_root("status")
+    shown = None
+    while True:
+        answer = _answer(composed)
+        if answer.json != shown:
+            shown = answer.json
+            _show(answer, as_json, clear=watch and composed.terminal())
+        if not (watch and answer.moving):
+            return answer.code
+        composed.sleep(composed.watch_seconds)
+
+
+def _show(answer: _Answer, as_json: bool, clear: bool) -> None:
+    if as_json:
+        emit(answer.json)
+        return
+    if clear:
+        click.clear()
+    click.echo(answer.text)
+
+
+def _answer(composed: Composition) -> _Answer:
+    records = composed.state.read_current()
+    return _idle(composed) if records is None else _open(composed, records)
+
+
+def _open(composed: Composition, records: tuple[Record, ...]) -> _Answer:
+    state = fold(records)
+    now = composed.observe(state, composed.root)
+    found = standing(state, decide(state, now), composed.worker())
+    events = timeline(records)
+    lines = [f"Running {now.release}", standing_text(found), "", "Latest"]
+    lines += [event_text(each) for each in events[-_LAST_EVENTS:]]
+    value = {
+        "format": STATUS_FORMAT,
+        "open": True,
+        "running_release": now.release,
+        "standing": encode(found),
+        "timeline": encode(events),
+    }
+    code = ExitCode.NEEDS_HUMAN if state.hands_off and not state.over else ExitCode.DONE
+    return _Answer("\n".join(lines), value, moving=not (state.over or state.hands_off), code=code)
+
+
+def _idle(composed: Composition) -> _Answer:
+    history = composed.state.history()
+    last = history[-1] if history else None
+    release = composed.running_release()
+    text = f"Running {release}. No upgrade is open."
+    if last is not None:
+        text += f"\nLast: {last.upgrade} to {last.new_release or 'an unknown release'}, {last.outcome}"
+        text += f" ({last.reason})" if last.reason else ""
+    value = {"format": STATUS_FORMAT, "open": False, "running_release": release, "last": encode(last)}
+    return _Answer(text, value, moving=False)
