@@ -23,6 +23,7 @@ from kupgrade.model.workload import Store, Workload
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 META = "workload.json"
 _POLL = 0.005  # seconds
+_THAW_TIMEOUT = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +154,15 @@ class RealCheckpoints:
             time.sleep(_POLL)
 
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
-        """SIGCONT to every process, children first so that no parent waits for a stopped child."""
+        """SIGCONT to every process, children first so that no parent waits for a stopped child; then the cgroup.
+
+        A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
+        """
         for workload in workloads:
             for pid in sorted(workload.pids, reverse=True):
                 _signal(pid, signal.SIGCONT)
+            if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
+                cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
 
     def running(self, workloads: Sequence[Workload]) -> bool | None:
         """None stopped or frozen."""

@@ -66,6 +66,7 @@ class PreDump:
                 if last is not None and written > last * self.shrink:
                     break
                 last = written
+        host.images.remember(self.store)
         return figures
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:

@@ -20,6 +20,9 @@ class Images(Protocol):
     def ready(self, store: Store) -> bool:
         """Whether images can be written and read there now."""
 
+    def remember(self, store: Store) -> None:
+        """Checksum what is there already (pre-dump rounds), so that sealing in the blackout has less to do."""
+
     def seal(self, store: Store, upgrade: str, releases: tuple[str, str]) -> int:
         """Checksum, flush, write the complete mark; the bytes held."""
 
