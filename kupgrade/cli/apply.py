@@ -148,7 +148,10 @@ def _start(composed: Composition, plan: Plan, show: Progress) -> bool:
     try:
         return composed.start_worker(composed.root)
     except KupgradeError as error:
-        journal = composed.state.open_current()
+        try:
+            journal = composed.state.open_current()
+        except NotNowError:
+            return True  # it did start: somebody holds the journal
         if journal is not None:
             state = fold(journal.records)
             worker.record_wish(journal, state, plan.boot_id, f"the worker did not start: {error}", "kupgrade")
