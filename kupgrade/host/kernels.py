@@ -159,9 +159,7 @@ def _index(folder: Path, *names: str) -> list[str] | None:
     return None
 
 
-def modules_present(
-    release: KernelRelease, names: Iterable[str], root: Path = Path("/")
-) -> dict[str, Presence]:
+def modules_present(release: KernelRelease, names: Iterable[str], root: Path = Path("/")) -> dict[str, Presence]:
     """Each module's presence: by modules.builtin, and modules.dep or (before depmod ran) modules.order."""
     wanted = {name: name.replace("-", "_") for name in names}
     folder = modules_directory(release, root)

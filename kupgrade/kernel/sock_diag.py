@@ -81,9 +81,7 @@ def connect(calls: NamespaceCalls | None = None, netns: Path | None = None) -> s
     """
     if netns is None or calls is None:
         with reported("socket", "NETLINK_SOCK_DIAG"):
-            return socket.socket(
-                socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG
-            )
+            return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
     made: list[socket.socket | KernelError] = []
 
     def inside() -> None:
@@ -109,9 +107,7 @@ def connect(calls: NamespaceCalls | None = None, netns: Path | None = None) -> s
 def _messages(diag: socket.socket, request: bytes, about: str) -> list[bytes]:
     """The bodies of a whole dump; asked again when the kernel says that it changed meanwhile."""
     for _ in range(_ATTEMPTS):
-        header = _HEADER.pack(
-            _HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0
-        )
+        header = _HEADER.pack(_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         with reported("sock_diag", about):
             diag.send(header + request)
         bodies, consistent = _dump(diag, about)
@@ -157,9 +153,7 @@ def unix_peers(diag: socket.socket) -> dict[int, UnixPeer]:
 
     A socket connected to a service, say journald's, has a peer that bears the listener's path.
     """
-    request = struct.pack(
-        "=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, 0, 0
-    )
+    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, 0, 0)
     found = {}
     for body in _messages(diag, request, "AF_UNIX"):
         _, kind, _, _, inode = struct.unpack_from("=BBBBI", body)  # unix_diag_msg, 16 bytes

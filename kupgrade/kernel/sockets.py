@@ -84,9 +84,7 @@ class InetSocket:
     @property
     def listening(self) -> bool:
         """Whether it waits for connections, or (UDP) for datagrams of anybody."""
-        return self.state is TcpState.LISTEN or (
-            self.state is TcpState.CLOSE and self.protocol.startswith("udp")
-        )
+        return self.state is TcpState.LISTEN or (self.state is TcpState.CLOSE and self.protocol.startswith("udp"))
 
 
 @dataclass(frozen=True, slots=True)

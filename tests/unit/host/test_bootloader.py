@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kupgrade.errors import BadInputError
+from kupgrade.host import bls, bootloader, grub
+from kupgrade.host.bootloader import Loader
+from kupgrade.model.kernel import KernelRelease
+
+OLD, NEW = KernelRelease("6.12.48+deb13-amd64"), KernelRelease("6.12.57+deb13-amd64")
+
+GRUB_CFG = """\
+### BEGIN /etc/grub.d/00_header ###
+# doesn't matter
+if [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+else
+   set default="DEFAULT"
+fi
+function savedefault {
+  if [ -z "${boot_once}" ]; then
+    saved_entry="${chosen}"
+  fi
+}
+menuentry 'Debian GNU/Linux' --class debian --class os $menuentry_id_option 'gnulinux-simple-u1' {
+\tload_video
+\tif [ x$grub_platform = xxen ]; then insmod xzio; fi
+\techo\t'Loading Linux ...'
+\tlinux\t/vmlinuz-6.12.57+deb13-amd64 root=UUID=u1 ro  quiet
+\tinitrd\t/early.cpio /initrd.img-6.12.57+deb13-amd64
+}
+submenu 'Advanced options for Debian' $menuentry_id_option 'gnulinux-advanced-u1' {
+\tmenuentry 'Debian, with Linux 6.12.57' --class os $menuentry_id_option 'gnulinux-6.12.57+deb13-amd64-advanced-u1' {
+\t\tlinux\t/vmlinuz-6.12.57+deb13-amd64 root=UUID=u1 ro quiet
+\t\tinitrd\t/initrd.img-6.12.57+deb13-amd64
+\t}
+\tmenuentry 'Debian 6.12.57 (recovery mode)' $menuentry_id_option 'gnulinux-6.12.57+deb13-amd64-recovery-u1' {
+\t\tlinux\t/vmlinuz-6.12.57+deb13-amd64 root=UUID=u1 ro single
+\t}
+\tmenuentry 'Debian, with Linux 6.12.48' $menuentry_id_option 'gnulinux-6.12.48+deb13-amd64-advanced-u1' {
+\t\tlinuxefi\t/vmlinuz-6.12.48+deb13-amd64 root=UUID=u1 ro quiet
+\t}
+}
+menuentry 'UEFI Firmware Settings' --id uefi-firmware {
+\tfwsetup
+}
+"""
+ADVANCED = "gnulinux-advanced-u1>gnulinux-{}-advanced-u1"
+
+
+def _env(**values):
+    return grub.format_env(values)
+
+
+@pytest.fixture
+def with_grub(put):
+    """GRUB with the given default and saved entry."""
+
+    def build(default="${saved_entry}", **env):
+        put("boot/grub/grub.cfg", GRUB_CFG.replace("DEFAULT", default))
+        put("boot/grub/grubenv", _env(**env))
+
+    return build
+
+
+def test_the_menu_is_read_with_submenus():
+    """IDs and positions as GRUB forms them; kernel, initrds and options of each entry."""
+    menu = grub.parse_menu(GRUB_CFG)
+    assert [entry.id for entry in menu.entries] == [
+        "gnulinux-simple-u1",
+        ADVANCED.format(NEW),
+        "gnulinux-advanced-u1>gnulinux-6.12.57+deb13-amd64-recovery-u1",
+        ADVANCED.format(OLD),
+        "uefi-firmware",
+    ]
+    assert menu.positions == ("0", "1>0", "1>1", "1>2", "2")
+    first, *_, old, firmware = menu.entries
+    assert (first.release, first.options) == (NEW, "root=UUID=u1 ro quiet")
+    assert first.initrds == ("/early.cpio", "/initrd.img-6.12.57+deb13-amd64")
+    assert (old.release, firmware.release) == (OLD, None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ("", 0),
+        ("0", 0),
+        ("1>2", 3),
+        ("Debian GNU/Linux", 0),
+        (ADVANCED.format(OLD), 3),
+        ("uefi-firmware", 4),
+        ("9", None),
+        ("gone", None),
+    ],
+)
+def test_a_default_is_a_position_an_id_or_a_title(wanted, index):
+    """What names no entry is unknown: GRUB would take the first and say nothing."""
+    menu = grub.parse_menu(GRUB_CFG)
+    assert grub.select(menu, wanted) == (None if index is None else menu.entries[index])
+
+
+@given(st.text())
+def test_no_text_makes_the_menu_parser_crash(text):
+    """grub.cfg may be written by hand."""
+    grub.parse_menu(text)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_][a-z0-9_]{0,9}", fullmatch=True),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+        max_size=6,
+    )
+)
+def test_the_environment_block_round_trip(values):
+    """Backslashes and newlines survive; the block is always 1024 bytes."""
+    block = grub.format_env(values)
+    assert len(block) == 1024
+    assert grub.parse_env(block) == values
+
+
+@given(st.binary(max_size=200))
+def test_a_damaged_environment_block_never_crashes(data):
+    """It is read or refused."""
+    grub.parse_env(grub.SIGNATURE + data)
+    if not data.startswith(grub.SIGNATURE):
+        with pytest.raises(BadInputError):
+            grub.parse_env(data)
+
+
+def test_an_environment_block_that_is_full_is_refused():
+    """GRUB's block cannot grow."""
+    with pytest.raises(BadInputError, match="full"):
+        grub.format_env({"saved_entry": "x" * 1024})
+
+
+def test_grub_is_detected_and_its_saved_entry_read(with_grub, tmp_path):
+    """With GRUB_DEFAULT=saved the block decides."""
+    with_grub(saved_entry=ADVANCED.format(OLD), other="kept")
+    found = bootloader.read_default(tmp_path)
+    assert (found.loader, found.stored, found.obstacle) == (Loader.GRUB, ADVANCED.format(OLD), "")
+    assert found.entry.release == OLD
+
+
+def test_set_and_restore_the_default_of_grub(with_grub, tmp_path):
+    """Other variables stay; restoring an unset variable removes it again."""
+    with_grub(other="kept")
+    before = bootloader.read_default(tmp_path)
+    assert (before.stored, before.entry.id) == (None, "gnulinux-simple-u1")
+    bootloader.set_default(bootloader.entry_for(OLD, tmp_path), tmp_path)
+    assert bootloader.read_default(tmp_path).entry.release == OLD
+    bootloader.restore_default(before, tmp_path)
+    assert grub.read_env(tmp_path) == {"other": "kept"}
+    assert (tmp_path / "boot/grub/grubenv").stat().st_size == 1024
+    assert not list(tmp_path.rglob("*.new"))
+
+
+def test_the_entry_for_a_release_is_pinned_and_not_for_recovery(with_grub, tmp_path):
+    """GRUB's topmost entry would mean whatever is newest at the next boot."""
+    with_grub()
+    assert bootloader.entry_for(NEW, tmp_path).id == ADVANCED.format(NEW)
+    assert bootloader.entry_for(KernelRelease("7.0"), tmp_path) is None
+
+
+def test_a_fixed_default_cannot_be_set(with_grub, tmp_path):
+    """The refusal says how to let GRUB take its default from the block; undo touches nothing."""
+    with_grub(default="1>2")
+    before = bootloader.read_default(tmp_path)
+    assert before.entry.release == OLD
+    block = (tmp_path / "boot/grub/grubenv").read_bytes()
+    with pytest.raises(BadInputError, match="GRUB_DEFAULT=saved"):
+        bootloader.set_default(before.entry, tmp_path)
+    bootloader.restore_default(before, tmp_path)
+    assert (tmp_path / "boot/grub/grubenv").read_bytes() == block
+
+
+ENTRY = """\
+# made by kernel-install
+title      Fedora Linux
+version    {release}
+linux      /vmlinuz-{release}
+initrd     /microcode.img
+initrd     /initramfs-{release}.img
+options    root=UUID=u1 ro
+options    quiet
+"""
+
+
+def test_grub_with_loader_entries(put, tmp_path):
+    """Fedora: grub.cfg has blscfg, the newest entry comes first, IDs go without .conf."""
+    put("boot/grub2/grub.cfg", 'set default="${saved_entry}"\nblscfg\n')
+    put("boot/grub2/grubenv", _env(saved_entry="abc-6.9.1"))
+    for release in ("6.9.1", "6.12.1"):
+        put(f"boot/loader/entries/abc-{release}.conf", ENTRY.format(release=release))
+    found = bootloader.entries(tmp_path)
+    assert [entry.id for entry in found] == ["abc-6.12.1", "abc-6.9.1"]
+    assert found[0].options == "root=UUID=u1 ro quiet"
+    assert found[0].initrds == ("/microcode.img", "/initramfs-6.12.1.img")
+    assert bootloader.read_default(tmp_path).entry.release == KernelRelease("6.9.1")
+
+
+def _efivar(put, name, text):
+    path = f"sys/firmware/efi/efivars/{name}-{bls.EFI_VENDOR}"
+    put(path, b"\6\0\0\0" + (text + "\0").encode("utf-16-le"))
+
+
+def test_systemd_boot_takes_its_default_from_the_variable_or_the_file(put, tmp_path):
+    """LoaderEntryDefault goes before loader.conf; patterns are allowed; boot counters are no part of an ID."""
+    _efivar(put, "LoaderInfo", "systemd-boot 257.9")
+    put("efi/loader/loader.conf", "timeout 3\ndefault abc-*\n")
+    put("efi/loader/entries/abc-6.9.1.conf", ENTRY.format(release="6.9.1"))
+    put("efi/loader/entries/abc-6.12.1+3-0.conf", ENTRY.format(release="6.12.1"))
+    put("efi/EFI/Linux/uki.efi")
+    found = bootloader.read_default(tmp_path)
+    assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.9.1.conf")
+    _efivar(put, "LoaderEntryDefault", "abc-6.12.1.conf")
+    found = bootloader.read_default(tmp_path)
+    assert (found.stored, found.entry.release) == ("abc-6.12.1.conf", KernelRelease("6.12.1"))
+    _efivar(put, "LoaderEntryDefault", "@saved")
+    assert bootloader.read_default(tmp_path).entry is None
+
+
+def test_systemd_boot_is_set_by_bootctl(put, tmp_path, tool):
+    """And restored to nothing when nothing was stored."""
+    put("boot/loader/entries/abc-6.9.1.conf", ENTRY.format(release="6.9.1"))
+    log = tool("bootctl")
+    before = bootloader.read_default(tmp_path)
+    bootloader.set_default(bootloader.entry_for(KernelRelease("6.9.1"), tmp_path), tmp_path)
+    bootloader.restore_default(before, tmp_path)
+    assert log.read_text().splitlines() == [
+        f"--root={tmp_path} set-default abc-6.9.1.conf",
+        f"--root={tmp_path} set-default ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "loader"),
+    [
+        ((), Loader.NONE),
+        (("boot/vmlinuz-6.1", "boot/config-6.1"), Loader.NONE),
+        (("boot/vmlinuz-6.1", "boot/extlinux/extlinux.conf"), Loader.UNKNOWN),
+        (("boot/loader/loader.conf",), Loader.SYSTEMD_BOOT),
+    ],
+)
+def test_no_boot_loader_is_told_from_an_unknown_one(put, tmp_path, files, loader):
+    """A virtual machine whose kernel comes from outside has nothing but kernels in /boot."""
+    for name in files:
+        put(name)
+    found = bootloader.read_default(tmp_path)
+    assert found.loader is loader
+    if loader is not Loader.SYSTEMD_BOOT:
+        assert found.obstacle
+        with pytest.raises(BadInputError):
+            bootloader.set_default(bls.parse_entry("a.conf", ""), tmp_path)

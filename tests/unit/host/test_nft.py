@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from kupgrade.errors import BadInputError, ToolError
+from kupgrade.host import nft
+from kupgrade.host.nft import Direction
+
+
+def test_the_input_lock_is_one_transaction_that_replaces_the_table():
+    """Delete and define stand in one text; ports are sorted and once each; nothing goes out blocked."""
+    assert nft.ruleset([5555, 80, 80], [53], Direction.INPUT) == (
+        "table inet kupgrade_lock\n"
+        "delete table inet kupgrade_lock\n"
+        "table inet kupgrade_lock {\n"
+        "\tchain input {\n"
+        "\t\ttype filter hook input priority -300; policy accept;\n"
+        "\t\ttcp dport { 80, 5555 } drop\n"
+        "\t\tudp dport { 53 } drop\n"
+        "\t}\n"
+        "}\n"
+    )
+
+
+def test_both_directions_match_the_local_port_each_way():
+    """Incoming by destination, outgoing by source."""
+    text = nft.ruleset([80], [], Direction.BOTH)
+    assert "hook output" in text
+    assert "tcp sport { 80 } drop" in text
+    assert "udp" not in text
+
+
+def test_loopback_may_pass_before_any_drop():
+    """The exemption stands first in each chain."""
+    lines = [line.strip() for line in nft.ruleset([80], [], Direction.BOTH, loopback_passes=True).splitlines()]
+    assert lines.index('iifname "lo" accept') < lines.index("tcp dport { 80 } drop")
+    assert lines.index('oifname "lo" accept') < lines.index("tcp sport { 80 } drop")
+
+
+@pytest.mark.parametrize("port", [0, 65536, -1])
+def test_ports_out_of_range_are_refused(port):
+    """Before nft sees them."""
+    with pytest.raises(BadInputError):
+        nft.ruleset([port], [], Direction.INPUT)
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ("echo 'tcp dport 80 drop'", True),
+        ("echo 'table inet kupgrade_lock {}'", False),
+        ("echo 'Error: No such file or directory' >&2; exit 1", False),
+        ("echo 'Operation not permitted' >&2; exit 1", None),
+    ],
+)
+def test_locked_tells_unknown_from_no(tool, body, answer):
+    """A table without a drop is no lock; an nft that may not look does not know."""
+    tool("nft", body)
+    assert nft.locked() is answer
+
+
+def test_locked_without_nft_is_unknown(tool):
+    """No tool, no answer."""
+    assert nft.locked() is None
+
+
+def test_a_refused_lock_is_an_error(tool):
+    """The caller must not go on to the dump believing in a lock."""
+    tool("nft", "echo 'Error: Could not process rule' >&2; exit 1")
+    with pytest.raises(ToolError, match="Could not process rule"):
+        nft.lock([80], [], Direction.INPUT)
+
+
+SCRIPT = """
+from kupgrade.host import nft
+from kupgrade.host.nft import Direction
+answers = [nft.locked()]
+nft.lock([80, 443], [53], Direction.BOTH, loopback_passes=True)
+answers.append(nft.locked())
+nft.lock([80], [], Direction.INPUT)
+answers.append(nft.locked())
+nft.unlock()
+nft.unlock()
+answers.append(nft.locked())
+print(answers)
+"""
+
+
+def test_the_real_nft_takes_it_in_a_network_namespace_of_its_own():
+    """Lock, replace, unlock, unlock again; the host's rules are not touched."""
+    if not shutil.which("nft") or not shutil.which("unshare"):
+        pytest.skip("nft or unshare is not installed")
+    argv = ["unshare", "--net", sys.executable, "-c", SCRIPT]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "[None" in done.stdout:
+        pytest.skip(f"no network namespace with nftables here: {done.stderr[-200:]}")
+    assert done.stdout == "[False, True, True, False]\n", done.stderr
