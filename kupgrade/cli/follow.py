@@ -11,7 +11,7 @@ from kupgrade.cli.render import emit, result
 from kupgrade.core.chronicle import blackouts, outcome_word
 from kupgrade.core.explain import span
 from kupgrade.core.fold import fold
-from kupgrade.core.timeline import event, event_text, verdict
+from kupgrade.core.timeline import event, event_text, froze, verdict
 from kupgrade.errors import ExitCode, KupgradeError, NeedsHumanError
 from kupgrade.model.codec import encode
 from kupgrade.model.record import Record, RecordKind, State
@@ -97,7 +97,7 @@ def report(composed: Composition, records: tuple[Record, ...], as_json: bool, co
     if as_json:
         emit(result_of(composed, state, outcome_word(state), code))
         return code
-    click.echo("\n" + _ending(state, code))
+    click.echo("\n" + _ending(state, froze(records)))
     for workload, seconds in blackouts(records).items():
         click.echo(f"  {workload} stood still for {span(seconds)}")
     return code
@@ -117,12 +117,11 @@ def result_of(composed: Composition, state: State, outcome: str, code: ExitCode)
     )
 
 
-def _ending(state: State, code: ExitCode) -> str:
+def _ending(state: State, stood_still: bool) -> str:
     plan = state.plan
-    if code is ExitCode.NEEDS_HUMAN:
+    if state.outcome is None:
         return f"A person is needed: {state.hands_off}. See kupgrade status; all evidence is kept."
     if state.committed:
         return f"Committed: {plan.new_release} serves."
-    if code is ExitCode.ROLLED_BACK or not state.undo_reason:
-        return f"Rolled back: {plan.old_release} serves. Reason: {state.undo_reason or 'none given'}."
-    return f"Taken back before the workloads stood still: {plan.old_release} serves. Reason: {state.undo_reason}."
+    how = "Rolled back" if stood_still else "Taken back before the workloads stood still"
+    return f"{how}: {plan.old_release} serves. Reason: {state.undo_reason or 'none given'}."

@@ -98,6 +98,12 @@ def timeline(records: Sequence[Record]) -> tuple[Event, ...]:
     return tuple(event(record, plan, records[0].time) for record in records)
 
 
+def froze(records: Sequence[Record]) -> bool:
+    """Whether the freeze was ever begun: from then on workloads may have stood still."""
+    freeze = step_index(fold(records), FREEZE)
+    return any(record.kind is RecordKind.STARTED and record.step == freeze for record in records)
+
+
 def verdict(records: Sequence[Record]) -> ExitCode:
     """The exit code of an upgrade that is over or needs a person; INTERRUPTED while it goes on.
 
@@ -109,8 +115,7 @@ def verdict(records: Sequence[Record]) -> ExitCode:
         return ExitCode.DONE
     if state.outcome is None:
         return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.INTERRUPTED
-    freeze = step_index(state, FREEZE)
-    if any(record.kind is RecordKind.STARTED and record.step == freeze for record in records):
+    if froze(records):
         return ExitCode.ROLLED_BACK
     failed = next((record for record in records if record.kind is RecordKind.FAILED), None)
     if failed is None:
