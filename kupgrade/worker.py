@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kupgrade.host import command
 from kupgrade.journal import Journal, write_durably
+from kupgrade.kernel.locks import holder
 from kupgrade.model.record import Record, RecordKind, State
 
 UNIT = "kupgrade-apply.service"
@@ -22,6 +23,11 @@ def start(root: Path = Path("/")) -> bool:
     command.run(["systemctl", "reset-failed", UNIT], check=False)
     command.run(["systemctl", "start", "--no-block", UNIT])
     return True
+
+
+def at_work(journal: Path, root: Path = Path("/")) -> int | None:
+    """The PID that works on `journal`, in the service or elsewhere; None when nobody does or it cannot be told."""
+    return holder(journal, root)
 
 
 def request_rollback(root: Path, reason: str) -> None:

@@ -107,9 +107,9 @@ def _start_worker(root: Path) -> bool:
 
 
 def _holder(path: Path, root: Path) -> int | None:
-    from kupgrade.kernel.locks import holder
+    from kupgrade import worker
 
-    return holder(path, root)
+    return worker.at_work(path, root)
 
 
 @dataclass(frozen=True)
