@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from kupgrade.core.fold import fold
-from kupgrade.core.recovery import Action, Decision, decide, images_valid
+from kupgrade.core.chronicle import OPERATOR
+from kupgrade.core.fold import UNOBSERVED, apply, fold
+from kupgrade.core.recovery import MAX_ATTEMPTS, Action, Decision, decide, images_valid
 from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.plan import Plan
@@ -46,8 +47,9 @@ class Log(Protocol):
         ...
 
 
-# Data of a STARTED record whose before-image could not be taken: nothing was done, so nothing is to be undone.
-UNOBSERVED = "unobserved"
+
+# `by` of an UNDO_REQUESTED record.
+BY_TOOL = "kupgrade"
 
 
 def no_faults(_step: str, _moment: str) -> None:
@@ -69,119 +71,124 @@ class Loop:
 
 def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
     """Record the plan: from here on the journal answers every question."""
-    _append(loop, RecordKind.PLANNED, epoch, boot_id, data={"plan": encode(plan), "digest": plan.digest})
-    return fold(loop.log.records)
+    data = {"plan": encode(plan), "digest": plan.digest}
+    record = _record(loop, RecordKind.PLANNED, epoch, boot_id, None, data)
+    loop.log.append(record)
+    state = fold(loop.log.records)
+    loop.watch(record, state)
+    return state
 
 
 def advance(loop: Loop) -> State:
     """Go on until the upgrade is over, or a human is needed, or this kernel ends."""
+    state = fold(loop.log.records)
     while True:
-        state = fold(loop.log.records)
         now = loop.now(state)
         decision = decide(state, now)
+        by = BY_TOOL
         reason = "" if state.undoing or state.committed else loop.interrupted()
         if reason and decision.action in (Action.RUN, Action.VERIFY, Action.COMMIT):
-            decision = Decision(Action.REQUEST_UNDO, reason)
+            decision, by = Decision(Action.REQUEST_UNDO, reason), OPERATOR
         if decision.action in (Action.NOTHING, Action.ASK_HUMAN):
             return _stop(loop, state, now, decision)
-        _act(loop, state, now, decision)
+        state = _act(loop, state, now, decision, by)
 
 
 def _stop(loop: Loop, state: State, now: Now, decision: Decision) -> State:
     if decision.action is Action.ASK_HUMAN and not state.hands_off:
-        _append(loop, RecordKind.HANDS_OFF, state.epoch, now.boot_id, data={"reason": decision.why})
-        return fold(loop.log.records)
+        return _append(loop, state, now, RecordKind.HANDS_OFF, data={"reason": decision.why})
     return state
 
 
-def _act(loop: Loop, state: State, now: Now, decision: Decision) -> None:
-    def record(kind: RecordKind, epoch: int = state.epoch, **data: Any) -> None:
-        _append(loop, kind, epoch, now.boot_id, data=data)
+def _act(loop: Loop, state: State, now: Now, decision: Decision, by: str) -> State:
+    """Each action ends in at least one record; the state with it is returned."""
+
+    def record(kind: RecordKind, epoch: int = state.epoch, **data: Any) -> State:
+        return _append(loop, replace(state, epoch=epoch), now, kind, data=data)
 
     match decision.action:
         case Action.RUN if decision.step is not None:
-            _run(loop, state, now, decision.step)
+            return _run(loop, state, now, decision.step)
         case Action.VERIFY if decision.step is not None:
-            _verify_open(loop, state, now, decision.step)
+            return _verify_open(loop, state, now, decision.step)
         case Action.UNDO if decision.step is not None:
-            _undo(loop, state, now, decision.step)
+            return _undo(loop, state, now, decision.step)
         case Action.REQUEST_UNDO:
-            record(RecordKind.UNDO_REQUESTED, reason=decision.why, by="kupgrade")
+            return record(RecordKind.UNDO_REQUESTED, reason=decision.why, by=by)
         case Action.CLAIM:
-            record(RecordKind.CROSSED, state.epoch + 1, release=now.release)
+            return record(RecordKind.CROSSED, state.epoch + 1, release=now.release)
         case Action.FALL_BACK:
-            record(RecordKind.FELL_BACK, state.epoch + 1, release=now.release, reason=decision.why)
+            return record(RecordKind.FELL_BACK, state.epoch + 1, release=now.release, reason=decision.why)
         case Action.COLD:
-            record(RecordKind.COLD, state.epoch + 1, release=now.release, reason=decision.why)
+            return record(RecordKind.COLD, state.epoch + 1, release=now.release, reason=decision.why)
         case Action.COMMIT:
             loop.faults("commit", "intent")
-            record(RecordKind.COMMITTED)
+            state = record(RecordKind.COMMITTED)
             loop.faults("commit", "effect")
+            return state
         case Action.REENTER:
-            record(RecordKind.REENTERING, reason=decision.why)
+            state = record(RecordKind.REENTERING, reason=decision.why)
             loop.host.reenter(state.plan)
+            return state
         case Action.FINISH if decision.outcome is not None:
-            record(RecordKind.FINISHED, outcome=decision.outcome.value)
-        case _:
-            raise NeedsHumanError("No way to act on a decision", decision.action.value)
+            return record(RecordKind.FINISHED, outcome=decision.outcome.value)
+    raise NeedsHumanError("No way to act on a decision", decision.action.value)
 
 
-def _run(loop: Loop, state: State, now: Now, index: int) -> None:
+def _run(loop: Loop, state: State, now: Now, index: int) -> State:
     spec = state.plan.steps[index]
     step = load(spec)
     stored = state.steps[index]
     try:
-        if stored.before is not None and stored.boot_id == now.boot_id:
-            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+        if stored.before is not None and stored.boot_id == now.boot_id and UNOBSERVED not in stored.before:
+            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
         else:
             before = step.observe(loop.host)
     except KupgradeError as error:
         # Nothing was touched yet, but the step must be seen as begun, or it would be tried for ever.
-        _append(loop, RecordKind.STARTED, state.epoch, now.boot_id, index, {UNOBSERVED: True})
-        _failed(loop, state, now, index, error)
-        return
-    _append(loop, RecordKind.STARTED, state.epoch, now.boot_id, index, encode(before))
+        state = _append(loop, state, now, RecordKind.STARTED, index, {UNOBSERVED: True})
+        return _failed(loop, state, now, index, error)
+    state = _append(loop, state, now, RecordKind.STARTED, index, encode(before))
     loop.faults(spec.kind, "intent")
-    _do(loop, state, now, index, step, before)
+    return _do(loop, state, now, index, step, before)
 
 
-def _do(loop: Loop, state: State, now: Now, index: int, step: Step, before: Any) -> None:
+def _do(loop: Loop, state: State, now: Now, index: int, step: Step, before: Any) -> State:
     begun = loop.clock.uptime()
     try:
         figures = dict(step.do(loop.host, before) or {})
         loop.faults(step.kind, "effect")
         verdict = step.verify(loop.host, before)
     except KupgradeError as error:
-        _failed(loop, state, now, index, error)
-        return
+        return _failed(loop, state, now, index, error)
     if verdict is not Verdict.DONE:
-        why = f"asked afterwards, the machine says {verdict.value}"
-        _failed(loop, state, now, index, KupgradeError(f"{step.kind} did not take effect", why))
-        return
+        error = KupgradeError(f"{step.kind} did not take effect", f"asked afterwards, the machine says {verdict.value}")
+        return _failed(loop, state, now, index, error)
     figures["seconds"] = round(loop.clock.uptime() - begun, 4)
-    _append(loop, RecordKind.DONE, state.epoch, now.boot_id, index, figures)
+    return _append(loop, state, now, RecordKind.DONE, index, figures)
 
 
-def _verify_open(loop: Loop, state: State, now: Now, index: int) -> None:
+def _verify_open(loop: Loop, state: State, now: Now, index: int) -> State:
     spec = state.plan.steps[index]
     step = load(spec)
+    stored = dict(state.steps[index].before or {})
+    if UNOBSERVED in stored and not state.undoing:
+        return _run(loop, state, now, index)
     try:
-        before: Any = decode(step.before, dict(state.steps[index].before or {}), f"journal.{spec.kind}")
+        before = decode(step.before, stored, f"journal.{spec.kind}")
         verdict = step.verify(loop.host, before)
     except KupgradeError as error:
-        _failed(loop, state, now, index, error)
-        return
-    match verdict:
-        case Verdict.DONE:
-            _append(loop, RecordKind.DONE, state.epoch, now.boot_id, index, {"found": "done"})
-        case Verdict.NOT_DONE if state.steps[index].attempts < 2 or state.committed:
-            _run(loop, state, now, index)
-        case _:
-            why = f"asked afterwards, the machine says {verdict.value}"
-            _failed(loop, state, now, index, KupgradeError(f"{spec.kind} was interrupted", why))
+        return _failed(loop, state, now, index, error)
+    if verdict is Verdict.DONE:
+        return _append(loop, state, now, RecordKind.DONE, index, {"found": "done"})
+    again = not state.undoing and (state.steps[index].attempts < MAX_ATTEMPTS or state.committed)
+    if verdict is Verdict.NOT_DONE and again:
+        return _run(loop, state, now, index)
+    error = KupgradeError(f"{spec.kind} was interrupted", f"asked afterwards, the machine says {verdict.value}")
+    return _failed(loop, state, now, index, error)
 
 
-def _undo(loop: Loop, state: State, now: Now, index: int) -> None:
+def _undo(loop: Loop, state: State, now: Now, index: int) -> State:
     spec = state.plan.steps[index]
     step = load(spec)
     stored = state.steps[index]
@@ -190,37 +197,42 @@ def _undo(loop: Loop, state: State, now: Now, index: int) -> None:
         in_new_kernel=state.crossed and not state.fell_back,
         images_valid=images_valid(state),
     )
-    _append(loop, RecordKind.UNDO_STARTED, state.epoch, now.boot_id, index)
+    state = _append(loop, state, now, RecordKind.UNDO_STARTED, index)
     loop.faults(spec.kind, "undo-intent")
     begun = loop.clock.uptime()
     try:
         if stored.before is not None and UNOBSERVED not in stored.before:
-            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
             step.undo(loop.host, before, context)
         loop.faults(spec.kind, "undo-effect")
     except KupgradeError as error:
-        _failed(loop, state, now, index, error)
-        return
+        return _failed(loop, state, now, index, error)
     seconds = round(loop.clock.uptime() - begun, 4)
-    _append(loop, RecordKind.UNDONE, state.epoch, now.boot_id, index, {"seconds": seconds})
+    return _append(loop, state, now, RecordKind.UNDONE, index, {"seconds": seconds})
 
 
-def _failed(loop: Loop, state: State, now: Now, index: int, error: KupgradeError) -> None:
+def _failed(loop: Loop, state: State, now: Now, index: int, error: KupgradeError) -> State:
     data: dict[str, Any] = {"error": str(error), **error.to_json()}
     if error.__cause__ is not None:
         data["cause"] = "".join(traceback.format_exception_only(error.__cause__)).strip()
-    _append(loop, RecordKind.FAILED, state.epoch, now.boot_id, index, data)
+    return _append(loop, state, now, RecordKind.FAILED, index, data)
 
 
 def _append(
-    loop: Loop,
-    kind: RecordKind,
-    epoch: int,
-    boot_id: str,
-    step: int | None = None,
-    data: Mapping[str, Any] | None = None,
-) -> None:
-    record = Record(
+    loop: Loop, state: State, now: Now, kind: RecordKind, step: int | None = None, data: Mapping[str, Any] | None = None
+) -> State:
+    """Record in the state's epoch, then fold: the state is `apply` over the records, whoever did it last."""
+    record = _record(loop, kind, state.epoch, now.boot_id, step, data)
+    loop.log.append(record)
+    state = apply(state, record)
+    loop.watch(record, state)
+    return state
+
+
+def _record(
+    loop: Loop, kind: RecordKind, epoch: int, boot_id: str, step: int | None, data: Mapping[str, Any] | None
+) -> Record:
+    return Record(
         seq=loop.log.next_seq,
         kind=kind,
         boot_id=boot_id,
@@ -230,8 +242,6 @@ def _append(
         step=step,
         data=data or {},
     )
-    loop.log.append(record)
-    loop.watch(record, fold(loop.log.records))
 
 
 def over(state: State) -> Outcome | None:

@@ -75,8 +75,17 @@ def probe(root: Path, policy: Policy) -> Facts:
         needed_services=unknown.ask("dependencies", lambda: tuple(sorted(systemd.needed_by(kept))), ()) if kept else (),
         boot_seconds=unknown.ask("boot time", systemd.boot_seconds, 0.0),
         checksum_rate=_checksum_rate(),
+        early_agent=unknown.ask("mounts", lambda: _early_agent(policy, workloads, root), False),
         unknown=dict(unknown),
     )
+
+
+def _early_agent(policy: Policy, workloads: tuple[WorkloadFacts, ...], root: Path) -> bool:
+    """Whether the agent can run before any other unit of the boot: state, images and workloads on the root's mount."""
+    everything = blockfs.mounts(root)
+    paths = ["/var/lib/kupgrade", policy.engine.kexec.disk_path, "/usr/lib/python3", "/usr/sbin"]
+    on_root = all((m := blockfs.holding(everything, p)) is not None and m.mountpoint == "/" for p in paths)
+    return on_root and not any(w.elsewhere or w.confined for w in workloads)
 
 
 def _boot_default(root: Path) -> str:

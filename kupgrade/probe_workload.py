@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import cgroup, proc, process, sock_diag, sockets
+from kupgrade.kernel import blockfs, cgroup, proc, process, sock_diag, sockets
+from kupgrade.kernel.process import FdKind
 from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Workload
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
+
+# File systems that PID 1 mounts itself, before any unit.
+_ALWAYS_THERE = ("proc", "sysfs", "devtmpfs", "devpts", "cgroup2", "tmpfs", "mqueue", "securityfs")
 
 
 def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
@@ -31,6 +36,8 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
     inodes = {fd.inode for fds in held.values() for fd in fds if fd.kind is process.FdKind.SOCKET}
     peers = _unix_peers()
     inet = [s for i in inodes if isinstance(s := table.get(i), sockets.InetSocket)]
+    mounts = blockfs.mounts(root)
+    volatile = {m.device for m in mounts if m.fstype in ("tmpfs", "ramfs", "hugetlbfs")}
     facts = tuple(
         ProcessFacts(
             pid=p.pid,
@@ -39,7 +46,7 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
             below_root=p.pid in tree,
             session_leader=p.session == p.pid,
             traced_by=p.tracer,
-            descriptors=tuple(_descriptor(fd, inodes, peers) for fd in held[p.pid]),
+            descriptors=tuple(_descriptor(fd, inodes, peers, volatile) for fd in held[p.pid]),
             device_mappings=_device_mappings(p.pid, root),
             hugetlb=any(m.is_hugetlb for m in process.mappings(p.pid, root)),
             namespaces=process.foreign_namespaces(p.pid, root),
@@ -70,6 +77,8 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
         shared_bytes=sum(m.shmem for m in sizes),
         connections=len(established),
         local_peers=_local_peers(established, inet),
+        elsewhere=_elsewhere(workload.pids, held, mounts, root),
+        confined=_confined(workload.pids, root),
         own_clock="time" in process.foreign_namespaces(root_pid, root),
     )
 
@@ -106,7 +115,9 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
         return sock_diag.unix_peers(diag)
 
 
-def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer]) -> Descriptor:
+def _descriptor(
+    fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], volatile: set[str]
+) -> Descriptor:
     peer = ""
     if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
         other = peers[fd.inode].peer
@@ -117,7 +128,34 @@ def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPe
         else:
             path = peers[other].path if other in peers else ""
             peer = "journal" if path in JOURNAL_SOCKETS else "outside"
-    return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer)
+    named = fd.kind in (process.FdKind.FILE, process.FdKind.DIRECTORY, process.FdKind.FIFO)
+    lost = named and f"{os.major(fd.device)}:{os.minor(fd.device)}" in volatile
+    return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer, lost)
+
+
+def _elsewhere(
+    pids: Iterable[int], held: Mapping[int, tuple[process.Fd, ...]], mounts: tuple[blockfs.Mount, ...], root: Path
+) -> tuple[str, ...]:
+    """Mount points, other than the root's, on block devices or the network, of files in use."""
+    paths = {fd.name for fds in held.values() for fd in fds if fd.kind in (FdKind.FILE, FdKind.DIRECTORY)}
+    for pid in pids:
+        paths |= {m.path for m in process.mappings(pid, root) if m.path.startswith("/") and not m.deleted}
+        paths.add(str((root / "proc" / str(pid) / "cwd").readlink()))
+    found = {m.mountpoint for path in paths if (m := blockfs.holding(mounts, path)) is not None}
+    kernel_made = {m.mountpoint for m in mounts if m.fstype in _ALWAYS_THERE}
+    return tuple(sorted(found - kernel_made - {"/"}))
+
+
+def _confined(pids: Iterable[int], root: Path) -> bool:
+    """Whether a security module holds one of them in a profile."""
+    for pid in pids:
+        try:
+            label = (root / "proc" / str(pid) / "attr" / "current").read_text().strip("\0\n ")
+        except OSError:
+            continue  # no security module
+        if label and not label.startswith(("unconfined", "kernel")):
+            return True
+    return False
 
 
 def _device_mappings(pid: int, root: Path) -> tuple[str, ...]:

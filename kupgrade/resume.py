@@ -17,6 +17,7 @@ from kupgrade.machine import host
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
+_CRIU_PATIENCE = 60.0  # seconds: a criu of a killed predecessor finishes first
 _LOCK_PATIENCE = 10.0  # seconds: a predecessor that was just killed may still hold the journal for a moment
 
 
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     worker = "--worker" in argv
     states = StateDirectory(Path("/"))
     try:
+        host.await_predecessors(_CRIU_PATIENCE)
         journal = _open(states)
         if journal is None:
             return ExitCode.DONE

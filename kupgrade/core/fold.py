@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kupgrade.errors import NeedsHumanError
 from kupgrade.model.codec import decode
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Outcome, Record, RecordKind, State, StepState, StepStatus
+
+# Data of a STARTED record whose before-image could not be taken: nothing was done, so nothing is to be undone.
+UNOBSERVED = "unobserved"
 
 
 def fold(records: Sequence[Record]) -> State:
@@ -87,8 +91,7 @@ def _apply_step(state: State, record: Record) -> State:
                 old,
                 status=StepStatus.STARTED,
                 boot_id=record.boot_id,
-                # The first before-image is the one before any effect; a second attempt must not overwrite it.
-                before=old.before if old.before is not None and old.boot_id == record.boot_id else record.data,
+                before=_first_before(old, record),
                 attempts=old.attempts + 1,
             )
         case RecordKind.DONE:
@@ -102,9 +105,21 @@ def _apply_step(state: State, record: Record) -> State:
                 error=str(record.data.get("error", "")),
             )
         case RecordKind.UNDO_STARTED:
-            new = replace(old, status=StepStatus.UNDO_STARTED, undo_boot_id=record.boot_id)
+            new = replace(old, status=StepStatus.UNDO_STARTED, undo_boot_id=_undo_boot(old, record))
         case RecordKind.UNDONE:
-            new = replace(old, status=StepStatus.UNDONE, undo_boot_id=record.boot_id)
+            new = replace(old, status=StepStatus.UNDONE, undo_boot_id=_undo_boot(old, record))
         case _:
             raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
     return replace(state, steps=(*state.steps[:index], new, *state.steps[index + 1 :]))
+
+
+def _first_before(old: StepState, record: Record) -> Mapping[str, Any]:
+    """The first before-image is the one before any effect; a second attempt must not overwrite it."""
+    if old.before is None or old.boot_id != record.boot_id or UNOBSERVED in old.before:
+        return record.data
+    return old.before
+
+
+def _undo_boot(old: StepState, record: Record) -> str:
+    """The boot of the undo. One begun in the boot of the effect stays so: what it withdrew never counts again."""
+    return old.undo_boot_id if old.undo_boot_id and old.undo_boot_id == old.boot_id else record.boot_id

@@ -53,6 +53,8 @@ def _of_process(process: ProcessFacts) -> list[Obstacle]:
 
 def _of_descriptor(fd: Descriptor) -> str:
     where = f"descriptor {fd.number}"
+    if fd.volatile:
+        return f"has {fd.name} open ({where}), which lies in memory (tmpfs) and ends with the kernel"
     match fd.kind:
         case "anon_inode":
             return "" if _anon_kept(fd.name) else _anon_reason(fd.name, where)

@@ -36,6 +36,8 @@ EPOCH = 1
 RDINIT = "/kupgrade-init"
 # Words of the running command line that belong to one boot, not to the host.
 _PER_BOOT = ("BOOT_IMAGE", "initrd", "rdinit", "kexec", "kupgrade.ticket", "kupgrade.return", "panic")
+# Brings up the agent and nothing else; the agent starts the default target when it is done.
+CROSSING_TARGET = "kupgrade-crossing.target"
 
 
 class KexecEngine:
@@ -145,13 +147,14 @@ def crossing_cmdline(order: Order) -> str:
     for word in CommandLine.parse(order.policy.engine.kexec.cmdline_append).words:
         line = CommandLine((*line.words, word)) if "--" not in line.words else line
     line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
-    ticket = Ticket(order.upgrade, EPOCH)
-    return str(line.with_("kupgrade.ticket", str(ticket)))
+    line = line.with_("kupgrade.ticket", str(Ticket(order.upgrade, EPOCH)))
+    return str(line.with_("systemd.unit", CROSSING_TARGET) if order.facts.early_agent else line)
 
 
 def back_cmdline(order: Order) -> str:
     """The command line of the way back: the old kernel's own and our early init."""
-    return str(host_cmdline(order.facts.cmdline).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade)))
+    line = host_cmdline(order.facts.cmdline).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade))
+    return str(line.with_("systemd.unit", CROSSING_TARGET) if order.facts.early_agent else line)
 
 
 def scopes() -> tuple[Scope, ...]:

@@ -37,7 +37,8 @@ MACHINES = {
 }
 
 _BANNER = re.compile(rb"Linux version (\S+) \([^\n\0]{1,400}")
-_ABI = re.compile(rb"\0((?:kho|luo|memfd)-v[0-9]{1,3})\0")
+_ABI = re.compile(rb"\0([a-z]+-v[0-9]{1,3})\0")
+_ABI_NAMES = (b"\0kho-v", b"\0luo-v", b"\0memfd-v")
 _NOT_SET = re.compile(r"# (CONFIG_\w+) is not set")
 
 
@@ -185,6 +186,18 @@ def _embedded_config(vmlinux: bytes) -> Mapping[str, str] | None:
         return None  # the mark stood there by chance: the payload itself was found whole
 
 
+def _handover_abi(vmlinux: bytes) -> tuple[str, ...]:
+    """The strings by which two kernels tell whether they understand each other's KHO and LUO data."""
+    found = set()
+    for name in _ABI_NAMES:
+        at = vmlinux.find(name)  # much faster than one expression over the whole payload
+        while at >= 0:
+            if match := _ABI.match(vmlinux, at):
+                found.add(match[1].decode())
+            at = vmlinux.find(name, at + 1)
+    return tuple(sorted(found))
+
+
 def read(path: Path) -> KernelImage:
     """Read an x86 bzImage and check that it is whole.
 
@@ -210,7 +223,7 @@ def read(path: Path) -> KernelImage:
             raise _bad(path, f"its header says {release}, its payload says {inside}")
         banner = found[0].decode(errors="replace")
         config = _embedded_config(vmlinux)
-        abi = tuple(sorted({match.decode() for match in _ABI.findall(vmlinux)}))
+        abi = _handover_abi(vmlinux)
     return KernelImage(
         path=str(path),
         release=release,

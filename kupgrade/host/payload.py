@@ -77,10 +77,10 @@ def unpack(data: bytes, at: int, what: str) -> Unpacked:
             raise _corrupt(what, f"no compressed data at offset {at}")
         case Compression.ZSTD:
             stream = data[at : _zstd_end(data, at, what)]
-            return _by_tool(("zstd", "-dqf", "-", "-o"), compression, stream, at, what)
+            return _by_tool(("zstd", "-dqf", "-o"), compression, stream, at, what)
         case Compression.LZ4:
             stream = data[at : _lz4_end(data, at, what)]
-            return _by_tool(("lz4", "-dqf", "-"), compression, stream, at, what)
+            return _by_tool(("lz4", "-dqf"), compression, stream, at, what)
         case Compression.LZO:
             return Unpacked(compression, b"", len(data), "lzo is not supported")
     return _by_library(compression, data, at, what)
@@ -109,14 +109,16 @@ def _by_library(compression: Compression, data: bytes, at: int, what: str) -> Un
 
 
 def _by_tool(argv: tuple[str, ...], compression: Compression, stream: bytes, at: int, what: str) -> Unpacked:
-    """Unpack with a tool that reads standard input and writes the file named last."""
+    """Unpack with a tool, from file to file: a pipe would pass 4 KiB at a time."""
     end = at + len(stream)
     if command.find(argv[0]) is None:
         return Unpacked(compression, b"", end, f"{argv[0]} is not installed")
     with tempfile.TemporaryDirectory(prefix="kupgrade-") as folder:
-        target = Path(folder) / "unpacked"
+        source, target = Path(folder) / "packed", Path(folder) / "unpacked"
+        source.write_bytes(stream)
+        words = [*argv, str(target), str(source)] if argv[-1] == "-o" else [*argv, str(source), str(target)]
         try:
-            command.run([*argv, str(target)], stdin=stream, timeout=TOOL_TIMEOUT)
+            command.run(words, timeout=TOOL_TIMEOUT)
         except ToolError as error:
             raise _corrupt(what, f"{argv[0]}: {error.why}") from error
         return Unpacked(compression, target.read_bytes(), end)

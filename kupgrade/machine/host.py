@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
-from kupgrade.kernel import proc
+from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
 from kupgrade.machine import faults
 from kupgrade.machine.checkpoints import RealCheckpoints
@@ -130,6 +131,21 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def await_predecessors(patience: float) -> None:
+    """Wait (seconds) until nothing but us is left in our unit's cgroup: a criu whose worker was killed.
+
+    Raises NeedsHumanError when one does not end: its work must not be done twice at once.
+    """
+    own = proc.process(os.getpid()).cgroup
+    if not own.endswith(".service"):
+        return
+    deadline = time.monotonic() + patience
+    while others := [pid for pid in cgroup.members(own) if pid != os.getpid()]:
+        if time.monotonic() > deadline:
+            raise NeedsHumanError("A child of an earlier worker does not end", f"processes {others}", "Look at them")
+        time.sleep(0.05)
 
 
 def _rollback_requested(places: Places) -> str:

@@ -62,6 +62,8 @@ def bring_up(places: Places, timeout: float) -> None:
         saved = json.loads(places.addresses.read_text())
     except FileNotFoundError:
         return
+    if places.lock_ruleset.exists() and nft.locked() is not True:
+        command.run(["nft", "-f", str(places.lock_ruleset)])  # before any address: a packet without a lock is a reset
     wanted = _wanted(saved)
     deadline = time.monotonic() + timeout
     while missing := wanted - _present():

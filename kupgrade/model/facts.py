@@ -23,6 +23,7 @@ class Descriptor:
     name: str
     protocol: str = ""
     peer: str = ""
+    volatile: bool = False  # a named file on a file system that ends with the kernel (tmpfs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class WorkloadFacts:
     shared_bytes: int = 0
     connections: int = 0
     local_peers: tuple[str, ...] = ()  # connections to processes of this host outside the workload
+    elsewhere: tuple[str, ...] = ()  # mount points, other than the root's, of files that its processes use
+    confined: bool = False  # a security profile that must be loaded before it is restored
     own_clock: bool = False  # has a time namespace, so CLOCK_MONOTONIC can go on
 
 
@@ -100,6 +103,7 @@ class Facts:
     needed_services: tuple[str, ...]
     boot_seconds: float = 0.0  # from the kernel's start to user space of the root file system, in this boot
     checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
+    early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -55,7 +55,7 @@ class Cache:
         half.mkdir(mode=0o755, parents=True)
         try:
             build(half)
-            os.rename(half, place)
+            half.rename(place)
         finally:
             shutil.rmtree(half, ignore_errors=True)
 
@@ -80,6 +80,6 @@ class Cache:
             with self._locked(kind, path.name):
                 doomed = path.with_name(f".half-{path.name}")
                 shutil.rmtree(doomed, ignore_errors=True)
-                os.rename(path, doomed)  # never a half-removed entry under its own name
+                path.rename(doomed)  # never a half-removed entry under its own name
                 shutil.rmtree(doomed, ignore_errors=True)
         return [path.name for path in old]

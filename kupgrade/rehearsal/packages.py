@@ -51,7 +51,7 @@ def _order(character: str) -> int:
 
 def _part_key(text: str) -> list[tuple[tuple[int, ...], int]]:
     pairs = re.findall(r"(\D*)(\d*)", text)
-    return [(tuple(_order(c) for c in letters) + (0,), int(digits or 0)) for letters, digits in pairs]
+    return [((*map(_order, letters), 0), int(digits or 0)) for letters, digits in pairs]
 
 
 @total_ordering

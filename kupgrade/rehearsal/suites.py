@@ -1,4 +1,4 @@
-"""Debian's suites through a private apt: nothing of the host's own package state is read, except where its mirror is."""
+"""Debian's suites through a private apt: of this machine's package state only the mirror's address is used."""
 
 from __future__ import annotations
 

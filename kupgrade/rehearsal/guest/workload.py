@@ -141,4 +141,5 @@ def main():
     Server(parser.parse_args()).serve()
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
