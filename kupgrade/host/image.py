@@ -214,7 +214,8 @@ def read(path: Path) -> KernelImage:
     compression, vmlinux, unread = _payload(path, data, header)
     release = KernelRelease(header.version.partition(" ")[0])
     architecture = "x86_64" if header.xloadflags & XLF_KERNEL_64 else "i386"
-    banner, build_id, config, abi = "", "", None, ()
+    banner, build_id, config = "", "", None
+    abi: tuple[str, ...] = ()
     if not unread:
         architecture, build_id = _elf(path, vmlinux)
         found = _BANNER.search(vmlinux)

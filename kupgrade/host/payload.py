@@ -31,6 +31,10 @@ MAGICS = (
 )
 
 LIMIT = 2 << 30  # bytes unpacked; no kernel or initrd is larger, a damaged or hostile one may claim to be
+TOOLS = {
+    Compression.ZSTD: ("zstd", "-dqf", "{packed}", "-o", "{unpacked}"),
+    Compression.LZ4: ("lz4", "-dqf", "{packed}", "{unpacked}"),
+}
 TOOL_TIMEOUT = 120.0  # seconds
 
 _LZ4_BLOCK = 8 << 20  # bytes unpacked in one legacy block
@@ -76,11 +80,9 @@ def unpack(data: bytes, at: int, what: str) -> Unpacked:
         case None:
             raise _corrupt(what, f"no compressed data at offset {at}")
         case Compression.ZSTD:
-            stream = data[at : _zstd_end(data, at, what)]
-            return _by_tool(("zstd", "-dqf", "-o"), compression, stream, at, what)
+            return _by_tool(compression, data, slice(at, _zstd_end(data, at, what)), what)
         case Compression.LZ4:
-            stream = data[at : _lz4_end(data, at, what)]
-            return _by_tool(("lz4", "-dqf"), compression, stream, at, what)
+            return _by_tool(compression, data, slice(at, _lz4_end(data, at, what)), what)
         case Compression.LZO:
             return Unpacked(compression, b"", len(data), "lzo is not supported")
     return _by_library(compression, data, at, what)
@@ -108,20 +110,19 @@ def _by_library(compression: Compression, data: bytes, at: int, what: str) -> Un
     return Unpacked(compression, content, len(data) - len(done.unused_data))
 
 
-def _by_tool(argv: tuple[str, ...], compression: Compression, stream: bytes, at: int, what: str) -> Unpacked:
+def _by_tool(compression: Compression, data: bytes, stream: slice, what: str) -> Unpacked:
     """Unpack with a tool, from file to file: a pipe would pass 4 KiB at a time."""
-    end = at + len(stream)
-    if command.find(argv[0]) is None:
-        return Unpacked(compression, b"", end, f"{argv[0]} is not installed")
+    tool, *words = TOOLS[compression]
+    if command.find(tool) is None:
+        return Unpacked(compression, b"", stream.stop, f"{tool} is not installed")
     with tempfile.TemporaryDirectory(prefix="kupgrade-") as folder:
-        source, target = Path(folder) / "packed", Path(folder) / "unpacked"
-        source.write_bytes(stream)
-        words = [*argv, str(target), str(source)] if argv[-1] == "-o" else [*argv, str(source), str(target)]
+        packed, unpacked = Path(folder) / "packed", Path(folder) / "unpacked"
+        packed.write_bytes(data[stream])
         try:
-            command.run(words, timeout=TOOL_TIMEOUT)
+            command.run([tool, *(word.format(packed=packed, unpacked=unpacked) for word in words)], timeout=TOOL_TIMEOUT)
         except ToolError as error:
-            raise _corrupt(what, f"{argv[0]}: {error.why}") from error
-        return Unpacked(compression, target.read_bytes(), end)
+            raise _corrupt(what, f"{tool}: {error.why}") from error
+        return Unpacked(compression, unpacked.read_bytes(), stream.stop)
 
 
 def _zstd_end(data: bytes, at: int, what: str) -> int:
