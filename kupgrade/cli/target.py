@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kupgrade.core.explain import changed_facts
-from kupgrade.errors import RefusedError
+from kupgrade.core.explain import budget_text, changed_facts
+from kupgrade.errors import OverBudgetError, RefusedError
 
 if TYPE_CHECKING:
     from kupgrade.cli.composition import Composition
     from kupgrade.model.facts import Facts
     from kupgrade.model.plan import Plan
+    from kupgrade.model.policy import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
 AUTO = "auto"
@@ -79,6 +80,20 @@ def check_stored(composed: Composition, plan: Plan, retry_failed: bool) -> None:
         raise RefusedError(
             f"{plan.new_release} is not allowed", "[kernels] of the policy excludes it", "See kupgrade policy check"
         )
+    _check_limits(plan, policy)
+
+
+def _check_limits(plan: Plan, policy: Policy) -> None:
+    """The limits of now, not those of the day when the plan was made."""
+    limits = {workload.name: policy.limit(workload) for workload in policy.workloads}
+    for budget in plan.budgets:
+        limit = limits.get(budget.workload)
+        if limit is not None and budget.predicted > limit:
+            raise OverBudgetError(
+                "The predicted blackout is over its limit",
+                budget_text(replace(budget, limit=limit)),
+                "Raise max_blackout in the policy, or choose a faster store",
+            )
 
 
 def _check_fresh(plan: Plan, facts: Facts) -> None:

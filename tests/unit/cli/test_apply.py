@@ -301,6 +301,16 @@ def test_a_plan_that_the_policy_now_blocks_is_refused(host: Any, stored: Path) -
     assert result.exit_code == 3 and "not allowed" in result.stderr
 
 
+def test_a_limit_lowered_since_the_plan_counts(host: Any, stored: Path) -> None:
+    """The policy of now decides, not that of the day when the plan was made."""
+    directory = host.root / "etc/kupgrade/policy.d"
+    directory.mkdir(parents=True, mode=0o755)
+    (directory / "10-a.toml").write_text("[[workload]]\nname='demo'\nunit='demo.service'\nmax_blackout='1s'\n")
+    (directory / "10-a.toml").chmod(0o644)
+    result = host.call("apply", str(stored))
+    assert result.exit_code == 6 and "OVER the limit of 1 s" in result.stderr
+
+
 def test_a_hostile_state_directory_is_refused(host: Any) -> None:
     """A state directory that others could use is not believed by any verb."""
     host.open()
