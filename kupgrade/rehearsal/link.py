@@ -28,6 +28,7 @@ class Hello:
     boot_id: str
     release: str
     uptime: float
+    agent: str
     at: float
 
 
@@ -44,6 +45,7 @@ class Link:
         self._answers: dict[str, dict[str, Any]] = {}
         self._streams: dict[str, Callable[[str], None]] = {}
         self._closed = False
+        self._agent = ""
         self.boots: list[Hello] = []
         self.on_hello: Callable[[Hello], None] | None = None
         threading.Thread(target=self._read, daemon=True).start()
@@ -60,8 +62,9 @@ class Link:
     def _take(self, message: dict[str, Any]) -> None:
         if "hello" in message:
             fact = message["hello"]
-            hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], time.monotonic())
+            hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], fact["agent"], time.monotonic())
             with self._changed:
+                self._agent = hello.agent
                 new = not self.boots or self.boots[-1].boot_id != hello.boot_id
                 if new:
                     self.boots.append(hello)
@@ -97,16 +100,16 @@ class Link:
     def request(
         self, message: Mapping[str, Any], timeout: float, stream: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Send one request and wait for its answer; GuestGoneError when a new boot began meanwhile."""
+        """Send one request and wait for its answer; GuestGoneError when its agent has been replaced meanwhile."""
+        if not self.boots:
+            self.wait_boot(timeout)
         identity = uuid.uuid4().hex
-        boots = len(self.boots)
+        agent = self._agent
         if stream is not None:
             self._streams[identity] = stream
         self._send({"id": identity, **message})
         with self._changed:
-            self._changed.wait_for(
-                lambda: identity in self._answers or self._closed or len(self.boots) > max(boots, 1), timeout
-            )
+            self._changed.wait_for(lambda: identity in self._answers or self._closed or self._agent != agent, timeout)
             answer = self._answers.pop(identity, None)
         self._streams.pop(identity, None)
         if answer is None:

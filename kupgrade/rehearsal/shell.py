@@ -34,14 +34,18 @@ def say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
+def print_line(text: str) -> None:
+    """One line of the guest's output, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def up(options: argparse.Namespace) -> int:
     """Build, boot, wait for the agent; a background process keeps the machine."""
     state: Path = options.state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (state / "keeper.json").exists():
-        raise KupgradeError(
-            "a virtual host runs there already", str(state), "End it with `down` or name another --state"
-        )
+        raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
     host = virtual_host.build(options.old, options.new, say)
     for name in ("serial.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
@@ -102,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
     words = words if len(words) > 1 else ["/bin/bash", "-c", *words]
     with closing(Link(options.state / "agent")) as link:
         link.wait_boot(options.timeout)
-        done = link.run(words, timeout=options.timeout, stream=lambda line: sys.stdout.write(line + "\n"))
+        done = link.run(words, timeout=options.timeout, stream=print_line)
     sys.stderr.write(done.stderr)
     return done.status if done.status >= 0 else 128 - done.status
 
@@ -117,9 +121,9 @@ def push(options: argparse.Namespace) -> int:
         link.wait_boot(60.0)
         link.write("/run/lab-push.tar.gz", data.getvalue())
         script = (
-            "rm -rf /usr/lib/python3/dist-packages/kupgrade && tar -xzf /run/lab-push.tar.gz -C / --keep-directory-symlink --warning=no-timestamp"
-            " && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3/dist-packages/kupgrade;"
-            " systemctl daemon-reload"
+            "cd /usr/lib/python3/dist-packages && rm -rf kupgrade"
+            " && tar -xzf /run/lab-push.tar.gz -C / --keep-directory-symlink --warning=no-timestamp"
+            " && python3 -m compileall -q --invalidation-mode unchecked-hash kupgrade; systemctl daemon-reload"
         )
         done = link.run(["/bin/sh", "-c", script], timeout=120.0)
     sys.stderr.write(done.stderr)
@@ -198,9 +202,7 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--memory", type=int, default=2048, help="MiB")
             verb.add_argument("--cpus", type=int, default=2)
         if function in (run, once):
-            verb.add_argument(
-                "command", nargs=argparse.REMAINDER, help="one word: given to bash; several: executed as they are"
-            )
+            verb.add_argument("command", nargs=argparse.REMAINDER, help="one word: for bash; several: as they are")
         if function is copy:
             verb.add_argument("source", type=Path)
             verb.add_argument("target")

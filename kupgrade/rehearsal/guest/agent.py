@@ -6,8 +6,9 @@ Requests:
     {"id", "write": path, "data": base64, "mode": number, "append": bool}
     {"hello": true}
 Answers:
-    {"id", "status", "stdout", "stderr"} | {"id", "line": text} (stream) | {"id", "data": base64} | {"id", "error": text}
-    {"hello": {"boot_id", "release", "uptime"}}, also without being asked when it starts
+    {"id", "status", "stdout", "stderr"} | {"id", "line": text} (stream)
+    {"id", "data": base64} | {"id", "error": text}
+    {"hello": {"boot_id", "release", "uptime", "agent"}}, also without being asked when it starts
 """
 
 from __future__ import annotations
@@ -16,31 +17,33 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
+import uuid
+from typing import Any
 
 PORT = "/dev/virtio-ports/org.kupgrade.lab"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
+INSTANCE = uuid.uuid4().hex
 lock = threading.Lock()
 
 
-def hello() -> dict:
+def hello() -> dict[str, Any]:
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot_id = file.read().strip()
     with open("/proc/uptime") as file:
         uptime = float(file.read().split()[0])
-    return {"hello": {"boot_id": boot_id, "release": os.uname().release, "uptime": uptime}}
+    return {"hello": {"boot_id": boot_id, "release": os.uname().release, "uptime": uptime, "agent": INSTANCE}}
 
 
-def say(port: int, message: dict) -> None:
+def say(port: int, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode() + b"\n"
     with lock:
         while data:
             data = data[os.write(port, data) :]
 
 
-def execute(port: int, request: dict) -> None:
+def execute(port: int, request: dict[str, Any]) -> None:
     number = request["id"]
     pipe = subprocess.PIPE
     child = subprocess.Popen(
@@ -66,9 +69,11 @@ def execute(port: int, request: dict) -> None:
     say(port, {"id": number, "status": child.returncode, **texts})
 
 
-def follow(port: int, number: str, child: subprocess.Popen) -> bytes:
-    errors = []
-    drain = threading.Thread(target=lambda: errors.append(child.stderr.read()), daemon=True)
+def follow(port: int, number: str, child: subprocess.Popen[bytes]) -> bytes:
+    errors: list[bytes] = []
+    assert child.stdin and child.stdout and child.stderr
+    stderr = child.stderr
+    drain = threading.Thread(target=lambda: errors.append(stderr.read()), daemon=True)
     drain.start()
     child.stdin.close()
     for line in child.stdout:
@@ -78,14 +83,14 @@ def follow(port: int, number: str, child: subprocess.Popen) -> bytes:
     return errors[0]
 
 
-def write(request: dict) -> None:
+def write(request: dict[str, Any]) -> None:
     os.makedirs(os.path.dirname(request["write"]), exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.get("append") else os.O_TRUNC)
     with os.fdopen(os.open(request["write"], flags, request.get("mode", 0o644)), "wb") as file:
         file.write(base64.b64decode(request["data"]))
 
 
-def serve(port: int, request: dict) -> None:
+def serve(port: int, request: dict[str, Any]) -> None:
     try:
         if "argv" in request:
             execute(port, request)
@@ -123,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

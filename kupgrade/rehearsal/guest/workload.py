@@ -1,8 +1,10 @@
 """The demonstration workload: a TCP server with a counter, a child, self-describing memory and a file. Stdlib only.
 
-`N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`; `dirty` re-writes pages by --dirty.
-A second port answers every HTTP request with 200.
+`N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`.
+--dirty percent of the pages are re-written each second. A second port answers every HTTP request with 200.
 """
+
+from __future__ import annotations
 
 import argparse
 import mmap
@@ -10,14 +12,13 @@ import os
 import selectors
 import socket
 import struct
-import sys
 import time
 
 PAGE = 4096
 TAIL = bytes(range(256)) * 16
 
 
-def page(index, generation):
+def page(index: int, generation: int) -> bytes:
     """A page that tells its index and generation, with a body that depends on both."""
     head = struct.pack("<QQ", index, generation)
     shift = (index * 31 + generation) % 255
@@ -25,7 +26,7 @@ def page(index, generation):
 
 
 class Memory:
-    def __init__(self, mebibytes):
+    def __init__(self, mebibytes: int) -> None:
         self.pages = mebibytes * 256
         self.map = mmap.mmap(-1, max(self.pages, 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.generations = [0] * self.pages
@@ -33,16 +34,16 @@ class Memory:
         for index in range(self.pages):
             self.write(index, 1)
 
-    def write(self, index, generation):
+    def write(self, index: int, generation: int) -> None:
         self.map[index * PAGE : (index + 1) * PAGE] = page(index, generation)
         self.generations[index] = generation
 
-    def dirty(self, count):
+    def dirty(self, count: int) -> None:
         for _ in range(min(count, self.pages)):
             self.write(self.next, self.generations[self.next] + 1)
             self.next = (self.next + 1) % self.pages
 
-    def bad(self):
+    def bad(self) -> int:
         view = memoryview(self.map)
         return sum(
             view[index * PAGE : (index + 1) * PAGE] != page(index, generation)
@@ -50,7 +51,7 @@ class Memory:
         )
 
 
-def child(requests, answers):
+def child(requests: int, answers: int) -> None:
     number = 0
     while os.read(requests, 1):
         number += 1
@@ -59,7 +60,7 @@ def child(requests, answers):
 
 
 class Server:
-    def __init__(self, options):
+    def __init__(self, options: argparse.Namespace) -> None:
         to_child, from_child = os.pipe(), os.pipe()
         self.memory = Memory(options.memory)
         self.child = os.fork()
@@ -71,14 +72,14 @@ class Server:
         self.file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.counter = 0
         self.lines = 0
-        self.buffers = {}
+        self.buffers: dict[socket.socket, bytes] = {}
         self.selector = selectors.DefaultSelector()
         self.dirty_pages = self.memory.pages * options.dirty // 100
         for port, kind in ((options.port, "line"), (options.port + 1, "http")):
             listener = socket.create_server(("0.0.0.0", port), backlog=64)
             self.selector.register(listener, selectors.EVENT_READ, kind)
 
-    def reply(self, line):
+    def reply(self, line: bytes) -> str:
         if line == b"check":
             bad = self.memory.bad()
             return f"check bad {bad}" if bad else "check ok"
@@ -89,7 +90,7 @@ class Server:
             return f"{line.decode()} child-lost-count {seen} {self.counter}"
         return f"{line.decode()} {self.counter} {os.getpid()} {self.child} {time.monotonic():.6f}"
 
-    def receive(self, connection, kind):
+    def receive(self, connection: socket.socket, kind: str) -> None:
         try:
             data = connection.recv(65536)
         except ConnectionError:
@@ -109,30 +110,32 @@ class Server:
         if answers:
             connection.sendall("".join(answer + "\n" for answer in answers).encode())
 
-    def each_second(self):
+    def each_second(self) -> None:
         self.lines += 1
         os.write(self.file, f"{self.lines} {os.getpid()} {self.counter}\n".encode())
         self.memory.dirty(self.dirty_pages)
         if self.lines % 10 == 1:
             print(f"line {self.lines}, {self.counter} requests answered", flush=True)
 
-    def serve(self):
+    def serve(self) -> None:
         due = time.monotonic()
         while True:
             for key, _ in self.selector.select(max(0.0, min(1.0, due - time.monotonic()))):
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
                 if key.data in ("line", "http"):
-                    connection, _ = key.fileobj.accept()
+                    connection, _ = ready.accept()
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     self.selector.register(connection, selectors.EVENT_READ, "on-" + key.data)
                 else:
-                    self.receive(key.fileobj, key.data.removeprefix("on-"))
+                    self.receive(ready, key.data.removeprefix("on-"))
             now = time.monotonic()
             if now >= due or due - now > 2:  # the clock may jump back when a kernel is replaced
                 due = now + 1
                 self.each_second()
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--memory", type=int, default=64, help="MiB of pattern pages")
     parser.add_argument("--dirty", type=int, default=0, help="percent of the pages re-written per second")
@@ -142,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
