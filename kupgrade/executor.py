@@ -141,29 +141,29 @@ def _run(loop: Loop, state: State, now: Now, index: int) -> State:
     stored = state.steps[index]
     try:
         if stored.before is not None and stored.boot_id == now.boot_id and UNOBSERVED not in stored.before:
-            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
         else:
             before = step.observe(loop.host)
-    except KupgradeError as error:
+    except Exception as error:
         # Nothing was touched yet, but the step must be seen as begun, or it would be tried for ever.
         state = _append(loop, state, now, RecordKind.STARTED, index, {UNOBSERVED: True})
-        return _failed(loop, state, now, index, error)
+        return _failed(loop, state, now, index, as_kupgrade_error(spec.kind, error))
     state = _append(loop, state, now, RecordKind.STARTED, index, encode(before))
-    loop.faults(spec.kind, "intent")
     return _do(loop, state, now, index, step, before)
 
 
 def _do(loop: Loop, state: State, now: Now, index: int, step: Step, before: Any) -> State:
     begun = loop.clock.uptime()
     try:
+        loop.faults(step.kind, "intent")
         figures = dict(step.do(loop.host, before) or {})
         loop.faults(step.kind, "effect")
         verdict = step.verify(loop.host, before)
-    except KupgradeError as error:
-        return _failed(loop, state, now, index, error)
+    except Exception as error:  # recorded and acted upon, whatever it is: a half-done step must never be lost sight of
+        return _failed(loop, state, now, index, as_kupgrade_error(spec_kind(state, index), error))
     if verdict is not Verdict.DONE:
-        error = KupgradeError(f"{step.kind} did not take effect", f"asked afterwards, the machine says {verdict.value}")
-        return _failed(loop, state, now, index, error)
+        why = f"asked afterwards, the machine says {verdict.value}"
+        return _failed(loop, state, now, index, KupgradeError(f"{step.kind} did not take effect", why))
     figures["seconds"] = round(loop.clock.uptime() - begun, 4)
     return _append(loop, state, now, RecordKind.DONE, index, figures)
 
@@ -175,17 +175,17 @@ def _verify_open(loop: Loop, state: State, now: Now, index: int) -> State:
     if UNOBSERVED in stored and not state.undoing:
         return _run(loop, state, now, index)
     try:
-        before = decode(step.before, stored, f"journal.{spec.kind}")
+        before: Any = decode(step.before, stored, f"journal.{spec.kind}")
         verdict = step.verify(loop.host, before)
-    except KupgradeError as error:
-        return _failed(loop, state, now, index, error)
+    except Exception as error:  # recorded and acted upon, whatever it is: a half-done step must never be lost sight of
+        return _failed(loop, state, now, index, as_kupgrade_error(spec_kind(state, index), error))
     if verdict is Verdict.DONE:
         return _append(loop, state, now, RecordKind.DONE, index, {"found": "done"})
     again = not state.undoing and (state.steps[index].attempts < MAX_ATTEMPTS or state.committed)
     if verdict is Verdict.NOT_DONE and again:
         return _run(loop, state, now, index)
-    error = KupgradeError(f"{spec.kind} was interrupted", f"asked afterwards, the machine says {verdict.value}")
-    return _failed(loop, state, now, index, error)
+    why = f"asked afterwards, the machine says {verdict.value}"
+    return _failed(loop, state, now, index, KupgradeError(f"{spec.kind} was interrupted", why))
 
 
 def _undo(loop: Loop, state: State, now: Now, index: int) -> State:
@@ -198,17 +198,33 @@ def _undo(loop: Loop, state: State, now: Now, index: int) -> State:
         images_valid=images_valid(state),
     )
     state = _append(loop, state, now, RecordKind.UNDO_STARTED, index)
-    loop.faults(spec.kind, "undo-intent")
     begun = loop.clock.uptime()
     try:
+        loop.faults(spec.kind, "undo-intent")
         if stored.before is not None and UNOBSERVED not in stored.before:
-            before = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
+            before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
             step.undo(loop.host, before, context)
         loop.faults(spec.kind, "undo-effect")
-    except KupgradeError as error:
-        return _failed(loop, state, now, index, error)
+    except Exception as error:  # recorded and acted upon, whatever it is: a half-done step must never be lost sight of
+        return _failed(loop, state, now, index, as_kupgrade_error(spec_kind(state, index), error))
     seconds = round(loop.clock.uptime() - begun, 4)
     return _append(loop, state, now, RecordKind.UNDONE, index, {"seconds": seconds})
+
+
+def spec_kind(state: State, index: int) -> str:
+    """The kind of one of the plan's steps."""
+    return state.plan.steps[index].kind
+
+
+def as_kupgrade_error(kind: str, error: Exception) -> KupgradeError:
+    """Any exception of a step as what, why and remedy; one that is not ours is told as unexpected."""
+    if isinstance(error, KupgradeError):
+        return error
+    if isinstance(error, OSError):
+        return KupgradeError(f"{kind} failed", f"{error.strerror or error} ({error.filename or 'no path'})")
+    wrapped = KupgradeError(f"{kind} failed unexpectedly", f"{type(error).__name__}: {error}", "Please report this")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _failed(loop: Loop, state: State, now: Now, index: int, error: KupgradeError) -> State:
