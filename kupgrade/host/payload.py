@@ -119,7 +119,8 @@ def _by_tool(compression: Compression, data: bytes, stream: slice, what: str) ->
         packed, unpacked = Path(folder) / "packed", Path(folder) / "unpacked"
         packed.write_bytes(data[stream])
         try:
-            command.run([tool, *(word.format(packed=packed, unpacked=unpacked) for word in words)], timeout=TOOL_TIMEOUT)
+            argv = [tool, *(word.format(packed=packed, unpacked=unpacked) for word in words)]
+            command.run(argv, timeout=TOOL_TIMEOUT)
         except ToolError as error:
             raise _corrupt(what, f"{tool}: {error.why}") from error
         return Unpacked(compression, unpacked.read_bytes(), stream.stop)
