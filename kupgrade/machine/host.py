@@ -24,7 +24,7 @@ from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Now, Record, State
+from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.steps import registry
 
 registry.load_all()
@@ -121,16 +121,48 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     places = Places(root)
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     plan = fold(journal.records).plan
+
+    def seen(record: Record, state: State) -> None:
+        watch(record, state)
+        _note_blackout(journal, plan, record, state)
+
     loop = Loop(
         log=journal,
         host=compose(plan, places),
         now=lambda state: observe_now(state, places),
         clock=SystemClock(),
         faults=lambda step, moment: faults.strike(places, step, moment),
-        watch=watch,
+        watch=seen,
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State) -> None:
+    """Record how long the workloads did not run, once they do again (wall clock: it goes on over the crossing)."""
+    ends = (("thaw", RecordKind.DONE), ("freeze", RecordKind.UNDONE))
+    if record.step is None or (plan.steps[record.step].kind, record.kind) not in ends:
+        return
+    frozen = [
+        r.time
+        for r in journal.records
+        if r.step is not None and r.kind is RecordKind.STARTED and plan.steps[r.step].kind == "freeze"
+    ]
+    if not frozen:
+        return
+    seconds = round(record.time - frozen[0], 3)
+    names = {budget.workload: seconds for budget in plan.budgets}
+    journal.append(
+        Record(
+            seq=journal.next_seq,
+            kind=RecordKind.NOTE,
+            boot_id=record.boot_id,
+            epoch=state.epoch,
+            time=record.time,
+            uptime=record.uptime,
+            data={"blackout": names},
+        )
+    )
 
 
 def await_predecessors(patience: float) -> None:
