@@ -31,6 +31,8 @@ MAGICS = (
 )
 
 LIMIT = 2 << 30  # bytes unpacked; no kernel or initrd is larger, a damaged or hostile one may claim to be
+MEMORY = 512 << 20  # bytes for an lzma dictionary; the kernel's own limit is far lower
+
 TOOLS = {
     Compression.ZSTD: ("zstd", "-dqf", "{packed}", "-o", "{unpacked}"),
     Compression.LZ4: ("lz4", "-dqf", "{packed}", "{unpacked}"),
@@ -100,7 +102,7 @@ def _by_library(compression: Compression, data: bytes, at: int, what: str) -> Un
             content = bzip2.decompress(rest, LIMIT)
         else:
             form = lzma.FORMAT_XZ if compression is Compression.XZ else lzma.FORMAT_ALONE
-            done = other = lzma.LZMADecompressor(form)
+            done = other = lzma.LZMADecompressor(form, memlimit=MEMORY)
             content = other.decompress(rest, LIMIT)
     except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         raise _corrupt(what, f"{compression.value}: {error}") from error
