@@ -8,11 +8,13 @@ this package, because it must run before anything else is certain to be there.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, KupgradeError, NotNowError
+from kupgrade.journal import Journal
 from kupgrade.machine import host
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
@@ -23,9 +25,11 @@ _LOCK_PATIENCE = 10.0  # seconds: a predecessor that was just killed may still h
 
 def main(argv: list[str]) -> int:
     """Go on with the open upgrade, if there is one; the exit code of its outcome."""
-    worker = "--worker" in argv
+    worker, early = "--worker" in argv, "--early" in argv
     states = StateDirectory(Path("/"))
     try:
+        if early:
+            make_writable()
         host.await_predecessors(_CRIU_PATIENCE)
         journal = _open(states)
         if journal is None:
@@ -44,7 +48,13 @@ def main(argv: list[str]) -> int:
     return ExitCode.DONE if worker or state.over else ExitCode.FAILED
 
 
-def _open(states: StateDirectory):  # type: ignore[no-untyped-def]
+def make_writable() -> None:
+    """Remount the root file system read-write where the boot has not come to that yet: the journal lies on it."""
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        host.remount_root()
+
+
+def _open(states: StateDirectory) -> Journal | None:
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:

@@ -7,7 +7,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the jump rollback is a thaw
   cross                     the old copy ends with the old kernel; the images are all there is
-  restore, probe            in the dark: network locked both ways, tasks stopped
+  restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
   thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
 """
@@ -35,7 +35,7 @@ from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
 EPOCH = 1
 RDINIT = "/kupgrade-init"
 # Words of the running command line that belong to one boot, not to the host.
-_PER_BOOT = ("BOOT_IMAGE", "initrd", "rdinit", "kexec", "kupgrade.ticket", "kupgrade.return", "panic")
+_PER_BOOT = ("BOOT_IMAGE", "initrd", "rdinit", "kexec", "kupgrade.ticket", "kupgrade.return")
 # Brings up the agent and nothing else; the agent starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
 
@@ -112,17 +112,17 @@ class KexecEngine:
         )
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
+        # Disarm last before the commit: a dead-man or watchdog that fires after it would kill serving workloads.
         steps = [spec(Restore(order.store, order.workloads, order.policy.deadline))]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
             steps.append(spec(ProbeWorkloads(probed)))
-        return tuple(steps)
+        return (*steps, spec(Disarm(order.facts.panic_timeout)))
 
     def _serving(self, order: Order) -> tuple[StepSpec, ...]:
         return (
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
-            spec(Disarm(order.facts.panic_timeout)),
             spec(ReleaseUnits(order.workloads)),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
@@ -148,13 +148,23 @@ def crossing_cmdline(order: Order) -> str:
         line = CommandLine((*line.words, word)) if "--" not in line.words else line
     line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
     line = line.with_("kupgrade.ticket", str(Ticket(order.upgrade, EPOCH)))
-    return str(line.with_("systemd.unit", CROSSING_TARGET) if order.facts.early_agent else line)
+    return str(_early(order, line, "new"))
 
 
 def back_cmdline(order: Order) -> str:
     """The command line of the way back: the old kernel's own and our early init."""
     line = host_cmdline(order.facts.cmdline).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade))
-    return str(line.with_("systemd.unit", CROSSING_TARGET) if order.facts.early_agent else line)
+    return str(_early(order, line, "back"))
+
+
+def _early(order: Order, line: CommandLine, name: str) -> CommandLine:
+    """The agent beside systemd's own start, where it needs nothing but the root file system.
+
+    An init= of the host's own is left alone: then the agent comes as an ordinary early service.
+    """
+    if not order.facts.early_agent or line.has("init") or line.has("systemd.unit"):
+        return line
+    return line.with_("systemd.unit", CROSSING_TARGET).with_("init", f"{order.staging}/init-{name}")
 
 
 def scopes() -> tuple[Scope, ...]:

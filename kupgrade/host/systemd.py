@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +138,17 @@ class Systemd:
             ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
         ).stdout
         return frozenset(line.strip().lstrip("●○×* ").strip() for line in out.splitlines() if line.strip())
+
+    def await_manager(self, timeout: float) -> None:
+        """Wait (seconds) until PID 1 answers: right after the root file system is mounted it is not systemd yet."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(self.root / "run/systemd/private")) == 0 and self.running:
+                    return
+            if time.monotonic() > deadline:
+                raise KupgradeError("systemd did not come up", f"no answer in {timeout:g} s")
+            time.sleep(0.02)
 
     def start(self, units: Sequence[str], *, now: bool = False) -> None:
         """Queue start jobs; `now` ignores every dependency and ordering (early in the boot)."""

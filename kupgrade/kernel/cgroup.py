@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 import select
 import time
 from pathlib import Path
@@ -54,6 +55,14 @@ def find_unit(unit: str, root: Path = Path("/")) -> str | None:
     if not found:
         return None
     return "/" + str(min(found, key=lambda path: (len(path.parts), path)).relative_to(top))
+
+
+def enter(cgroup: str, root: Path = Path("/")) -> None:
+    """Move the calling process into the cgroup, making it when it is not there. Raises KernelError."""
+    folder = directory(cgroup, root)
+    with reported("mkdir", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "cgroup.procs", str(os.getpid()))
 
 
 def members(cgroup: str, root: Path = Path("/")) -> tuple[int, ...]:

@@ -21,6 +21,9 @@ from kupgrade.errors import KernelError
 # architecture is tried: a wrong number would be another system call.
 KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294, "riscv64": 294}
 
+# include/uapi/asm-generic/unistd.h; the same number in syscall_64.tbl
+PIDFD_GETFD = 438
+
 # include/uapi/linux/reboot.h; glibc's reboot() adds the magic numbers
 REBOOT_RESTART = 0x01234567
 REBOOT_KEXEC = 0x45584543
@@ -135,6 +138,15 @@ class Libc:
         with reported("ioctl", f"request {request:#x}"):
             fcntl.ioctl(fd, request, buffer)
         return int.from_bytes(buffer, "little", signed=True)
+
+    def pidfd_getfd(self, pidfd: int, number: int) -> int:
+        """A duplicate of descriptor `number` of another process, pidfd_getfd(2); the caller closes it."""
+        result = self._c.syscall(
+            ctypes.c_long(PIDFD_GETFD), ctypes.c_long(pidfd), ctypes.c_long(number), ctypes.c_long(0)
+        )
+        if result < 0:
+            raise self._failed("pidfd_getfd", f"descriptor {number}")
+        return int(result)
 
     def pidfd_open(self, pid: int) -> int:
         """A descriptor that refers to the process for ever, pidfd_open(2); the caller closes it."""

@@ -24,6 +24,7 @@ JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 META = "workload.json"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
+_PATIENCE = 600.0  # seconds a restorer waits for its request
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +88,32 @@ class RealCheckpoints:
         )
 
     def summon(self, workloads: Sequence[Workload]) -> None:
-        """Start the units' restorers, which wait for `restore`."""
-        self.places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Start the restorers: they import what criu needs while images are verified and the network comes up."""
         for workload in workloads:
-            restorer.answer_path(self.places, workload.name).unlink(missing_ok=True)
-            restorer.request_path(self.places, workload.name).unlink(missing_ok=True)
-        units = [w.unit for w in workloads if w.unit]
-        if units:
-            self.systemd.reset_failed(units)
-            self.systemd.start(units, now=True)
+            restorer.spawn(self.places, workload.name, _PATIENCE)
 
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
-        """Wait for the addresses, then restore all at once; raises naming the first workload that fails."""
+        """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
         network.bring_up(self.places, self.network_timeout)
+        units = [w.unit for w in workloads if w.unit]
+        if units:
+            self.systemd.await_manager(timeout)
+            self.systemd.start(units, now=True)
         images = store_of(store)
         for workload in workloads:
             directory = images.path / workload.name / "final"
             meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
             pidfile = restorer.pidfile_path(self.places, workload.name)
             pidfile.unlink(missing_ok=True)
-            request = restorer.Request(str(directory), dict(meta.streams), workload.root_pid, str(pidfile))
+            request = restorer.Request(
+                directory=str(directory),
+                streams=dict(meta.streams),
+                pidfile=str(pidfile),
+                cgroup=workload.cgroup,
+                unit=bool(workload.unit),
+                deadline=max(1.0, deadline - time.monotonic()),
+            )
             restorer.put(restorer.request_path(self.places, workload.name), request)
         for workload in workloads:
             self._await(workload, deadline)

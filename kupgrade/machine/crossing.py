@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command, early_init, initramfs
-from kupgrade.journal import sync_directory
+from kupgrade.journal import sync_directory, write_durably
 from kupgrade.kernel import blockfs, kexec, proc, watchdog
 from kupgrade.kernel.libc import Libc
 from kupgrade.machine.places import Places
 
 _PANIC = "proc/sys/kernel/panic"
+
+
+def init_beside(initrd: Path) -> Path:
+    """The path of the init script that belongs to a staged initrd."""
+    return initrd.with_name(initrd.name.replace("initrd", "init"))
 
 
 @dataclass
@@ -32,8 +38,32 @@ class RealCrossing:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         initramfs.append_cpio(Path(initrd), early_init.early_entries(pid_floor, deadline), target)
         target.chmod(0o600)
+        self._stage_init(target)
         self.libc.syncfs(target)
         sync_directory(target.parent)
+
+    def _stage_init(self, target: Path) -> None:
+        """The script that PID 1 runs first: it starts the agent beside systemd, which takes seconds to come up.
+
+        The agent's lock file lets kupgrade-resume.service wait for it (and take over, should it die).
+        """
+        lock = self.places.run / "early.lock"
+        agent = f"{sys.executable} -sP -m kupgrade.resume --early"
+        write_durably(
+            init_beside(target),
+            f"""#!/bin/sh
+# kupgrade: starts the agent beside the init system.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+(
+	mkdir -p -m 0700 {lock.parent}
+	exec 9> {lock}
+	flock -x 9
+	exec {agent} < /dev/null > /dev/kmsg 2>&1
+) &
+exec /sbin/init "$@"
+""".encode(),
+            0o755,
+        )
 
     def staged(self, out: str) -> bool:
         """Whether the file is there (it is renamed into place when whole)."""
@@ -43,6 +73,7 @@ class RealCrossing:
         """Remove it and its directory when that is empty."""
         path = Path(out)
         path.unlink(missing_ok=True)
+        init_beside(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 

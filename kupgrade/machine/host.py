@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
+from kupgrade.host import command
 from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
@@ -136,6 +137,11 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def remount_root() -> None:
+    """mount -o remount,rw /."""
+    command.run(["mount", "-o", "remount,rw", "/"])
 
 
 def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State) -> None:

@@ -1,21 +1,28 @@
-"""The restorer: what a held unit starts instead of its program (see host/systemd.py).
+"""The restorer of one workload, and what its held unit runs meanwhile (see host/systemd.py for how adoption works).
 
-It runs as the unit's start process, so systemd has put it into the unit's cgroup and given it a new journal stream. It
-imports what criu needs while the agent still waits for the network, then waits for the agent's request, restores the
-tree (stopped), writes the PID file and ends; systemd adopts the restored root as the unit's main process.
+Two processes, because importing what criu needs takes longer than everything else. The agent starts the restorer as
+early as it can; it imports, then waits. The unit's start process is a shell that names its PID and waits at a pipe:
+systemd has put it into the unit's cgroup and given it a new journal stream. The restorer takes that stream over
+(pidfd_getfd), moves into that cgroup, restores the tree there (stopped), writes the PID file and lets the shell end;
+systemd then adopts the restored root as the unit's main process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
+from kupgrade.host.command import environment
 from kupgrade.host.criu import Criu, RestoreOptions
+from kupgrade.kernel import cgroup, proc
+from kupgrade.kernel.libc import Libc
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
 
@@ -24,12 +31,17 @@ _POLL = 0.01  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to restore: `streams` are image keys (socket:[inode]) to the standard descriptor that replaces them."""
+    """What to restore: `streams` are image keys (socket:[inode]) to the standard descriptor that replaces them.
+
+    `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits.
+    """
 
     directory: str
     streams: dict[str, int]
-    root_pid: int
     pidfile: str
+    cgroup: str
+    unit: bool
+    deadline: float  # seconds from the request on
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,54 +63,119 @@ def answer_path(places: Places, name: str) -> Path:
     return places.restorers / f"{name}.answer"
 
 
+def starter_path(places: Places, name: str) -> Path:
+    """Where the unit's start process puts its PID."""
+    return places.restorers / f"{name}.starter"
+
+
+def gate_path(places: Places, name: str) -> Path:
+    """The pipe at which the unit's start process waits for its exit status."""
+    return places.restorers / f"{name}.gate"
+
+
 def pidfile_path(places: Places, name: str) -> Path:
     """The PID file that systemd reads."""
     return places.run / f"{name}.pid"
 
 
+def start_command(places: Places, name: str) -> tuple[str, ...]:
+    """What the held unit starts. Fails closed: without an agent that waits, nothing is started."""
+    gate, starter = gate_path(places, name), starter_path(places, name)
+    script = (
+        f"[ -p {gate} ] || {{ echo 'kupgrade: no restore is under way; not started by itself' >&2; exit 1; }}; "
+        f"echo $$ > {starter}.new && mv {starter}.new {starter} && read -r status < {gate} && exit $status"
+    )
+    return ("/bin/sh", "-c", script)
+
+
 def put(path: Path, value: object) -> None:
     """Write JSON so that a reader sees all of it or nothing."""
-    temporary = path.with_suffix(".new")
+    temporary = path.with_suffix(path.suffix + ".new")
     temporary.write_text(json.dumps(encode(value)))
     temporary.replace(path)
 
 
-def restore(request: Request, logs: Path) -> Answer:
-    """One restore; never raises a KupgradeError, it answers it."""
+def spawn(places: Places, name: str, patience: float) -> None:
+    """Start a restorer that waits for its request (seconds); what an earlier one left is removed first."""
+    places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (request_path, answer_path, starter_path, gate_path):
+        path(places, name).unlink(missing_ok=True)
+    os.mkfifo(gate_path(places, name), 0o600)
+    argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, str(patience)]
+    subprocess.Popen(
+        argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True
+    )  # not waited for: it outlives a killed agent, and answers through its file
+
+
+def main(argv: list[str]) -> int:
+    """`restorer NAME PATIENCE`: wait for the request (seconds), restore, answer."""
+    name, deadline = argv[0], time.monotonic() + float(argv[1])
+    places = Places()
+    with contextlib.suppress(ImportError):
+        import pycriu  # noqa: F401  # the slow part; that it is missing is told with the request
+    path = request_path(places, name)
+    if not _await(path, deadline):
+        return 1
+    request = decode(Request, json.loads(path.read_text()), f"request for {name}")
+    path.unlink()
+    answer = _serve(places, name, request)
+    put(answer_path(places, name), answer)
+    _open_gate(places, name, 1 if answer.error else 0)
+    return 1 if answer.error else 0
+
+
+def _await(path: Path, deadline: float) -> bool:
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def _serve(places: Places, name: str, request: Request) -> Answer:
+    """One restore; an error is answered, not raised."""
+    logs = places.run / "logs" / name
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    inherit: dict[str, int] = {}
     begun = time.monotonic()
-    # swrk closes 0, 1 and 2, so what criu is to inherit needs other numbers.
-    inherit = {key: os.dup(fd) for key, fd in request.streams.items()}
     try:
-        pid = Criu().restore(RestoreOptions(Path(request.directory), inherit, logs))
-        Path(request.pidfile).write_text(f"{pid}\n")
+        where = request.cgroup
+        if request.unit:
+            starter = starter_path(places, name)
+            if not _await(starter, begun + request.deadline):
+                return Answer(0, 0.0, "systemd did not start the unit's restore")
+            pid = int(starter.read_text())
+            where = proc.process(pid).cgroup
+            inherit = _streams(pid, request.streams)
+        cgroup.enter(where)
+        begun = time.monotonic()
+        root = Criu().restore(RestoreOptions(Path(request.directory), inherit, logs))
+        Path(request.pidfile).write_text(f"{root}\n")
     except (KupgradeError, OSError) as error:
         return Answer(0, time.monotonic() - begun, str(error))
     finally:
         for fd in inherit.values():
             os.close(fd)
-    return Answer(pid, time.monotonic() - begun, "")
+    return Answer(root, time.monotonic() - begun, "")
 
 
-def main(argv: list[str]) -> int:
-    """`restorer NAME DEADLINE`: wait for the request (seconds), restore, answer. Fails closed without a request."""
-    name, deadline = argv[0], time.monotonic() + float(argv[1])
-    places = Places()
-    places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
-    import pycriu  # noqa: F401  # the slow part, done while the agent waits for the network
+def _streams(pid: int, wanted: dict[str, int]) -> dict[str, int]:
+    """The start process's standard descriptors, duplicated into us: numbers above 2, as swrk closes those."""
+    if not wanted:
+        return {}
+    libc = Libc()
+    pidfd = libc.pidfd_open(pid)
+    try:
+        return {key: libc.pidfd_getfd(pidfd, number) for key, number in wanted.items()}
+    finally:
+        os.close(pidfd)
 
-    path = request_path(places, name)
-    while not path.exists():
-        if time.monotonic() > deadline:
-            print(f"kupgrade: no restore was asked for {name}; it is not started by itself", file=sys.stderr)  # noqa: T201
-            return 1
-        time.sleep(_POLL)
-    request = decode(Request, json.loads(path.read_text()), f"request for {name}")
-    path.unlink()
-    logs = places.run / "logs" / name
-    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    answer = restore(request, logs)
-    put(answer_path(places, name), answer)
-    return 1 if answer.error else 0
+
+def _open_gate(places: Places, name: str, status: int) -> None:
+    with contextlib.suppress(OSError):  # nobody waits: a workload without a unit
+        fd = os.open(gate_path(places, name), os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, b"%d\n" % status)
+        os.close(fd)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ class RealUnits:
     def hold(self, workload: Workload, upgrade: str, timeout: int) -> None:
         """Lay the drop-in."""
         if workload.unit:
-            argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", workload.name, str(timeout)]
+            argv = restorer.start_command(self.places, workload.name)
             pidfile = str(restorer.pidfile_path(self.places, workload.name))
             self.systemd.hold(workload.unit, dropin_text(upgrade, argv, pidfile, timeout + 10))
 

@@ -252,11 +252,14 @@ class Cross:
 @register
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """After the commit: dead-man timer and watchdog stopped, kernel.panic as it was on the old kernel."""
+    """Dead-man timer and watchdog stopped, kernel.panic as it was on the old kernel.
+
+    Comes right before the commit: a timer that fired after it would kill workloads that serve, with dead images.
+    """
 
     kind: ClassVar[str] = "disarm"
     scope: ClassVar[Scope] = Scope.BOOT
-    irreversible: ClassVar[bool] = True
+    irreversible: ClassVar[bool] = False
     before: ClassVar[type] = PanicWas
     panic: int
 
@@ -266,7 +269,7 @@ class Disarm:
 
     def describe_undo(self) -> str:
         """One clause."""
-        return "none needed"
+        return "none needed: the way back does not wait for a timer"
 
     def observe(self, host: HasCrossing) -> PanicWas:
         """kernel.panic of the crossing."""
@@ -279,7 +282,8 @@ class Disarm:
         host.crossing.set_panic_timeout(self.panic)
 
     def undo(self, host: HasCrossing, before: PanicWas, context: UndoContext) -> None:
-        """Never called."""
+        """kernel.panic of the crossing again, in case that the way back panics."""
+        host.crossing.set_panic_timeout(before.seconds)
 
     def verify(self, host: HasCrossing, before: PanicWas) -> Verdict:
         """kernel.panic is back."""
