@@ -249,7 +249,7 @@ def test_systemd_boot_is_set_by_bootctl(put, tmp_path, tool):
         (("boot/loader/loader.conf",), Loader.SYSTEMD_BOOT),
     ],
 )
-def test_no_boot_loader_is_told_from_an_unknown_one(put, tmp_path, files, loader):
+def test_no_boot_loader_is_told_from_an_unknown_one(put, tmp_path, tool, files, loader):
     """A virtual machine whose kernel comes from outside has nothing but kernels in /boot."""
     for name in files:
         put(name)
@@ -259,3 +259,4 @@ def test_no_boot_loader_is_told_from_an_unknown_one(put, tmp_path, files, loader
         assert found.obstacle
         with pytest.raises(BadInputError):
             bootloader.set_default(bls.parse_entry("a.conf", ""), tmp_path)
+        bootloader.restore_default(found, tmp_path)  # nothing to undo: no tool is asked, and none is there
