@@ -111,8 +111,10 @@ def main(argv: list[str]) -> int:
     """`restorer NAME PATIENCE`: wait for the request (seconds), restore, answer."""
     name, deadline = argv[0], time.monotonic() + float(argv[1])
     places = Places()
-    with contextlib.suppress(ImportError):
-        import pycriu  # noqa: F401  # the slow part; that it is missing is told with the request
+    with contextlib.suppress(KupgradeError):
+        # The slow parts ahead of time: the import, and criu's probing of a new kernel, which it keeps in /run.
+        # What is wrong with either is told by the restore itself.
+        Criu().check()
     path = request_path(places, name)
     if not _await(path, deadline):
         return 1
