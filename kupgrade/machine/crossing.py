@@ -14,6 +14,7 @@ from kupgrade.host import command, early_init, initramfs
 from kupgrade.journal import sync_directory, write_durably
 from kupgrade.kernel import blockfs, kexec, proc, watchdog
 from kupgrade.kernel.libc import Libc
+from kupgrade.machine import faults
 from kupgrade.machine.places import Places
 
 _PANIC = "proc/sys/kernel/panic"
@@ -48,7 +49,7 @@ class RealCrossing:
         The agent's lock file lets kupgrade-resume.service wait for it (and take over, should it die).
         """
         lock = self.places.run / "early.lock"
-        agent = f"{sys.executable} -sP -m kupgrade.resume --early"
+        agent = f"{faults.passed_on()}{sys.executable} -sP -m kupgrade.resume --early"
         write_durably(
             init_beside(target),
             f"""#!/bin/sh
@@ -58,7 +59,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 	mkdir -p -m 0700 {lock.parent}
 	exec 9> {lock}
 	flock -x 9
-	exec {agent} < /dev/null > /dev/kmsg 2>&1
+	exec env {agent} < /dev/null > /dev/kmsg 2>&1
 ) &
 exec /sbin/init "$@"
 """.encode(),

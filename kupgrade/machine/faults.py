@@ -26,6 +26,11 @@ class Fault:
     path: Path
 
 
+def passed_on() -> str:
+    """The word that lets the agent of the next boot see faults, too; empty in production."""
+    return "KUPGRADE_FAULTS=1 " if os.environ.get("KUPGRADE_FAULTS") == "1" else ""
+
+
 def armed(places: Places) -> Fault | None:
     """The fault that waits, or None. A durable one survives the crossing."""
     if os.environ.get("KUPGRADE_FAULTS") != "1":
