@@ -12,7 +12,7 @@ from kupgrade.core import planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
-from kupgrade.errors import BadInputError, RefusedError, UsageError
+from kupgrade.errors import BadInputError, ExitCode, KupgradeError, RefusedError, UsageError
 from kupgrade.host import image, initramfs, kernels
 from kupgrade.kernel import blockfs, devices
 from kupgrade.model.facts import Facts
@@ -26,7 +26,7 @@ from kupgrade.model.workload import StoreKind
 ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine()}
 
 
-class PlanRefused(RefusedError):
+class PlanRefused(RefusedError):  # noqa: N818  # a verdict on a plan, in the operator's words
     """No plan can be made; `refusals` say why, all of them at once."""
 
     def __init__(self, refusals: tuple[Refusal, ...]) -> None:
@@ -40,7 +40,7 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
     """Per engine, why this host cannot use it; empty: it can."""
     result = {}
     for name, engine in ENGINES.items():
-        _, stores, _ = planner.choose_store(facts, policy, engine.stores(policy))
+        _, stores, _ = planner.choose_store(facts, engine.stores(policy))
         result[name] = (*engine.refusals(facts, policy), *stores)
     return result
 
@@ -57,19 +57,21 @@ def make_plan(
     rejected: Mapping[str, str],
 ) -> Plan:
     """The plan, or PlanRefused with every reason. Changes nothing."""
+    if kernel is None:
+        _require_newer(facts, root)
     target = read_target(kernel, facts, root)
     chosen, fallbacks = _choose_engine(engine, facts, policy)
     found = [*chosen.refusals(facts, policy)]
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
     preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
-    kind, no_store, notes = planner.choose_store(facts, policy, preferred)
+    kind, no_store, notes = planner.choose_store(facts, preferred)
     if kind is None:
         found += no_store
     if found or kind is None:
         raise PlanRefused(tuple(found))
     upgrade = new_id()
     workloads = planner.kept(facts, policy)
-    where = planner.store_for(upgrade, facts, policy, kind)
+    where = planner.store_for(upgrade, policy, kind)
     order = Order(
         upgrade=upgrade,
         facts=facts,
@@ -84,6 +86,18 @@ def make_plan(
     return planner.assemble(
         upgrade, time.time(), facts, policy, target, chosen.name, where, chosen.phases(order), (*fallbacks, *notes)
     )
+
+
+def _require_newer(facts: Facts, root: Path) -> None:
+    """Raise (with exit code 0: nothing to do) unless an installed kernel is newer than the running one."""
+    running = KernelRelease(facts.release)
+    if not any(entry.release > running for entry in kernels.installed(root)):
+        raise KupgradeError(
+            f"{facts.release} is the newest installed kernel",
+            "nothing to do",
+            "Install a newer kernel, or name one with --kernel",
+            code=ExitCode.DONE,
+        )
 
 
 def new_id() -> UpgradeId:

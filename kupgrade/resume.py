@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         state = host.run(journal, root=Path("/"), watch=report)
         if state.over:
             states.finish(state.plan.upgrade)
+            host.forget_rollback_request()
             journal.close()
     except KupgradeError as error:
         print(f"kupgrade: {error}", file=sys.stderr)  # noqa: T201

@@ -114,7 +114,7 @@ def target_refusals(facts: Facts, policy: Policy, target: Target) -> tuple[Refus
     return tuple(found)
 
 
-def store_refusals(facts: Facts, policy: Policy, kind: StoreKind) -> tuple[Refusal, ...]:
+def store_refusals(facts: Facts, kind: StoreKind) -> tuple[Refusal, ...]:
     """Why images cannot go to this store."""
     need = int(sum(w.anonymous_bytes + w.shared_bytes for w in facts.workloads) * PMEM_HEADROOM) + STORE_EXTRA
     stores = facts.stores

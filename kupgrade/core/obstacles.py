@@ -21,7 +21,7 @@ def obstacles(facts: WorkloadFacts) -> tuple[Obstacle, ...]:
             Obstacle(
                 root,
                 facts.name,
-                "CLOCK_MONOTONIC jumps to the new kernel's uptime (no time namespace); timers keep their remaining time",
+                "CLOCK_MONOTONIC jumps to the new kernel's uptime (no time namespace); timers keep what was left",
                 fatal=False,
             )
         )

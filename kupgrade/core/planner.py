@@ -36,7 +36,7 @@ def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:
     return tuple(u for u in facts.active_services if u not in units | needed and not policy.keeps_service(u))
 
 
-def store_for(upgrade: UpgradeId, facts: Facts, policy: Policy, kind: StoreKind) -> Store:
+def store_for(upgrade: UpgradeId, policy: Policy, kind: StoreKind) -> Store:
     """Where this upgrade's images go."""
     options = policy.engine.kexec
     if kind is StoreKind.PMEM:
@@ -45,13 +45,13 @@ def store_for(upgrade: UpgradeId, facts: Facts, policy: Policy, kind: StoreKind)
 
 
 def choose_store(
-    facts: Facts, policy: Policy, preferred: tuple[StoreKind, ...]
+    facts: Facts, preferred: tuple[StoreKind, ...]
 ) -> tuple[StoreKind | None, tuple[Refusal, ...], tuple[str, ...]]:
     """The first store that can take the images, the refusals of all when none can, and notes on those passed over."""
     refused: list[Refusal] = []
     notes: list[str] = []
     for kind in preferred:
-        found = store_refusals(facts, policy, kind)
+        found = store_refusals(facts, kind)
         if not found:
             return kind, (), tuple(notes)
         refused += found

@@ -68,8 +68,8 @@ class KexecEngine:
         steps = [
             spec(PrepareStore(order.store)),
             spec(PinBootDefault(facts.release)),
-            spec(StageInitrd(target.image.path, target.initrd.path, staged(order, "new"), order.pid_floor, deadline)),
-            spec(StageInitrd(target.back_kernel, target.back_initrd, staged(order, "back"), order.pid_floor, 0)),
+            spec(StageInitrd(target.initrd.path, staged(order, "new"), order.pid_floor, deadline)),
+            spec(StageInitrd(target.back_initrd, staged(order, "back"), order.pid_floor, 0)),
             spec(LoadKernel(target.image.path, staged(order, "new"), crossing_cmdline(order))),
         ]
         if order.stopped:

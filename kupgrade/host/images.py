@@ -2,7 +2,7 @@
 
 Layout below the store's path (0700, root): `WORKLOAD/pre-1 … pre-N`, `WORKLOAD/final`, `manifest.json`. The manifest is
 written last and atomically: without it the images do not count. Images hold secrets (memory), so they are 0600, never on
-a path others can read, and overwritten before they are removed.
+The manifest is a path others can read, and overwritten before they are removed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ImageStore:
         found = command.run(
             ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device], check=False
         ).stdout.split()
-        if found == ["ext4", FS_LABEL] or found == [FS_LABEL, "ext4"]:
+        if sorted(found) == ["ext4", FS_LABEL]:
             return
         if found:
             raise BadInputError(

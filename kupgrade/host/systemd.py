@@ -137,7 +137,7 @@ class Systemd:
         out = command.run(
             ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
         ).stdout
-        return frozenset(line.strip().lstrip("●○×* ").strip() for line in out.splitlines() if line.strip())
+        return frozenset(line.split()[-1] for line in out.splitlines() if line.strip())
 
     def await_manager(self, timeout: float) -> None:
         """Wait (seconds) until PID 1 answers: right after the root file system is mounted it is not systemd yet."""

@@ -33,7 +33,7 @@ class RealCrossing:
     libc: Libc
     _watchdog: watchdog.ArmedWatchdog | None = field(default=None)
 
-    def stage(self, kernel: str, initrd: str, out: str, pid_floor: int, deadline: int) -> None:
+    def stage(self, initrd: str, out: str, pid_floor: int, deadline: int) -> None:
         """The original archive, padded, then ours; durable."""
         target = Path(out)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,9 +93,9 @@ exec /sbin/init "$@"
     def cross(self) -> None:
         """Everything on disk and every writer blocked, then the jump.
 
-        FIFREEZE rather than a read-only remount: a daemon that writes in this last moment waits instead of failing, the
-        file systems are clean for the next kernel, and FITHAW takes it back without a trace when the jump fails. After the
-        first freeze nothing here may write; the root file system, which holds the journal, is frozen last.
+        FIFREEZE rather than a read-only remount: a daemon that writes in this last moment waits instead of failing,
+        the file systems are clean for the next kernel, and FITHAW takes it back without a trace when the jump fails.
+        After the first freeze nothing here may write; the root file system, which holds the journal, is frozen last.
         """
         self.libc.sync()
         frozen: list[Path] = []

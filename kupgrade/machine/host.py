@@ -186,6 +186,11 @@ def await_predecessors(patience: float) -> None:
         time.sleep(0.05)
 
 
+def forget_rollback_request() -> None:
+    """The upgrade is over: a wish to roll it back must not meet the next one."""
+    Places().rollback_request.unlink(missing_ok=True)
+
+
 def _rollback_requested(places: Places) -> str:
     try:
         return places.rollback_request.read_text().strip() or "the operator asked for it"

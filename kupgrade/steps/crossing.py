@@ -34,7 +34,6 @@ class StageInitrd:
     scope: ClassVar[Scope] = Scope.DISK
     irreversible: ClassVar[bool] = False
     before: ClassVar[type] = Nothing
-    kernel: str
     initrd: str
     out: str
     pid_floor: int
@@ -54,7 +53,7 @@ class StageInitrd:
 
     def do(self, host: HasCrossing, before: Nothing) -> None:
         """Build."""
-        host.crossing.stage(self.kernel, self.initrd, self.out, self.pid_floor, self.deadline)
+        host.crossing.stage(self.initrd, self.out, self.pid_floor, self.deadline)
 
     def undo(self, host: HasCrossing, before: Nothing, context: UndoContext) -> None:
         """Remove."""

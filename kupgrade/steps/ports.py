@@ -149,7 +149,7 @@ class Boot(Protocol):
 class Crossing(Protocol):
     """kexec and what goes with it."""
 
-    def stage(self, kernel: str, initrd: str, out: str, pid_floor: int, deadline: int) -> None:
+    def stage(self, initrd: str, out: str, pid_floor: int, deadline: int) -> None:
         """Write the crossing initrd: the original and our early init."""
 
     def staged(self, out: str) -> bool:
