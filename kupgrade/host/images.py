@@ -1,8 +1,8 @@
 """Checkpoint images on their store: directories, the manifest with its complete mark, and wiping.
 
-Layout below the store's path (0700, root): `WORKLOAD/pre-1 … pre-N`, `WORKLOAD/final`, `manifest.json`. The manifest is
-written last and atomically: without it the images do not count. Images hold secrets (memory), so they are 0600, never on
-The manifest is a path others can read, and overwritten before they are removed.
+Layout below the store's path (0700, root): `WORKLOAD/pre-1 … pre-N`, `WORKLOAD/final`, `manifest.json`. The
+manifest is written last and atomically: without it the images do not count. Images hold secrets (memory), so they are
+0600, never on a path others can read, and are overwritten before they are removed.
 """
 
 from __future__ import annotations
