@@ -102,15 +102,10 @@ def _criu_check(criu: Criu) -> str:
 
 
 def _early_threads(root: Path) -> int:
-    """The highest PID of the kernel threads that were started before user space (those below the first big gap)."""
-    highest = 0
-    for process in proc.processes(root):
-        if not process.kernel_thread:
-            continue
-        if process.pid - highest > 64 and highest:
-            break
-        highest = process.pid
-    return highest
+    """The highest PID among the kernel threads that are older than every process of user space but PID 1."""
+    everybody = proc.processes(root)
+    first = min((p.starttime for p in everybody if not p.kernel_thread and p.pid != 1), default=0)
+    return max((p.pid for p in everybody if p.kernel_thread and p.starttime < first), default=0)
 
 
 def _watchdog(root: Path) -> tuple[str, str]:
