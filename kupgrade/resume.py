@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, KupgradeError, NotNowError
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         journal = _open(states)
         if journal is None:
             return ExitCode.DONE
-        state = host.run(journal, root=Path("/"), watch=report)
+        state = host.run(journal, root=Path("/"), watch=_watcher(argv))
         if state.over:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
@@ -47,6 +48,17 @@ def main(argv: list[str]) -> int:
         return ExitCode.NEEDS_HUMAN
     # The unit must not look failed in a boot that did what it should; the outcome is in the journal.
     return ExitCode.DONE if worker or state.over else ExitCode.FAILED
+
+
+def _watcher(argv: list[str]) -> Callable[[Record, State], None]:
+    """structlog for the worker, which runs on a whole system; plain lines for the agent of a boot."""
+    if "--worker" not in argv and "--json" not in argv:
+        return report
+    try:
+        from kupgrade import log
+    except ImportError:
+        return report
+    return log.reporter(log.logger(json_lines="--json" in argv))
 
 
 def make_writable() -> None:

@@ -87,7 +87,8 @@ def test_lockdown_wants_a_signature() -> None:
 def test_a_blocked_release_and_one_that_was_rolled_back_are_refused() -> None:
     """The policy's block list and the memory of bad releases both say no; --retry-failed lifts only the second."""
     blocked = pf.policy(kernels=KernelRules(block=("7.3.*",)))
-    assert [r.rule for r in checks.target_refusals(pf.facts(), blocked, pf.target())] == ["the policy allows this kernel"]
+    found = checks.target_refusals(pf.facts(), blocked, pf.target())
+    assert [r.rule for r in found] == ["the policy allows this kernel"]
     rejected = {pf.NEW: "panicked"}
     assert planner.refusals(pf.facts(), pf.policy(), pf.target(), rejected, retry_failed=False)
     assert not planner.refusals(pf.facts(), pf.policy(), pf.target(), rejected, retry_failed=True)
@@ -236,14 +237,18 @@ def test_an_init_of_the_host_or_other_mounts_keep_the_agent_an_ordinary_service(
         assert CommandLine.parse(crossing_cmdline(order(facts=facts))).get("systemd.unit") is None
 
 
-def test_a_plan_survives_storage_and_every_step_loads() -> None:
-    """encode and decode give an equal plan with the same digest, and each step becomes code again."""
+def plan() -> Plan:
     wanted = order()
     phases = KexecEngine().phases(wanted)
-    plan = planner.assemble(ID, 1.0, wanted.facts, wanted.policy, pf.target(), "kexec", wanted.store, phases, ())
-    again = decode(Plan, encode(plan))
-    assert again == plan and again.digest == plan.digest
-    assert [load(s).kind for s in again.steps] == [s.kind for s in plan.steps]
+    return planner.assemble(ID, 1.0, wanted.facts, wanted.policy, pf.target(), "kexec", wanted.store, phases, ())
+
+
+def test_a_plan_survives_storage_and_every_step_loads() -> None:
+    """encode and decode give an equal plan with the same digest, and each step becomes code again."""
+    made = plan()
+    again = decode(Plan, encode(made))
+    assert again == made and again.digest == made.digest
+    assert [load(s).kind for s in again.steps] == [s.kind for s in made.steps]
 
 
 def test_the_prediction_grows_with_memory_and_slowness() -> None:
