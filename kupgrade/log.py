@@ -1,7 +1,7 @@
 """Events of an upgrade through structlog: one vocabulary (the journal's record kinds), upgrade and step bound once.
 
-Rendered for people on a terminal, as plain key=value lines for the system's journal, or as JSON lines. The boot agent does
-not use this: structlog may not be importable where it runs, and importing it is blackout.
+Rendered for people on a terminal, as plain key=value lines for the system's journal, or as JSON lines. The boot agent
+does not use this: structlog may not be importable where it runs, and importing it is blackout.
 """
 
 from __future__ import annotations

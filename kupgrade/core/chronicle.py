@@ -74,14 +74,15 @@ def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
 def rejection(records: Sequence[Record]) -> str:
     """Why the new release must not be tried again unasked; empty when this journal does not speak against it.
 
-    It does when the crossing was armed and the way led back, unless a person asked for that before anything
+    It does when the machine left the old kernel by our crossing and the way led back, unless a person asked for that before anything
     crossed: a failure in the old kernel says nothing about the new one.
     """
     if not records:
         return ""
     state = fold(records)
     cross = step_index(state, CROSS)
-    armed = any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
+    left = any(record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK) for record in records)
+    armed = left and any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
     if state.committed or cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):
         return ""
     for record in records:

@@ -1,0 +1,77 @@
+"""`kupgrade rehearse`: a whole kernel upgrade in a virtual host, judged from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from kupgrade.errors import ExitCode, UsageError
+
+
+@click.command()
+@click.option("--engine", type=click.Choice(["kexec"]), default="kexec", show_default=True)
+@click.option("--store", type=click.Choice(["auto", "disk", "pmem"]), default="auto", show_default=True)
+@click.option("--from", "old", default="trixie", show_default=True, help="Old kernel: suite, release, prefix or path.")
+@click.option("--to", "new", default="trixie-backports", show_default=True, help="New kernel, as --from.")
+@click.option("--memory", type=click.IntRange(1, 65536), default=64, show_default=True, help="MiB of the workload.")
+@click.option("--dirty", type=click.IntRange(0, 100), default=0, show_default=True, help="Percent rewritten a second.")
+@click.option("--fault", default="", help="e.g. kill-tool@dump:effect, power-cut@cross, panic-new-kernel.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")
+@click.option("--json", "as_json", is_flag=True, help="Only the result, one JSON object.")
+def rehearse(
+    engine: str,
+    store: str,
+    old: str,
+    new: str,
+    memory: int,
+    dirty: int,
+    fault: str,
+    keep: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> int:
+    """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
+    from kupgrade.rehearsal import faults, scenario
+    from kupgrade.rehearsal import report as reports
+
+    if memory > 65536 // 4:
+        raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
+    begun = time.monotonic()
+
+    def progress(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr)
+
+    options = scenario.Options(
+        engine=engine,
+        store=store,
+        old=old,
+        new=new,
+        memory=memory,
+        dirty=dirty,
+        fault=faults.parse(fault) if fault else None,
+        keep=keep,
+    )
+    result = scenario.rehearse(options, progress)
+    if keep is not None:
+        scenario.write_evidence(result, keep)
+    if report is not None:
+        report.write_text(reports.html(result))
+        progress(f"report: {report}")
+    if not as_json:
+        click.echo(reports.text(result))
+    click.echo(json.dumps(dict(result.judged)))
+    return exit_code(str(result.judged["outcome"]))
+
+
+def exit_code(outcome: str) -> ExitCode:
+    """0 committed, 3 refused, 4 rolled back, 1 failed."""
+    return {
+        "committed": ExitCode.DONE,
+        "refused": ExitCode.REFUSED,
+        "rolled-back": ExitCode.ROLLED_BACK,
+    }.get(outcome, ExitCode.FAILED)

@@ -1,0 +1,49 @@
+"""Faults a rehearsal injects: their spelling on the command line, and what they do to the virtual host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kupgrade.errors import UsageError
+
+AT_STEP = ("kill-tool", "power-cut")
+WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
+MOMENTS = ("intent", "effect", "undo-intent", "undo-effect")
+# What user space of the new kernel's initrd does first, put into its copy in the virtual host.
+INITRD_SCRIPTS = {
+    "panic-new-kernel": "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+    "hang-new-kernel": "while :; do sleep 1; done",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault; `step` and `moment` are empty where they do not apply."""
+
+    kind: str
+    step: str = ""
+    moment: str = ""
+
+    def __str__(self) -> str:
+        return self.kind if not self.step else f"{self.kind}@{self.step}:{self.moment}"
+
+    @property
+    def armed(self) -> dict[str, str]:
+        """The content of the file that arms kupgrade's own fault points; empty when the lab produces the fault."""
+        if self.kind in INITRD_SCRIPTS or self.kind == "bad-initrd":
+            return {}
+        return {"fault": self.kind, "step": self.step, "moment": self.moment}
+
+
+def parse(text: str) -> Fault:
+    """KIND, or KIND@STEP with an optional :MOMENT (default intent); raises UsageError."""
+    kind, at, rest = text.partition("@")
+    step, _, moment = rest.partition(":")
+    if kind in AT_STEP and at and step:
+        moment = moment or "intent"
+        if moment in MOMENTS:
+            return Fault(kind, step, moment)
+    elif kind in WHOLE and not at:
+        return Fault(kind)
+    known = ", ".join((*(f"{k}@STEP[:intent|:effect]" for k in AT_STEP), *WHOLE))
+    raise UsageError(f"{text!r} is no fault", "", f"Known are {known}")

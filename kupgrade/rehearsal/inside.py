@@ -1,0 +1,148 @@
+"""What a rehearsal does and asks inside the virtual host, over the agent's link."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kupgrade.errors import ExitCode, KupgradeError
+from kupgrade.host.initramfs import CpioEntry, write_cpio
+from kupgrade.rehearsal.faults import INITRD_SCRIPTS, Fault
+from kupgrade.rehearsal.judge import WorkloadSeen
+from kupgrade.rehearsal.link import Link
+
+if TYPE_CHECKING:
+    from kupgrade.rehearsal.scenario import Options
+
+POLICY = """# written by the rehearsal
+deadline = "120s"
+keep_services = ["systemd-*", "dbus*", "kupgrade-*", "getty@*", "serial-getty@*"]
+
+[[workload]]
+name = "demo"
+unit = "demo.service"
+fate = "keep"
+
+[workload.probe]
+kind = "tcp"
+port = 7070
+"""
+_SHOW = "MainPID,ActiveState,NRestarts,ControlGroup"
+_LEFTOVERS = r"""
+test -e /etc/systemd/system/demo.service.d/90-kupgrade.conf && echo "drop-in of demo.service"
+test "$(cat /sys/kernel/kexec_loaded)" = 0 || echo "a loaded kexec image"
+nft list table inet kupgrade_lock >/dev/null 2>&1 && echo "the network lock"
+test -e /var/lib/kupgrade/lock.nft && echo lock.nft
+ls /var/lib/kupgrade/staged/* >/dev/null 2>&1 && echo "staged files"
+find /var/lib/kupgrade/images /run/kupgrade/pmem -name '*.img' 2>/dev/null | grep -q . && echo "checkpoint images"
+grep -q /run/kupgrade/pmem /proc/mounts && echo "the mounted image store"
+pgrep -f kupgrade-deadman >/dev/null && echo "the dead-man timer"
+test -e /var/lib/kupgrade/current && echo "an open upgrade"
+true
+"""
+
+
+def shell(link: Link, script: str, timeout: float = 120.0) -> str:
+    """Output of a shell script; raises KupgradeError when it fails."""
+    done = link.run(["/bin/sh", "-c", script], timeout=timeout)
+    if done.status != 0:
+        raise KupgradeError("a command in the virtual host failed", (done.stderr or done.stdout).strip()[-500:])
+    return done.stdout
+
+
+def prepare(link: Link, options: Options, release: str) -> None:
+    """Policy, workload, and the fault to come."""
+    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", POLICY.encode())
+    link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
+    shell(link, "systemctl enable --quiet demo.service; systemctl start demo.service")
+    shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1")
+    if options.fault is not None:
+        _arm(link, options.fault, release)
+
+
+def _arm(link: Link, fault: Fault, release: str) -> None:
+    for unit in ("kupgrade-apply.service", "kupgrade-resume.service"):
+        link.write(f"/etc/systemd/system/{unit}.d/rehearsal.conf", b"[Service]\nEnvironment=KUPGRADE_FAULTS=1\n")
+    shell(link, "systemctl daemon-reload; mkdir -p -m 0700 /var/lib/kupgrade")
+    if fault.armed:
+        link.write("/var/lib/kupgrade/fault.json", json.dumps(fault.armed).encode(), 0o600)
+    image = f"/boot/initrd.img-{release}"
+    if fault.kind == "bad-initrd":
+        shell(link, f"truncate -s -100000 {image}")
+    elif fault.kind in INITRD_SCRIPTS:
+        script = f"#!/bin/sh\n[ -d /proc ] || mkdir /proc\nmount -t proc proc /proc\n{INITRD_SCRIPTS[fault.kind]}\n"
+        link.write("/tmp/fault.cpio", write_cpio([CpioEntry("init", 0o100755, script.encode())]))  # noqa: S108
+        pad = f"s=$(stat -c %s {image}); truncate -s $(( (s + 3) / 4 * 4 )) {image}"
+        shell(link, f"{pad}; cat /tmp/fault.cpio >> {image}")
+
+
+def apply(link: Link, options: Options, release: str) -> str:
+    """Hand the upgrade to the worker; the reason when it was refused, else empty."""
+    words = ["kupgrade", "apply", "--yes", "--no-wait", "--kernel", release, "--engine", options.engine]
+    if options.store != "auto":
+        words += ["--store", options.store]
+    done = link.run(words, timeout=180.0)
+    if done.status == ExitCode.DONE:
+        return ""
+    reason = (done.stderr or done.stdout).strip()
+    return reason[-1500:] or f"exit status {done.status}"
+
+
+def standing(link: Link) -> tuple[str, str]:
+    """("open" or "over", kind of the journal's last record), cheaply enough to be asked during an upgrade."""
+    script = (
+        "test -e /var/lib/kupgrade/current && echo open || echo over;"
+        " tail -qn 1 $(ls -d /var/lib/kupgrade/upgrades/*/journal | tail -n 1)"
+    )
+    done = link.run(["/bin/sh", "-c", script], timeout=10.0)
+    state, _, line = done.stdout.partition("\n")
+    try:
+        return state.strip(), str(json.loads(line[9:])["kind"])
+    except (ValueError, KeyError):
+        return state.strip(), ""
+
+
+def journal(link: Link) -> bytes:
+    """The newest upgrade's journal."""
+    path = shell(link, "ls -d /var/lib/kupgrade/upgrades/*/journal 2>/dev/null | tail -n 1").strip()
+    return link.read(path) if path else b""
+
+
+def leftovers(link: Link) -> tuple[str, ...]:
+    """What an ended upgrade must not leave behind."""
+    return tuple(line for line in shell(link, _LEFTOVERS).splitlines() if line)
+
+
+def look(link: Link, connect: Callable[[], socket.socket]) -> WorkloadSeen:
+    """The workload as systemd, its cgroup, its file and its own memory check tell."""
+    text = shell(link, f"systemctl show demo.service -p {_SHOW}; echo; cat /var/lib/demo/lines")
+    properties, _, lines = text.partition("\n\n")
+    values = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
+    cgroup = values.get("ControlGroup") or "/system.slice/demo.service"
+    pids = shell(link, f"cat /sys/fs/cgroup{cgroup}/cgroup.procs 2>/dev/null || true").split()
+    return WorkloadSeen(
+        pids=tuple(sorted(int(pid) for pid in pids)),
+        main_pid=int(values.get("MainPID", "0")),
+        active=values.get("ActiveState") == "active",
+        restarts=int(values.get("NRestarts", "0")),
+        memory=_check(connect),
+        lines=tuple(lines.splitlines()),
+    )
+
+
+def _check(connect: Callable[[], socket.socket]) -> str:
+    try:
+        with connect() as connection:
+            connection.settimeout(180.0)
+            connection.sendall(b"check\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                data = connection.recv(4096)
+                if not data:
+                    break
+                answer += data
+        return answer.decode(errors="replace").strip()
+    except OSError as error:
+        return f"no answer: {error}"

@@ -1,0 +1,171 @@
+"""The verdict on a rehearsal: pure, from what was seen before, during and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kupgrade.rehearsal.client import Recording
+
+FORMAT = "kupgrade.rehearsal/1"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSeen:
+    """The demonstration workload at one moment, as asked inside the virtual host."""
+
+    pids: tuple[int, ...]
+    main_pid: int
+    active: bool
+    restarts: int
+    memory: str  # the workload's own answer to `check`
+    lines: tuple[str, ...]  # of its append-only file
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything the judge is given. `journal`: decoded records of the upgrade, in order."""
+
+    engine: str
+    store: str
+    old_release: str
+    new_release: str
+    running_release: str
+    boot_ids: tuple[str, ...]
+    before: WorkloadSeen
+    after: WorkloadSeen | None
+    client: Recording
+    journal: tuple[Mapping[str, Any], ...]
+    status: Mapping[str, Any] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
+    fault: str = ""
+    refused: str = ""
+
+
+def file_intact(lines: Sequence[str]) -> bool:
+    """Lines `N PID COUNTER` are numbered from 1 without a gap, and the counter never falls."""
+    last = -1
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if len(words) != 3 or words[0] != str(number) or not words[2].isdigit() or int(words[2]) < last:
+            return False
+        last = int(words[2])
+    return bool(lines)
+
+
+def phases(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Milliseconds of each phase of the plan, by the wall clock of its first and last record."""
+    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
+    if plan is None:
+        return []
+    where = [phase["name"] for phase in plan["phases"] for _ in phase["steps"]]
+    spans: dict[str, list[float]] = {}
+    for record in journal:
+        if record.get("step") is not None:
+            spans.setdefault(where[record["step"]], []).append(record["time"])
+    return [{"name": name, "ms": round((max(t) - min(t)) * 1000, 1)} for name, t in spans.items()]
+
+
+def steps(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each step that was done or undone, with its seconds as the executor measured them."""
+    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
+    if plan is None:
+        return []
+    kinds = [step["kind"] for phase in plan["phases"] for step in phase["steps"]]
+    return [
+        {"step": kinds[r["step"]], "what": r["kind"], "seconds": r["data"].get("seconds")}
+        for r in journal
+        if r["kind"] in ("done", "undone") and r.get("step") is not None
+    ]
+
+
+def _outcome(evidence: Evidence) -> str:
+    if evidence.refused:
+        return "refused"
+    ended = [r["data"].get("outcome") for r in evidence.journal if r["kind"] == "finished"]
+    return str(ended[-1]) if ended else "failed"
+
+
+def findings(evidence: Evidence, outcome: str) -> list[str]:
+    """What is wrong; empty when the upgrade (or the rollback) lost nothing."""
+    found: list[str] = []
+    client, before, after = evidence.client, evidence.before, evidence.after
+    if outcome == "failed":
+        found.append("the upgrade did not end; see status")
+    wanted = evidence.new_release if outcome == "committed" else evidence.old_release
+    if evidence.running_release != wanted:
+        found.append(f"{evidence.running_release} runs, expected {wanted}")
+    if client.resets:
+        found.append("the client's connection was lost")
+    if not client.in_order or not client.counter_continuous:
+        found.append("answers out of order, lost or repeated")
+    if len(client.answered) != len(client.sent):
+        found.append(f"{len(client.sent) - len(client.answered)} requests were never answered")
+    if len(client.pids) > 1:
+        found.append(f"answers came from different processes: {sorted(client.pids)}")
+    found += client.problems[:3]
+    if after is None:
+        return [*found, "the workload could not be asked afterwards"]
+    if after.pids != before.pids or after.main_pid != before.main_pid:
+        found.append(f"processes {before.pids} became {after.pids}, main {before.main_pid} became {after.main_pid}")
+    if not after.active:
+        found.append("the unit is not active")
+    if after.restarts != before.restarts:
+        found.append(f"systemd restarted the unit {after.restarts - before.restarts} times")
+    if after.memory != "check ok":
+        found.append(f"memory: {after.memory}")
+    if not file_intact(after.lines) or after.lines[: len(before.lines)] != before.lines:
+        found.append("the append-only file is not continuous")
+    found += [f"left behind: {name}" for name in evidence.leftovers]
+    return found
+
+
+def judge(evidence: Evidence) -> dict[str, Any]:
+    """The result object of a rehearsal."""
+    outcome = _outcome(evidence)
+    wrong = findings(evidence, outcome)
+    blackout = [r["data"]["blackout"] for r in evidence.journal if r["kind"] == "note" and "blackout" in r["data"]]
+    after = evidence.after
+    client = evidence.client
+    return {
+        "format": FORMAT,
+        "outcome": "failed" if wrong else outcome,
+        "upgrade_outcome": outcome,
+        "findings": wrong,
+        "reason": evidence.refused or _reason(evidence.journal),
+        "engine": evidence.engine,
+        "store": evidence.store,
+        "old_release": evidence.old_release,
+        "new_release": evidence.new_release,
+        "running_release": evidence.running_release,
+        "boot_ids": list(evidence.boot_ids),
+        "client": {
+            "sent": len(client.sent),
+            "answered": len(client.answered),
+            "in_order": client.in_order and client.counter_continuous,
+            "resets": client.resets,
+            "longest_gap_ms": round(client.longest_gap * 1000, 1),
+        },
+        "workloads": [
+            {
+                "name": "demo",
+                "pids_before": list(evidence.before.pids),
+                "pids_after": list(after.pids) if after else [],
+                "memory_intact": bool(after and after.memory == "check ok"),
+                "file_intact": bool(after and file_intact(after.lines)),
+                "blackout_ms": round(blackout[-1].get("demo", 0.0) * 1000, 1) if blackout else 0.0,
+                "unit_active": bool(after and after.active),
+            }
+        ],
+        "phases": phases(evidence.journal),
+        "steps": steps(evidence.journal),
+        "fault": evidence.fault or None,
+    }
+
+
+def _reason(journal: Sequence[Mapping[str, Any]]) -> str:
+    for record in journal:
+        if record["kind"] in ("undo-requested", "fell-back", "hands-off"):
+            return str(record["data"].get("reason", ""))
+    return ""

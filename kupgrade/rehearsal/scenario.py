@@ -1,0 +1,215 @@
+"""A whole rehearsal: build, boot, load, upgrade, follow, judge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.journal import decode_line
+from kupgrade.rehearsal import inside, judge, qemu, virtual_host
+from kupgrade.rehearsal.client import Client
+from kupgrade.rehearsal.faults import Fault
+from kupgrade.rehearsal.link import Link
+from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.shell import command_line
+
+Progress = Callable[[str], None]
+PORT = 7070
+_BOOT_TIMEOUT = 240.0  # seconds
+_POLL = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to rehearse. `memory`: MiB of the workload; `timeout`: seconds for the upgrade itself."""
+
+    engine: str = "kexec"
+    store: str = "auto"
+    old: str = "trixie"
+    new: str = "trixie-backports"
+    memory: int = 64
+    dirty: int = 0
+    fault: Fault | None = None
+    keep: Path | None = None
+    timeout: float = 420.0
+    machine_memory: int = 0  # MiB; 0: by the size of the workload
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The judged object, the client's latencies (seconds since its start, seconds) and the crossing's times."""
+
+    judged: Mapping[str, Any]
+    latencies: tuple[tuple[float, float], ...]
+    journal: tuple[Mapping[str, Any], ...]
+
+
+def machine_memory(options: Options) -> int:
+    """MiB: half a GiB of it becomes persistent memory; images, originals and restored copies fit beside each other."""
+    return options.machine_memory or max(2048, 1536 + 512 + 4 * options.memory)
+
+
+def rehearse(options: Options, progress: Progress) -> Result:
+    """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
+    host = virtual_host.build(options.old, options.new, progress)
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        state = qemu.run_directory()
+        stack.callback(_put_away, state, options.keep)
+        network = Network.create()
+        stack.callback(network.close)
+        machine = qemu.Machine(
+            host.image,
+            host.kernel(host.old_release),
+            host.initrd(host.old_release),
+            command_line(),
+            memory_mib=machine_memory(options),
+        )
+        progress(f"booting {host.old_release}")
+        running = qemu.start(host.tools, machine, state, network.tap())
+        stack.callback(running.stop)
+        link = stack.enter_context(closing(Link(state / "agent")))
+        _watch_faults(state, running, progress)
+        link.wait_boot(_BOOT_TIMEOUT)
+        return _upgrade(options, host, network, link, progress)
+
+
+def _upgrade(
+    options: Options, host: virtual_host.VirtualHost, network: Network, link: Link, progress: Progress
+) -> Result:
+    progress("starting the workload and a client outside")
+    inside.prepare(link, options, host.new_release)
+    before = inside.look(link, lambda: network.connect(PORT, 30.0))
+    client = Client(network.connect(PORT, 30.0))
+    begun = time.monotonic()
+    time.sleep(1.0)
+    progress(f"kupgrade apply: {host.old_release} to {host.new_release}" + _with(options.fault))
+    refused = inside.apply(link, options, host.new_release)
+    if not refused:
+        _follow(link, options.timeout, progress)
+    progress("waiting for the client's last answers")
+    recording = client.stop(30.0)
+    after: judge.WorkloadSeen | None = None
+    journal: tuple[Mapping[str, Any], ...] = ()
+    leftovers: tuple[str, ...] = ()
+    running_release = "unknown"
+    try:
+        after = inside.look(link, lambda: network.connect(PORT, 30.0))
+        journal = records(inside.journal(link))
+        leftovers = inside.leftovers(link)
+        running_release = link.boots[-1].release
+    except KupgradeError as error:
+        progress(f"afterwards: {error}")
+    store = next((r["data"]["plan"]["store"] for r in journal if r["kind"] == "planned"), options.store)
+    evidence = judge.Evidence(
+        engine=options.engine,
+        store=store,
+        old_release=host.old_release,
+        new_release=host.new_release,
+        running_release=running_release,
+        boot_ids=tuple(boot.boot_id for boot in link.boots),
+        before=before,
+        after=after,
+        client=recording,
+        journal=journal,
+        leftovers=leftovers,
+        fault=str(options.fault or ""),
+        refused=refused,
+    )
+    latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
+    return Result(judge.judge(evidence), latencies, journal)
+
+
+def _with(fault: Fault | None) -> str:
+    return f", with the fault {fault}" if fault else ""
+
+
+def _follow(link: Link, timeout: float, progress: Progress) -> None:
+    """Until no upgrade is open, or hands are off, or time is up. Boots in between are expected."""
+    deadline = time.monotonic() + timeout
+    seen, boots = "", len(link.boots)
+    while time.monotonic() < deadline:
+        time.sleep(_POLL)
+        try:
+            state, last = inside.standing(link)
+        except KupgradeError:
+            continue  # crossing, booting, or busy
+        if len(link.boots) != boots:
+            boots = len(link.boots)
+            progress(f"{link.boots[-1].release} answers")
+        if last != seen:
+            seen = last
+            progress(f"journal: {last}")
+        if state != "open" or last == "hands-off":
+            return
+    progress(f"not over after {timeout:g} s")
+
+
+def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
+    """The journal's records; a torn tail is left out."""
+    found = []
+    for line in data.splitlines(keepends=True):
+        try:
+            value = decode_line(line)
+        except ValueError:
+            break
+        if "kind" in value:
+            found.append(value)
+    return tuple(found)
+
+
+def _watch_faults(state: Path, running: qemu.Qemu, progress: Progress) -> None:
+    """A line on the fault port pulls the machine's reset line: nothing that was not synced survives."""
+    port = qemu.connect(state / "fault", 20.0)
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, KupgradeError), port, port.makefile("rb") as lines:
+            for line in lines:
+                running.reset()
+                progress(f"power cut: {line.decode(errors='replace').strip()}")
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends a rehearsal as Ctrl-C does, so that the machine is always stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _put_away(state: Path, keep: Path | None) -> None:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        for name in ("serial.log", "qemu.log", "qemu.command"):
+            with contextlib.suppress(OSError):
+                shutil.copy(state / name, keep / name)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def write_evidence(result: Result, keep: Path) -> None:
+    """Journal and result as files beside the serial log."""
+    keep.mkdir(parents=True, exist_ok=True)
+    (keep / "journal.json").write_text(json.dumps(list(result.journal), indent=1) + "\n")
+    (keep / "result.json").write_text(json.dumps(dict(result.judged), indent=1) + "\n")
