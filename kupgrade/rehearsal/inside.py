@@ -38,7 +38,7 @@ test -e /var/lib/kupgrade/lock.nft && echo lock.nft
 ls /var/lib/kupgrade/staged/* >/dev/null 2>&1 && echo "staged files"
 find /var/lib/kupgrade/images /run/kupgrade/pmem -name '*.img' 2>/dev/null | grep -q . && echo "checkpoint images"
 grep -q /run/kupgrade/pmem /proc/mounts && echo "the mounted image store"
-pgrep -f kupgrade-deadman >/dev/null && echo "the dead-man timer"
+pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"
 true
 """
