@@ -1,0 +1,70 @@
+"""Fault spelling, and the client's book-keeping against a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from kupgrade.errors import UsageError
+from kupgrade.rehearsal.client import Client
+from kupgrade.rehearsal.faults import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "armed"),
+    [
+        ("kill-tool@freeze", {"fault": "kill-tool", "step": "freeze", "moment": "intent"}),
+        ("power-cut@dump:effect", {"fault": "power-cut", "step": "dump", "moment": "effect"}),
+        ("restore-fails", {"fault": "restore-fails", "step": "", "moment": ""}),
+        ("panic-new-kernel", {}),
+        ("bad-initrd", {}),
+    ],
+)
+def test_a_fault_arms_the_product_or_is_the_labs_own(text: str, armed: dict[str, str]) -> None:
+    """Faults at steps and in the product are armed by file, those of kernel and initrd by the lab."""
+    assert parse(text).armed == armed
+
+
+@pytest.mark.parametrize("text", ["", "kill-tool", "kill-tool@", "panic-new-kernel@x", "power-cut@x:never", "melt"])
+def test_a_misspelt_fault_is_a_usage_error_that_lists_the_known_ones(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert "panic-new-kernel" in caught.value.remedy
+
+
+def serve(listener: socket.socket, pause_at: int, pause: float, stop_at: int) -> None:
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as lines:
+        for number, line in enumerate(lines):
+            if number == pause_at:
+                time.sleep(pause)
+            if number == stop_at:
+                return
+            connection.sendall(line.strip() + b" %d 10 11 0.5\n" % (number + 1))
+
+
+def run(pause_at: int = -1, pause: float = 0.0, stop_at: int = -1) -> Client:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, pause_at, pause, stop_at), daemon=True).start()
+        client = Client(socket.create_connection(listener.getsockname()), 0.005)
+        time.sleep(0.4)
+        client.stop(2.0)
+    return client
+
+
+def test_requests_keep_coming_while_the_server_is_silent_and_all_are_answered() -> None:
+    """A pause shows as the longest gap; nothing is lost, and the order holds."""
+    seen = run(pause_at=10, pause=0.2).recording
+    assert len(seen.sent) == len(seen.answered) > 20
+    assert seen.in_order and seen.counter_continuous and seen.resets == 0
+    assert 0.18 < seen.longest_gap < 0.4
+
+
+def test_a_closed_connection_counts_as_a_reset() -> None:
+    """A server that closes early is a lost connection, not a short run."""
+    seen = run(stop_at=10).recording
+    assert seen.resets == 1 and len(seen.answered) == 10

@@ -1,0 +1,133 @@
+"""The judge of a rehearsal, on evidence made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from kupgrade.rehearsal import report
+from kupgrade.rehearsal.client import Recording
+from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge
+from kupgrade.rehearsal.scenario import Result
+
+BEFORE = WorkloadSeen((329, 330), 329, True, 0, "check ok", ("1 329 0", "2 329 5"))
+AFTER = dataclasses.replace(BEFORE, lines=("1 329 0", "2 329 5", "3 329 9"))
+
+
+def recording(count: int = 5, answered: int | None = None) -> Recording:
+    made = Recording(sent=[i * 0.02 for i in range(count)])
+    for number in range(count if answered is None else answered):
+        made.take(f"{number} {number + 1} 329 330 1.0", number * 0.02 + (9.0 if number > 2 else 0.001))
+    return made
+
+
+def evidence(**changes: Any) -> Evidence:
+    plan = {"store": "pmem", "phases": [{"name": "staging", "steps": [{"kind": "prepare-store"}]}]}
+    journal = (
+        {"kind": "planned", "step": None, "time": 1.0, "data": {"plan": plan}},
+        {"kind": "started", "step": 0, "time": 1.0, "data": {}},
+        {"kind": "done", "step": 0, "time": 1.5, "data": {"seconds": 0.5}},
+        {"kind": "note", "step": None, "time": 2.0, "data": {"blackout": {"demo": 8.5}}},
+        {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "committed"}},
+    )
+    base = Evidence("kexec", "pmem", "6.12", "7.3", "7.3", ("a", "b"), BEFORE, AFTER, recording(), journal)
+    return dataclasses.replace(base, **changes)
+
+
+def test_an_upgrade_without_a_flaw_is_committed() -> None:
+    """Everything intact: the outcome is the journal's, with the figures of client and blackout."""
+    result = judge(evidence())
+    assert result["outcome"] == "committed" and result["findings"] == []
+    assert result["client"] == {
+        "sent": 5,
+        "answered": 5,
+        "in_order": True,
+        "resets": 0,
+        "longest_gap_ms": pytest.approx(9019.0, abs=1.5),
+    }
+    assert result["workloads"][0]["blackout_ms"] == 8500.0
+    assert result["phases"] == [{"name": "staging", "ms": 500.0}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"running_release": "6.12"}, "expected 7.3"),
+        ({"after": None}, "could not be asked"),
+        ({"after": dataclasses.replace(AFTER, pids=(329, 999))}, "processes"),
+        ({"after": dataclasses.replace(AFTER, main_pid=1)}, "main 329 became 1"),
+        ({"after": dataclasses.replace(AFTER, active=False)}, "not active"),
+        ({"after": dataclasses.replace(AFTER, restarts=1)}, "restarted"),
+        ({"after": dataclasses.replace(AFTER, memory="check bad 3")}, "memory"),
+        ({"after": dataclasses.replace(AFTER, lines=("1 329 0", "3 329 5"))}, "append-only"),
+        ({"client": recording(5, 4)}, "never answered"),
+        ({"leftovers": ("the network lock",)}, "left behind"),
+        ({"journal": ()}, "did not end"),
+    ],
+)
+def test_each_flaw_makes_it_failed_and_is_named(changes: dict[str, Any], words: str) -> None:
+    """A single flaw is enough for `failed`, and the finding says which."""
+    result = judge(evidence(**changes))
+    assert result["outcome"] == "failed"
+    assert any(words in finding for finding in result["findings"]), result["findings"]
+
+
+def test_a_lost_connection_and_a_second_copy_are_flaws() -> None:
+    """A reset, and answers from other processes or with a repeated counter, are never overlooked."""
+    reset = recording()
+    reset.resets = 1
+    assert judge(evidence(client=reset))["outcome"] == "failed"
+    twice = recording(2)
+    twice.sent.append(0.06)
+    twice.take("2 1 400 401 1.0", 0.1)
+    result = judge(evidence(client=twice))
+    assert result["outcome"] == "failed" and not result["client"]["in_order"]
+
+
+def test_a_rollback_must_end_on_the_old_release() -> None:
+    """Rolled back and intact is `rolled-back`; rolled back on the new release is a flaw."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "rolled-back"}}
+    rolled = evidence(journal=(*evidence().journal[:-1], ended), running_release="6.12")
+    assert judge(rolled)["outcome"] == "rolled-back"
+    assert judge(dataclasses.replace(rolled, running_release="7.3"))["outcome"] == "failed"
+
+
+def test_a_refusal_leaves_everything_as_it_was() -> None:
+    """Refused needs the old release and an intact workload, too."""
+    refused = evidence(refused="initrd is damaged", journal=(), running_release="6.12")
+    assert judge(refused)["outcome"] == "refused" and judge(refused)["reason"] == "initrd is damaged"
+
+
+@pytest.mark.parametrize(
+    ("lines", "intact"),
+    [
+        ((), False),
+        (("1 9 0",), True),
+        (("2 9 0",), False),
+        (("1 9 0", "2 9 0", "2 9 1"), False),
+        (("1 9 5", "2 9 4"), False),
+        (("1 9 5", "\0\0\0"), False),
+    ],
+)
+def test_the_file_is_intact_only_without_gap_and_repetition(lines: tuple[str, ...], intact: bool) -> None:
+    """Numbered from 1, no gap, no repeated line, a counter that never falls."""
+    assert file_intact(lines) is intact
+
+
+def test_the_report_is_self_contained_and_shows_the_silence() -> None:
+    """No outside resource; the plot marks the span without answers; text and HTML carry the verdict."""
+    item = evidence()
+    result = Result(judge(item), tuple(item.client.latencies()), item.journal)
+    page = report.html(result)
+    assert "http" not in page.replace("http-equiv", "") and "<svg" in page and "9.0" in page and "committed" in page
+    assert report.text(result).startswith("committed: 6.12 -> 7.3")
+
+
+def test_thinning_keeps_the_slowest_request_of_each_bucket() -> None:
+    """However many requests, the one that waited longest is drawn."""
+    many = [(i * 0.001, 0.001) for i in range(50000)]
+    many[31234] = (31.234, 7.0)
+    svg = report.plot(many, [])
+    assert svg.count(",") < 5000 and "7" in svg
