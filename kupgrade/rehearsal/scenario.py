@@ -66,7 +66,7 @@ def rehearse(options: Options, progress: Progress) -> Result:
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         state = qemu.run_directory()
-        stack.callback(_put_away, state, options.keep)
+        stack.callback(put_away, state, options.keep)
         network = Network.create()
         stack.callback(network.close)
         machine = qemu.Machine(
@@ -199,7 +199,8 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _put_away(state: Path, keep: Path | None) -> None:
+def put_away(state: Path, keep: Path | None) -> None:
+    """Copy the logs to `keep`, if it is wanted, and remove the machine's directory."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         for name in ("serial.log", "qemu.log", "qemu.command"):
