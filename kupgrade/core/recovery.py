@@ -80,7 +80,7 @@ def armed(state: State) -> bool:
 
 
 def images_valid(state: State) -> bool:
-    """Whether the checkpoint images are complete and no copy of the workloads has run since.
+    """Whether no copy of the workloads has run since the dump: its images, if they are complete, may be restored.
 
     Dead after the intent to thaw: in the new kernel (thaw) as in the old one (undo of freeze), or once the undo of
     the dump has begun in the boot in which it was made, because that undo withdraws the images before the thaw.
@@ -94,7 +94,8 @@ def images_valid(state: State) -> bool:
     freeze = step_index(state, FREEZE)
     if freeze is not None and state.steps[freeze].status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE):
         return False
-    if step.status is StepStatus.DONE:
+    if step.status in (StepStatus.DONE, StepStatus.STARTED):
+        # STARTED: the originals were frozen and did not run again; whether the dump was finished, the mark tells.
         return True
     undone = step.status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE)
     return undone and step.undo_boot_id != step.boot_id

@@ -115,7 +115,8 @@ class Dump:
         return Nothing()
 
     def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
-        """Dump, then the complete mark."""
+        """Dump, then the complete mark; that of an attempt that was cut short goes first."""
+        host.images.withdraw(self.store)
         written = 0
         for workload in self.workloads:
             written += host.checkpoints.dump(self.store, workload, self.rounds)
@@ -129,6 +130,9 @@ class Dump:
             return
         if not context.images_valid:
             return
+        host.images.prepare(self.store)
+        if not host.images.sealed(self.store):
+            return  # cut short: nothing to restore, the units start anew
         if host.checkpoints.restored(self.workloads) is not True:
             _restore(host, self.store, self.workloads, self.timeout)
         _check_adopted(host, self.workloads)

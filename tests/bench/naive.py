@@ -73,7 +73,7 @@ def _over(link: Link, client: Client) -> bool:
 
 
 def _log(link: Link) -> str:
-    script = "systemctl status naive-restore --no-pager; tail -n 5 /var/lib/naive/*.log; journalctl -b -n 20 --no-pager; true"
+    script = "systemctl status naive-restore --no-pager; tail -n 5 /var/lib/naive/*.log; true"
     try:
         return inside.shell(link, script)
     except KupgradeError as error:
