@@ -41,7 +41,7 @@ def files() -> Iterator[tuple[Path, str, int]]:
         yield path, f"usr/share/kupgrade/hooks/{path.relative_to(SOURCE / 'hooks')}", 0o755
     for name in ("agent.py", "workload.py"):
         yield GUEST / name, f"usr/lib/kupgrade-lab/{name}", 0o644
-    for name in ("lab-agent.service", "demo.service"):
+    for name in ("kupgrade-lab-agent.service", "demo.service"):
         yield GUEST / name, f"{UNIT_DIRECTORY}/{name}", 0o644
     yield GUEST / "network.network", "etc/systemd/network/10-lab.network", 0o644
 

@@ -47,7 +47,7 @@ COMMITTED: tuple[Event, ...] = (
 )
 ROLLED_BACK: tuple[Event, ...] = (
     (RecordKind.STARTED, 2, {}),
-    (RecordKind.UNDO_REQUESTED, None, {"reason": "dump failed", "by": "kupgrade"}),
+    (RecordKind.FELL_BACK, None, {"reason": "dump failed", "release": "6.12.48"}),
     (RecordKind.FINISHED, None, {"outcome": "rolled-back"}),
 )
 HANDS_OFF: tuple[Event, ...] = ((RecordKind.HANDS_OFF, None, {"reason": "a third release runs"}),)
