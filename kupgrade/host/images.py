@@ -105,13 +105,13 @@ class ImageStore:
         """Make the directory (0700) on a mounted store; refuses one that others could write."""
         self.format()
         self.mount()
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.path)
         check_private(self.path)
 
     def round_directory(self, workload: str, name: str) -> Path:
         """The (fresh) directory of one dump round."""
         path = self.path / workload / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path)
         for stale in path.iterdir():
             stale.unlink()
         return path
@@ -218,6 +218,13 @@ class ImageStore:
         for path in sorted(self.path.rglob("*")):
             if path.name != MANIFEST and stat.S_ISREG(path.lstat().st_mode):
                 yield path
+
+
+def make_private(path: Path) -> None:
+    """Make a directory and its missing parents, each 0700 (mkdir's own mode counts for the last one only)."""
+    for directory in (*reversed(path.parents), path):
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
 
 
 def checksum(path: Path) -> ImageFile:

@@ -1,0 +1,121 @@
+"""Checkpoint images on a store: private, sealed, verified, wiped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kupgrade.errors import BadInputError
+from kupgrade.host.images import MANIFEST, ImageStore
+from kupgrade.model.workload import Store, StoreKind
+
+SECRET = b"correct horse battery staple" * 100
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    made = ImageStore(Store(StoreKind.DISK, str(tmp_path / "images" / "20261121-041503-9f2c1a")))
+    made.prepare()
+    for name in ("pre-1", "final"):
+        directory = made.round_directory("demo", name)
+        (directory / "pages-1.img").write_bytes(SECRET)
+    return made
+
+
+def sealed(store: ImageStore) -> ImageStore:
+    store.seal("20261121-041503-9f2c1a", "6.12", "7.3", {})
+    return store
+
+
+def test_directories_are_roots_alone(store: ImageStore) -> None:
+    """Everything on the way to an image is 0700, the manifest 0600."""
+    sealed(store)
+    for path in (store.path, store.path / "demo", store.path / "demo" / "final"):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert (store.path / MANIFEST).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_directory_that_others_can_enter_is_refused(store: ImageStore, mode: int) -> None:
+    """Hostile modes are refused before anything is read or written."""
+    store.path.chmod(mode)
+    with pytest.raises(BadInputError, match="open to others"):
+        store.prepare()
+    with pytest.raises(BadInputError, match="open to others"):
+        store.manifest()
+
+
+def test_a_link_in_place_of_the_directory_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    """A link could lead the images anywhere."""
+    store.path.rename(tmp_path / "elsewhere")
+    store.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInputError, match="not a directory"):
+        store.prepare()
+
+
+def test_without_the_mark_images_do_not_count(store: ImageStore) -> None:
+    """Files alone are not enough: the complete mark is written last."""
+    assert not store.sealed()
+    with pytest.raises(BadInputError, match="not complete"):
+        store.verify()
+    assert sealed(store).sealed()
+    assert set(store.verify().files) == {"demo/final/pages-1.img", "demo/pre-1/pages-1.img"}
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "remove"])
+@pytest.mark.parametrize("name", ["demo/final/pages-1.img", "demo/pre-1/pages-1.img"])
+def test_any_damage_to_any_image_is_found_and_named(store: ImageStore, damage: str, name: str) -> None:
+    """A flipped bit, a missing or an extra byte, a missing file: refused, with the file's name."""
+    path = sealed(store).path / name
+    data = path.read_bytes()
+    match damage:
+        case "flip":
+            path.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+        case "truncate":
+            path.write_bytes(data[:-1])
+        case "grow":
+            path.write_bytes(data + b"x")
+        case "remove":
+            path.unlink()
+    with pytest.raises(BadInputError) as caught:
+        store.verify()
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "kupgrade.images/1"}'])
+def test_a_damaged_manifest_is_refused(store: ImageStore, content: bytes) -> None:
+    """A torn or foreign manifest is no manifest."""
+    (sealed(store).path / MANIFEST).write_bytes(content)
+    with pytest.raises(BadInputError):
+        store.manifest()
+
+
+def test_sealing_trusts_checksums_taken_before_only_for_files_of_the_same_size(store: ImageStore) -> None:
+    """What was summed before the blackout is not summed again, unless it changed in size."""
+    known = store.checksums()
+    (store.path / "demo/pre-1/pages-1.img").write_bytes(SECRET + b"more")
+    store.seal("20261121-041503-9f2c1a", "6.12", "7.3", known)
+    store.verify()
+
+
+def test_withdrawing_makes_the_images_dead_and_keeps_them(store: ImageStore) -> None:
+    """The mark goes, the evidence stays; twice is no error."""
+    sealed(store).withdraw()
+    store.withdraw()
+    assert not store.sealed() and store.used_bytes() == 2 * len(SECRET)
+
+
+def test_wiping_overwrites_before_it_removes(store: ImageStore) -> None:
+    """A second name of an image holds nothing but zeros afterwards, and no file is left."""
+    twin = store.path.parent / "twin"
+    os.link(sealed(store).path / "demo/final/pages-1.img", twin)
+    store.wipe()
+    assert not store.path.exists() and twin.read_bytes() == bytes(len(SECRET))
+    store.wipe()
+
+
+def test_a_round_begins_empty(store: ImageStore) -> None:
+    """What an interrupted attempt left is not mixed with the next one."""
+    assert list(store.round_directory("demo", "final").iterdir()) == []

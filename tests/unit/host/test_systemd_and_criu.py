@@ -1,0 +1,65 @@
+"""Texts of systemd and criu: drop-ins, properties, logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kupgrade.host.criu import errors_of
+from kupgrade.host.systemd import Systemd, dropin_text, parse_show, unit_of
+from kupgrade.machine.places import Places
+from kupgrade.machine.restorer import start_command
+
+
+def test_the_drop_in_replaces_every_way_to_start_the_program() -> None:
+    """Own start, pre-start and condition commands are cleared, Restart= is off, systemd reads the PID file."""
+    text = dropin_text("20261121-041503-9f2c1a", start_command(Places(), "demo"), "/run/kupgrade/demo.pid", 60)
+    lines = text.splitlines()
+    for line in ("ExecStart=", "ExecStartPre=", "ExecStartPost=", "ExecCondition=", "Restart=no", "Type=forking"):
+        assert line in lines, line
+    assert "PIDFile=/run/kupgrade/demo.pid" in lines and "After=kupgrade-resume.service" in lines
+    command = next(line for line in lines if line.startswith("ExecStart=+"))
+    assert "$$$$" in command  # systemd's escape of the shell's own PID
+
+
+def test_without_an_agent_the_held_unit_starts_nothing(tmp_path: Path) -> None:
+    """The start command fails when no restore is under way, instead of starting a second copy."""
+    from kupgrade.host import command
+
+    done = command.run(start_command(Places(tmp_path), "demo"), check=False)
+    assert done.status == 1 and "no restore is under way" in done.stderr
+
+
+def test_releasing_removes_our_drop_in_and_leaves_the_operators(tmp_path: Path) -> None:
+    """Only our file goes; a directory with the operator's own drop-ins stays."""
+    systemd = Systemd(tmp_path)
+    systemd.hold("demo.service", "[Unit]\n")
+    own = systemd.dropin("demo.service").with_name("10-own.conf")
+    own.write_text("[Service]\n")
+    systemd.hold("other.service", "[Unit]\n")
+    assert systemd.held("demo.service") and systemd.release(["demo.service", "other.service"])
+    assert own.exists() and not systemd.held("demo.service")
+    assert not systemd.dropin("other.service").parent.exists()
+    assert not systemd.release(["demo.service"])
+
+
+def test_unit_properties_are_read_with_their_gaps() -> None:
+    """Values may hold '='; missing ones have a plain meaning."""
+    values = parse_show("Id=a.service\nActiveState=active\nMainPID=12\nPIDFile=/run/a=b\nnoise\n")
+    unit = unit_of("a.service", values)
+    assert (unit.active, unit.main_pid, unit.pidfile, unit.loaded) == ("active", 12, "/run/a=b", False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("(00.012345) Error (criu/files.c:95): Can't lookup fd 5", "Can't lookup fd 5"),
+        ("(00.01) 329: Error (criu/sk-inet.c:1): Connected TCP socket", "Connected TCP socket"),
+        ("Error (criu/cr-dump.c:1): Dump failed", "Dump failed"),
+    ],
+)
+def test_the_first_error_of_a_criu_log_is_the_cause(line: str, message: str) -> None:
+    """Warnings and noise are passed over."""
+    log = f"(00.0) Warn  (criu/x.c:1): nothing\n{line}\n(00.1) Error (criu/y.c:2): Dumping FAILED.\n"
+    assert errors_of(log)[0] == message

@@ -1,0 +1,84 @@
+"""Probes, and taking back what a probed workload wrote."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kupgrade.errors import KupgradeError, NeedsHumanError
+from kupgrade.machine.health import ask, take_back
+from kupgrade.model.workload import FileState, Probe, ProbeKind
+
+
+def state(path: Path, append_only: bool = True) -> FileState:
+    info = path.stat()
+    return FileState(str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, append_only)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\n")
+    return path
+
+
+def test_appended_bytes_are_cut_off_exactly(file: Path) -> None:
+    """The file is what it was before the probe, to the byte and the time stamp; twice is no error."""
+    before = state(file)
+    with file.open("ab") as opened:
+        opened.write(b"three\n")
+    os.utime(file, ns=(1, before.mtime_ns + 10**9))
+    take_back(before)
+    take_back(before)
+    assert file.read_bytes() == b"one\ntwo\n" and file.stat().st_mtime_ns == before.mtime_ns
+
+
+def test_an_untouched_file_is_left_alone(file: Path) -> None:
+    """Nothing is written where nothing changed."""
+    before = state(file, append_only=False)
+    take_back(before)
+    assert file.stat().st_mtime_ns == before.mtime_ns
+
+
+@pytest.mark.parametrize("change", ["overwrite", "shrink", "replace", "remove"])
+def test_any_other_change_ends_with_a_human(file: Path, change: str) -> None:
+    """What cannot be taken back exactly is never guessed."""
+    before = state(file, append_only=change != "overwrite")
+    match change:
+        case "overwrite":
+            file.write_bytes(b"ONE\ntwo\n")
+            os.utime(file, ns=(1, before.mtime_ns + 10**9))
+        case "shrink":
+            file.write_bytes(b"one\n")
+            os.utime(file, ns=(1, before.mtime_ns + 10**9))
+        case "replace":
+            other = file.with_name("new")
+            other.write_bytes(b"one\ntwo\n")
+            other.rename(file)
+        case "remove":
+            file.unlink()
+    with pytest.raises(NeedsHumanError):
+        take_back(before)
+
+
+def test_a_tcp_probe_asks_a_listening_port() -> None:
+    """Accepted is healthy; refused until the timeout is not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ask(Probe(ProbeKind.TCP, port=port, timeout=2.0), "demo")
+    with pytest.raises(KupgradeError, match="not healthy"):
+        ask(Probe(ProbeKind.TCP, port=port, timeout=0.2), "demo")
+
+
+@pytest.mark.parametrize(("command", "healthy"), [(("true",), True), (("false",), False), (("no-such-tool",), False)])
+def test_a_command_probe_asks_its_exit_status(command: tuple[str, ...], healthy: bool) -> None:
+    """0 is healthy; anything else, or no such command, is not."""
+    probe = Probe(ProbeKind.COMMAND, command=command, timeout=0.2)
+    if healthy:
+        ask(probe, "demo")
+    else:
+        with pytest.raises(KupgradeError, match="not healthy"):
+            ask(probe, "demo")
