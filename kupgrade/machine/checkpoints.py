@@ -57,6 +57,7 @@ class RealCheckpoints:
     systemd: Systemd
     criu: Criu = field(default_factory=Criu)
     network_timeout: float = 30.0
+    _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         """Round `number`, from 1."""
@@ -90,7 +91,7 @@ class RealCheckpoints:
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start the restorers: they import what criu needs while images are verified and the network comes up."""
         for workload in workloads:
-            restorer.spawn(self.places, workload.name, _PATIENCE)
+            self._tokens[workload.name] = restorer.spawn(self.places, workload.name, _PATIENCE)
 
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
@@ -114,7 +115,7 @@ class RealCheckpoints:
                 unit=bool(workload.unit),
                 deadline=max(1.0, deadline - time.monotonic()),
             )
-            restorer.put(restorer.request_path(self.places, workload.name), request)
+            restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         for workload in workloads:
             self._await(workload, deadline)
 

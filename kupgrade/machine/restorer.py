@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -53,9 +54,9 @@ class Answer:
     error: str
 
 
-def request_path(places: Places, name: str) -> Path:
-    """Where the agent puts its request."""
-    return places.restorers / f"{name}.request"
+def request_path(places: Places, name: str, token: str) -> Path:
+    """Where the agent puts its request. The token is one restorer's own: one that a killed agent left never sees it."""
+    return places.restorers / f"{name}.{token}.request"
 
 
 def answer_path(places: Places, name: str) -> Path:
@@ -95,27 +96,29 @@ def put(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def spawn(places: Places, name: str, patience: float) -> None:
-    """Start a restorer that waits for its request (seconds); what an earlier one left is removed first."""
+def spawn(places: Places, name: str, patience: float) -> str:
+    """Start a restorer that waits for its request (seconds); its token. What an earlier one left is removed first."""
     places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (request_path, answer_path, starter_path, gate_path):
+    for path in (answer_path, starter_path, gate_path):
         path(places, name).unlink(missing_ok=True)
     os.mkfifo(gate_path(places, name), 0o600)
-    argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, str(patience)]
+    token = secrets.token_hex(4)
+    argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, token, str(patience)]
     subprocess.Popen(
         argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True
     )  # not waited for: it outlives a killed agent, and answers through its file
+    return token
 
 
 def main(argv: list[str]) -> int:
-    """`restorer NAME PATIENCE`: wait for the request (seconds), restore, answer."""
-    name, deadline = argv[0], time.monotonic() + float(argv[1])
+    """`restorer NAME TOKEN PATIENCE`: wait for the request (seconds), restore, answer."""
+    name, token, deadline = argv[0], argv[1], time.monotonic() + float(argv[2])
     places = Places()
     with contextlib.suppress(KupgradeError):
         # The slow parts ahead of time: the import, and criu's probing of a new kernel, which it keeps in /run.
         # What is wrong with either is told by the restore itself.
         Criu().check()
-    path = request_path(places, name)
+    path = request_path(places, name, token)
     if not _await(path, deadline):
         return 1
     request = decode(Request, json.loads(path.read_text()), f"request for {name}")
