@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 META = "workload.json"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
+_STARTER_TIMEOUT = 10.0  # seconds
 _PATIENCE = 600.0  # seconds a restorer waits for its request
 
 
@@ -91,7 +93,23 @@ class RealCheckpoints:
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start the restorers: they import what criu needs while images are verified and the network comes up."""
         for workload in workloads:
+            self._end_starter(workload)
             self._tokens[workload.name] = restorer.spawn(self.places, workload.name, _PATIENCE)
+
+    def _end_starter(self, workload: Workload) -> None:
+        """End the start process that waits for an agent which is gone: it would keep the unit from starting again."""
+        try:
+            pid = int(restorer.starter_path(self.places, workload.name).read_text())
+        except (OSError, ValueError):
+            return
+        with contextlib.suppress(KernelError):
+            if proc.process(pid).cgroup != workload.cgroup or pid in workload.pids:
+                return
+            _signal(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _STARTER_TIMEOUT
+        while self.systemd.show(workload.unit).active == "activating" and time.monotonic() < deadline:
+            time.sleep(_POLL * 10)
+        self.systemd.reset_failed([workload.unit])
 
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
