@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import threading
@@ -55,9 +56,22 @@ class Result:
     journal: tuple[Mapping[str, Any], ...]
 
 
+def persistent_memory(options: Options) -> int:
+    """MiB set aside for images: the pattern twice, since a forked tree dumps shared pages once per process, and slack."""
+    return max(512, 256 * math.ceil(3.2 * options.memory / 256))
+
+
 def machine_memory(options: Options) -> int:
-    """MiB: half a GiB of it becomes persistent memory; images, originals and restored copies fit beside each other."""
-    return options.machine_memory or max(2048, 1536 + 512 + 4 * options.memory)
+    """MiB: what is set aside, and room for the originals and the restored copies."""
+    pmem = persistent_memory(options)
+    return options.machine_memory or (2048 if pmem == 512 else 3072 + pmem + 2 * options.memory)
+
+
+def kernel_line(options: Options) -> str:
+    """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
+    pmem = persistent_memory(options)
+    line = command_line()
+    return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")
 
 
 def rehearse(options: Options, progress: Progress) -> Result:
@@ -73,7 +87,7 @@ def rehearse(options: Options, progress: Progress) -> Result:
             host.image,
             host.kernel(host.old_release),
             host.initrd(host.old_release),
-            command_line(),
+            kernel_line(options),
             memory_mib=machine_memory(options),
         )
         progress(f"booting {host.old_release}")

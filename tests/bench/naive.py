@@ -20,7 +20,6 @@ from kupgrade.rehearsal import inside, qemu, scenario, virtual_host
 from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.shell import command_line
 
 _SCRIPT = Path(__file__).with_name("naive.sh")
 
@@ -40,7 +39,7 @@ def naive(host: virtual_host.VirtualHost, options: scenario.Options, keep: Path 
             host.image,
             host.kernel(host.old_release),
             host.initrd(host.old_release),
-            command_line(),
+            scenario.kernel_line(options),
             memory_mib=scenario.machine_memory(options),
         )
         running = qemu.start(host.tools, machine, state, network.tap())
