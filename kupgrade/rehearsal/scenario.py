@@ -57,7 +57,7 @@ class Result:
 
 
 def persistent_memory(options: Options) -> int:
-    """MiB set aside for images: the pattern twice, since a forked tree dumps shared pages once per process, and slack."""
+    """MiB set aside for images: the pattern twice (a forked tree dumps shared pages once per process), and slack."""
     return max(512, 256 * math.ceil(3.2 * options.memory / 256))
 
 
