@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import BadInputError, NeedsHumanError, NotNowError
+from kupgrade.host.durable import FILE_MODE, sync_directory, write_all, write_durably
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.record import Record
 
+__all__ = ["FILE_MODE", "FORMAT", "Content", "Journal", "parse", "read", "sync_directory", "write_durably"]
+
 FORMAT = "kupgrade.journal/1"
-FILE_MODE = 0o600
 
 
 def encode_line(value: object) -> bytes:
@@ -125,7 +127,7 @@ class Journal:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         journal = cls(path, fd, ())
         _lock(fd, path)
-        _write_all(fd, encode_line({"format": FORMAT}))
+        write_all(fd, encode_line({"format": FORMAT}))
         os.fsync(fd)
         sync_directory(path.parent)
         return journal
@@ -146,7 +148,7 @@ class Journal:
             os.close(fd)
             raise
         if content.valid_bytes == 0:
-            _write_all(fd, encode_line({"format": FORMAT}))
+            write_all(fd, encode_line({"format": FORMAT}))
             os.fsync(fd)
         return cls(path, fd, content.records)
 
@@ -157,7 +159,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one record; durable when this returns."""
-        _write_all(self._fd, encode_line(encode(record)))
+        write_all(self._fd, encode_line(encode(record)))
         os.fsync(self._fd)
         self._records.append(record)
 
@@ -178,34 +180,6 @@ def _lock(fd: int, path: Path) -> None:
         raise NotNowError(
             "Another kupgrade is at work on this upgrade", f"{path} is locked", "See kupgrade status --watch"
         ) from None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
-    """Replace `path` atomically and durably: temporary file, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        os.fchmod(fd, mode)
-        _write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.replace(path)
-    sync_directory(path.parent)
 
 
 def note(values: Mapping[str, Any]) -> Mapping[str, Any]:

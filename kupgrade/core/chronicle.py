@@ -74,8 +74,8 @@ def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
 def rejection(records: Sequence[Record]) -> str:
     """Why the new release must not be tried again unasked; empty when this journal does not speak against it.
 
-    It does when the machine left the old kernel by our crossing and the way led back, unless a person asked for that before anything
-    crossed: a failure in the old kernel says nothing about the new one.
+    It does when the machine left the old kernel by our crossing and the way led back, unless a person had asked for
+    that before anything crossed: a failure in the old kernel says nothing about the new one.
     """
     if not records:
         return ""

@@ -7,6 +7,7 @@ manifest is written last and atomically: without it the images do not count. Ima
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import zlib
@@ -14,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.errors import BadInputError
 from kupgrade.host import command
+from kupgrade.host.durable import sync_directory, write_durably
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
@@ -135,7 +137,7 @@ class ImageStore:
             files[name] = before if before is not None and before.size == size else checksum(path)
         manifest = Manifest(upgrade, old_release, new_release, files)
         self.sync()
-        _write_manifest(self.path / MANIFEST, manifest)
+        write_durably(self.path / MANIFEST, json.dumps(encode(manifest)).encode())
         return manifest
 
     def checksums(self) -> dict[str, ImageFile]:
@@ -144,11 +146,7 @@ class ImageStore:
 
     def sync(self) -> None:
         """Flush the store's file system."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(self.path)
         command.run(["sync", "-f", str(self.path)], timeout=300.0)
 
     def sealed(self) -> bool:
@@ -157,8 +155,6 @@ class ImageStore:
 
     def manifest(self) -> Manifest:
         """Read the complete mark; raises BadInputError when it is missing or damaged."""
-        import json
-
         path = self.path / MANIFEST
         check_private(self.path)
         try:
@@ -189,9 +185,7 @@ class ImageStore:
         """Remove the complete mark: from now on the images are dead. Durable."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         if self.path.is_dir():
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(fd)
-            os.close(fd)
+            sync_directory(self.path)
 
     def wipe(self) -> None:
         """Overwrite and remove all images, mark first; leaves the mount to `unmount`."""
@@ -257,24 +251,6 @@ def _overwrite(path: Path) -> None:
         while size > 0:
             size -= file.write(zeros[: min(size, _CHUNK)])
         os.fsync(file.fileno())
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    import json
-
-    temporary = path.with_suffix(".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        data = json.dumps(encode(manifest)).encode()
-        if os.write(fd, data) != len(data):
-            raise KupgradeError("The manifest could not be written whole", str(path), "Free space on the store")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def kinds() -> tuple[StoreKind, ...]:

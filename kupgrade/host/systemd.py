@@ -9,7 +9,6 @@ removed again (daemon-reload), the unit has its own Type=, ExecStart= and Restar
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import command
+from kupgrade.host.durable import sync_directory, write_durably
 
 DROPIN = "90-kupgrade.conf"
 RESUME_UNIT = "kupgrade-resume.service"
@@ -176,20 +176,8 @@ class Systemd:
         """Lay the drop-in durably (no reload: it counts from the next boot)."""
         path = self.dropin(unit)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        try:
-            os.write(fd, text.encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-        for directory in (path.parent, path.parent.parent):
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        write_durably(path, text.encode(), 0o644)
+        sync_directory(path.parent.parent)
 
     def held(self, unit: str) -> bool:
         """Whether the drop-in is there."""
