@@ -164,13 +164,19 @@ class ImageStore:
         except ValueError as error:
             raise BadInputError("The checkpoint's manifest is damaged", str(error)) from None
 
-    def verify(self) -> Manifest:
-        """Compare every image with the manifest; raises BadInputError naming the first that differs."""
+    def verify(self, only: str = "") -> Manifest:
+        """Compare every image with the manifest; raises BadInputError naming the first that differs.
+
+        `only`: checksum images of this round alone, and compare the sizes of the others (short enough for a blackout).
+        """
         manifest = self.manifest()
         for name, expected in manifest.files.items():
             path = self.path / name
             try:
-                found = checksum(path)
+                if only and Path(name).parent.name != only:
+                    found = ImageFile(path.lstat().st_size, expected.crc32)
+                else:
+                    found = checksum(path)
             except OSError as error:
                 raise BadInputError("A checkpoint image cannot be read", f"{name}: {error.strerror}") from error
             if found != expected:

@@ -50,6 +50,10 @@ class RealImages:
         """See the port."""
         store_of(store).verify()
 
+    def recheck(self, store: Store) -> None:
+        """See the port."""
+        store_of(store).verify(only="final")
+
     def withdraw(self, store: Store) -> None:
         """See the port."""
         store_of(store).withdraw()

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import total_ordering
 
-KERNEL_PACKAGE = re.compile(r"linux-(?P<part>image|binary-unsigned|binary)-(?P<release>\d\S*-\S+)")
+KERNEL_PACKAGE = re.compile(r"linux-(?P<part>image|binary-unsigned|binary)-(?P<release>\d\S*)")
 SUITES = ("trixie", "trixie-backports", "sid", "experimental")  # where kernels are looked for, oldest first
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One stanza of a Packages index; `digest` is its SHA256."""
+    """One stanza of a Packages index; `digest` is its SHA256, `file` where it lies when it is not to be fetched."""
 
     name: str
     version: str
     digest: str
     depends: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Version:
 
 
 def kernels(packages: Iterable[Package], suite: str, flavour: str = "cloud-amd64") -> list[KernelPackages]:
-    """Every kernel release of `flavour` among `packages`, oldest first.
+    """Every kernel release of `flavour` (empty: of any) among `packages`, oldest first.
 
     Up to 6.18 one package (linux-image) holds everything. Later linux-image is an empty shell over linux-binary, or
     linux-binary-unsigned while the signed one is not out yet, with linux-modules and linux-base beside it.
@@ -93,8 +94,9 @@ def kernels(packages: Iterable[Package], suite: str, flavour: str = "cloud-amd64
     releases = {
         match["release"]
         for match in map(KERNEL_PACKAGE.fullmatch, newest)
-        if match and match["release"].endswith("-" + flavour)
+        if match and (not flavour or match["release"].endswith("-" + flavour))
     }
+    releases -= {release for release in releases if release.endswith(("-dbg", "-unsigned"))}
     found = [_kernel(release, suite, newest) for release in releases]
     return sorted((kernel for kernel in found if kernel), key=lambda kernel: Version(kernel.version))
 

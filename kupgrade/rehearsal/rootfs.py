@@ -41,7 +41,7 @@ FILES = {
     "etc/initramfs-tools/conf.d/lab": "MODULES=list\nRESUME=none\nCOMPRESS=zstd\nFSTYPE=ext4\n",
     "etc/initramfs-tools/modules": "".join(f"{name}\n" for name in INITRD_MODULES),
     "etc/modules-load.d/lab.conf": "i6300esb\n",
-    "etc/modprobe.d/lab.conf": "options i6300esb nowayout=0\n",
+    "etc/modprobe.d/lab.conf": "options watchdog stop_on_reboot=0\n",
     "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=60s\nDefaultTimeoutStopSec=20s\n",
     "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=64M\nForwardToConsole=no\n",
 }
@@ -105,12 +105,12 @@ def kernel_layer(archive: Archive, base_root: Path, kernel: KernelPackages, prog
 
     def build(place: Path) -> None:
         progress(f"fetching and unpacking kernel {kernel.release}")
-        debs = archive.suite(kernel.suite).download(kernel.packages, place / "debs")
+        debs = archive.fetch(kernel, place / "debs")
         unpack(debs, kernel.release, place)
         progress(f"making the initrd of {kernel.release}")
         _initrd(base_root, kernel.release, place)
 
-    name = key(base_root.parent.name, kernel.release, kernel.packages, LAYOUT)
+    name = key(base_root.parent.name, kernel.release, [package.digest for package in kernel.packages], LAYOUT)
     return archive.cache.entry("kernel", name, build) / "layer"
 
 

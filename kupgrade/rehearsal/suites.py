@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError, UsageError
@@ -94,6 +96,23 @@ class Suite:
         return sorted(into.glob("*.deb"))
 
 
+def local_kernel(path: Path) -> KernelPackages:
+    """The newest kernel of any flavour in a .deb, or in a directory of them; raises UsageError when there is none."""
+    debs = sorted(path.glob("*.deb")) if path.is_dir() else [path]
+    found = kernels([_local_package(deb) for deb in debs if deb.is_file()], str(path), flavour="")
+    if not found:
+        raise UsageError(f"no kernel in {path}", "no linux-image or linux-binary package with its modules is there")
+    return found[-1]
+
+
+def _local_package(deb: Path) -> Package:
+    fields = run(["dpkg-deb", "-f", str(deb), "Package", "Version", "Depends"]).stdout
+    with deb.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    stanza = next(parse_packages(fields))
+    return replace(stanza, digest=digest, file=str(deb.resolve()))
+
+
 @dataclass(frozen=True, slots=True)
 class Archive:
     """The mirror with all suites, states kept in the cache."""
@@ -105,8 +124,20 @@ class Archive:
         """The suite `name`; nothing is fetched yet."""
         return Suite(name, self.cache.root / "apt" / name, self.mirror)
 
+    def fetch(self, kernel: KernelPackages, into: Path) -> list[Path]:
+        """The kernel's .deb files in the directory `into`: local ones copied, the others downloaded."""
+        if not kernel.packages[0].file:
+            return self.suite(kernel.suite).download(kernel.packages, into)
+        into.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copy(package.file, into)) for package in kernel.packages]
+
     def kernel(self, wanted: str, flavour: str = "cloud-amd64") -> KernelPackages:
-        """The kernel that `wanted` names: a suite, a release, a package version, or a prefix of one."""
+        """The kernel that `wanted` names: a suite, a release, a package version, a prefix of one, or a path.
+
+        A path is a .deb or a directory of them. Raises UsageError when nothing matches.
+        """
+        if "/" in wanted or wanted.endswith(".deb"):
+            return local_kernel(Path(wanted))
         names = [wanted] if wanted in SUITES else list(SUITES)
         candidates = [
             kernel for name in names for kernel in kernels(self.suite(name).packages("linux-"), name, flavour)

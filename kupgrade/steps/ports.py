@@ -32,6 +32,9 @@ class Images(Protocol):
     def verify(self, store: Store) -> None:
         """Raise BadInputError unless every image is as sealed."""
 
+    def recheck(self, store: Store) -> None:
+        """Read back what the last dump wrote, and the sizes of the rest; raise BadInputError when anything differs."""
+
     def withdraw(self, store: Store) -> None:
         """Remove the complete mark durably: the images are dead."""
 

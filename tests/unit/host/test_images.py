@@ -84,6 +84,22 @@ def test_any_damage_to_any_image_is_found_and_named(store: ImageStore, damage: s
     assert name in str(caught.value)
 
 
+def test_the_quick_check_reads_the_last_round_and_the_sizes_of_the_others(store: ImageStore) -> None:
+    """A flip in the last round is found, one in an earlier round only by the full check, a size anywhere."""
+    early, late = (sealed(store).path / f"demo/{name}/pages-1.img" for name in ("pre-1", "final"))
+    early.write_bytes(b"C" + SECRET[1:])
+    store.verify(only="final")
+    with pytest.raises(BadInputError):
+        store.verify()
+    early.write_bytes(SECRET[1:])
+    with pytest.raises(BadInputError):
+        store.verify(only="final")
+    early.write_bytes(SECRET)
+    late.write_bytes(b"C" + SECRET[1:])
+    with pytest.raises(BadInputError):
+        store.verify(only="final")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "kupgrade.images/1"}'])
 def test_a_damaged_manifest_is_refused(store: ImageStore, content: bytes) -> None:
     """A torn or foreign manifest is no manifest."""

@@ -1,0 +1,126 @@
+"""From a wish to a target: what is wrong with kernel, initrd or modules is told before anything is staged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kupgrade.errors import BadInputError, ExitCode, KupgradeError, UsageError
+from kupgrade.host.initramfs import CpioEntry, write_cpio
+from kupgrade.planning import PlanRefused, make_plan, read_target
+from tests.fakes import facts as pf
+
+Put = Callable[[str, "str | bytes"], Path]
+
+
+def initrd(release: str) -> bytes:
+    names = (f"usr/lib/modules/{release}/kernel/a.ko", "bin/sh")
+    entries = [CpioEntry(name, 0o100644, b"x") for name in names]
+    return write_cpio([*entries, CpioEntry("init", 0o100755, b"#!/bin/sh\n")])
+
+
+@pytest.fixture
+def root(tmp_path: Path, put: Put, bzimage: Callable[..., bytes]) -> Path:
+    """A root with the old and the new kernel, their initrds, configurations and modules."""
+    from kupgrade.host.kernels import NEEDS
+
+    config = "".join(f"{need.option}=y\n" for need in NEEDS)
+    for release in (pf.OLD, pf.NEW):
+        put(f"boot/vmlinuz-{release}", bzimage(release=release))
+        put(f"boot/initrd.img-{release}", initrd(release))
+        put(f"boot/config-{release}", config)
+        put(f"usr/lib/modules/{release}/modules.dep", "")
+        put(f"usr/lib/modules/{release}/modules.builtin", "kernel/fs/ext4/ext4.ko\n")
+    put("proc/self/mountinfo", "1 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n")
+    return tmp_path
+
+
+def plan(root: Path, **wanted: object) -> object:
+    given = {"kernel": None, "engine": "auto", "store": "auto", "retry_failed": False, "rejected": {}, **wanted}
+    return make_plan(pf.policy(), pf.facts(), root=root, **given)  # type: ignore[arg-type]
+
+
+def test_a_whole_target_becomes_a_plan(root: Path) -> None:
+    """The newest installed kernel is taken; the plan names both releases."""
+    made = plan(root)
+    assert (made.old_release, made.new_release) == (pf.OLD, pf.NEW)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_kernel_is_refused(root: Path, share: float) -> None:
+    """Cut anywhere, the image is refused and named."""
+    image = root / f"boot/vmlinuz-{pf.NEW}"
+    data = image.read_bytes()
+    image.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(BadInputError, match="vmlinuz"):
+        plan(root)
+
+
+@pytest.mark.parametrize("keep", [0, 50, 300])
+def test_a_truncated_initrd_is_refused(root: Path, keep: int) -> None:
+    """A cut initrd is refused, or lacks what it must have."""
+    image = root / f"boot/initrd.img-{pf.NEW}"
+    image.write_bytes(image.read_bytes()[:keep])
+    with pytest.raises((BadInputError, PlanRefused)):
+        plan(root)
+
+
+def test_an_initrd_of_another_release_is_refused(root: Path) -> None:
+    """Modules of another release inside: refused, with that release named."""
+    (root / f"boot/initrd.img-{pf.NEW}").write_bytes(initrd("6.1.0-9-amd64"))
+    with pytest.raises(PlanRefused) as caught:
+        plan(root)
+    assert any("6.1.0-9-amd64" in refusal.fact for refusal in caught.value.refusals)
+
+
+def test_missing_modules_and_a_missing_initrd_are_refused(root: Path) -> None:
+    """Without its modules, or without an initrd, a kernel cannot come up here."""
+    (root / f"usr/lib/modules/{pf.NEW}").rename(root / "away")
+    with pytest.raises(BadInputError, match="modules"):
+        plan(root, kernel=pf.NEW)
+    (root / f"boot/initrd.img-{pf.NEW}").unlink()
+    with pytest.raises(BadInputError, match="initrd"):
+        plan(root, kernel=pf.NEW)
+
+
+def test_a_missing_driver_of_this_host_is_refused(root: Path) -> None:
+    """The root file system's driver is not in the new kernel: refused by name."""
+    (root / f"usr/lib/modules/{pf.NEW}/modules.builtin").write_text("")
+    with pytest.raises(PlanRefused) as caught:
+        plan(root)
+    assert any("ext4" in refusal.fact for refusal in caught.value.refusals)
+
+
+def test_an_option_that_criu_needs_is_missed(root: Path) -> None:
+    """A kernel without CONFIG_UNIX_DIAG is refused for that option."""
+    config = root / f"boot/config-{pf.NEW}"
+    config.write_text(config.read_text().replace("CONFIG_UNIX_DIAG=y", "# CONFIG_UNIX_DIAG is not set"))
+    assert "CONFIG_UNIX_DIAG" in read_target(pf.NEW, pf.facts(), root).missing_options
+
+
+def test_the_running_release_is_refused_when_named_and_nothing_to_do_when_not(root: Path) -> None:
+    """Named: refused. Not named and nothing newer installed: exit 0."""
+    with pytest.raises(PlanRefused) as caught:
+        plan(root, kernel=pf.OLD)
+    assert "already runs" in caught.value.why
+    (root / f"boot/vmlinuz-{pf.NEW}").unlink()
+    with pytest.raises(KupgradeError) as nothing:
+        plan(root)
+    assert nothing.value.code is ExitCode.DONE
+
+
+def test_all_reasons_are_told_at_once(root: Path) -> None:
+    """An operator sees every refusal in one go, not one a try."""
+    given = {"engine": "auto", "store": "auto", "retry_failed": False, "rejected": {pf.NEW: "panicked"}}
+    with pytest.raises(PlanRefused) as caught:
+        make_plan(pf.policy(), pf.facts(nft=False, root_user=False), kernel=pf.NEW, root=root, **given)  # type: ignore[arg-type]
+    assert len(caught.value.refusals) == 3
+
+
+@pytest.mark.parametrize(("engine", "store"), [("teleport", "auto"), ("kexec", "tape")])
+def test_an_unknown_engine_or_store_is_a_usage_error(root: Path, engine: str, store: str) -> None:
+    """Not a guess, not a traceback."""
+    with pytest.raises(UsageError):
+        plan(root, engine=engine, store=store)
