@@ -342,6 +342,10 @@ class MemoryLog:
     def next_seq(self) -> int:
         return len(self._records) + 1
 
+    def begin(self, planned: Record) -> None:
+        """The upgrade has begun: its plan is recorded."""
+        self._write(planned)
+
     def append(self, record: Record) -> None:
         machine = self._machine
         if machine is None:
@@ -433,6 +437,9 @@ class Images(_Port):
             raise BadInputError("The checkpoint images are not complete")
         if self.m.behaviour.damaged_images:
             raise BadInputError("A checkpoint image is damaged")
+
+    def recheck(self, store: Store) -> None:
+        self.verify(store)
 
     def withdraw(self, store: Store) -> None:
         self.m.act("withdraw")
