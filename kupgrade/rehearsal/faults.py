@@ -9,6 +9,11 @@ from kupgrade.errors import UsageError
 AT_STEP = ("kill-tool", "power-cut")
 WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect")
+# Where a power cut finds a sealed checkpoint that no copy has outrun.
+_PROTECTED = frozenset(
+    {("dump", "effect"), ("commit", "intent")}
+    | {(step, moment) for step in ("cross", "restore", "probe", "disarm") for moment in ("intent", "effect")}
+)
 # What user space of the new kernel's initrd does first, put into its copy in the virtual host.
 INITRD_SCRIPTS = {
     "panic-new-kernel": "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
@@ -26,6 +31,11 @@ class Fault:
 
     def __str__(self) -> str:
         return self.kind if not self.step else f"{self.kind}@{self.step}:{self.moment}"
+
+    @property
+    def ordinary_power_cut(self) -> bool:
+        """A power cut while no complete checkpoint exists (or after the commit): as on any host, services start anew."""
+        return self.kind == "power-cut" and (self.step, self.moment) not in _PROTECTED
 
     @property
     def armed(self) -> dict[str, str]:

@@ -41,6 +41,7 @@ class Evidence:
     leftovers: tuple[str, ...] = ()
     fault: str = ""
     refused: str = ""
+    cold_expected: bool = False  # the fault was an ordinary power cut: started anew is as good as it gets
 
 
 def file_intact(lines: Sequence[str]) -> bool:
@@ -93,6 +94,8 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
     client, before, after = evidence.client, evidence.before, evidence.after
     if outcome == "failed":
         found.append("the upgrade did not end; see status")
+    if evidence.cold_expected:
+        return found + _findings_cold(evidence)
     wanted = evidence.new_release if outcome == "committed" else evidence.old_release
     if evidence.running_release != wanted:
         found.append(f"{evidence.running_release} runs, expected {wanted}")
@@ -118,6 +121,21 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
     if not file_intact(after.lines) or after.lines[: len(before.lines)] != before.lines:
         found.append("the append-only file is not continuous")
     found += [f"left behind: {name}" for name in evidence.leftovers]
+    return found
+
+
+def _findings_cold(evidence: Evidence) -> list[str]:
+    """After an ordinary power cut: exactly one healthy copy in its unit, and nothing left behind."""
+    after = evidence.after
+    found = [f"left behind: {name}" for name in evidence.leftovers]
+    if after is None:
+        return [*found, "the workload could not be asked afterwards"]
+    if not after.active or after.memory != "check ok":
+        found.append(f"the unit is {'active' if after.active else 'not active'}, memory: {after.memory}")
+    if len(after.pids) != len(evidence.before.pids):
+        found.append(f"{len(after.pids)} processes instead of {len(evidence.before.pids)}")
+    if after.lines[: len(evidence.before.lines)] != evidence.before.lines:
+        found.append("the append-only file lost lines")
     return found
 
 
@@ -161,6 +179,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "phases": phases(evidence.journal),
         "steps": steps(evidence.journal),
         "fault": evidence.fault or None,
+        "cold_start_expected": evidence.cold_expected,
     }
 
 

@@ -20,12 +20,14 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "nftables", "procps", "e2fsprogs"),
     *("initramfs-tools", "zstd", "python3", "python3-click", "python3-structlog", "python3-tenacity"),
     *("python3-pyelftools", "python3-msgspec", "python3-protobuf", "kexec-tools"),
+    *("grub-pc-bin", "grub-common", "grub2-common"),
 )
 # Debian's default is MODULES=most. Under TCG a small explicit list saves seconds at each boot of either kernel.
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "nd_e820", "nd_pmem", "i6300esb")
 MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("e2scrub_reap.service", "getty@tty1.service", "serial-getty@ttyS0.service", "console-getty.service"),
+    *("grub-common.service", "grub-initrd-fallback.service"),
     *("systemd-pcrphase.service", "systemd-pcrmachine.service", "systemd-pcrfs-root.service"),
     *("systemd-tpm2-setup.service", "systemd-tpm2-setup-early.service", "ldconfig.service"),
     *("systemd-hwdb-update.service", "systemd-journal-catalog-update.service", "systemd-update-done.service"),
@@ -36,7 +38,7 @@ MASKED = (
 FILES = {
     "etc/hostname": "virtual-host\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 virtual-host\n",
-    "etc/machine-id": "6b7570677261646572656865617273ff\n"[:32] + "\n",
+    "etc/machine-id": "6b7570677261646572656865617273ff\n",
     "etc/fstab": "",
     "etc/initramfs-tools/conf.d/lab": "MODULES=list\nRESUME=none\nCOMPRESS=zstd\nFSTYPE=ext4\n",
     "etc/initramfs-tools/modules": "".join(f"{name}\n" for name in INITRD_MODULES),

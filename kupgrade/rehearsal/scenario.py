@@ -140,6 +140,7 @@ def _upgrade(
         leftovers=leftovers,
         fault=str(options.fault or ""),
         refused=refused,
+        cold_expected=options.fault is not None and options.fault.ordinary_power_cut,
     )
     latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
     return Result(judge.judge(evidence), latencies, journal)

@@ -16,7 +16,7 @@ from kupgrade.rehearsal.cache import key
 from kupgrade.rehearsal.suites import KEYRING, Archive, machine_options
 
 Progress = Callable[[str], None]
-PACKAGES = ("qemu-system-x86", "seabios", "e2fsprogs", "grub-pc-bin", "grub-common")
+PACKAGES = ("qemu-system-x86", "seabios", "e2fsprogs")
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 OLDEST_QEMU = 10  # 7.2 crashes stock kernels under TCG
 

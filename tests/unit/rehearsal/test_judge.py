@@ -94,6 +94,16 @@ def test_a_rollback_must_end_on_the_old_release() -> None:
     assert judge(dataclasses.replace(rolled, running_release="7.3"))["outcome"] == "failed"
 
 
+def test_after_an_ordinary_power_cut_one_healthy_copy_is_enough_and_two_are_not() -> None:
+    """Started anew with other PIDs is accepted there, but not a missing, damaged or doubled workload."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "rolled-back"}}
+    anew = dataclasses.replace(AFTER, pids=(900, 901), main_pid=900, lines=(*BEFORE.lines, "1 900 0"))
+    cut = evidence(journal=(*evidence().journal[:-1], ended), running_release="6.12", after=anew, cold_expected=True)
+    assert judge(cut)["outcome"] == "rolled-back"
+    for flaw in ({"pids": (900, 901, 902, 903)}, {"active": False}, {"lines": ("1 900 0",)}, {"memory": "check bad 1"}):
+        assert judge(dataclasses.replace(cut, after=dataclasses.replace(anew, **flaw)))["outcome"] == "failed"
+
+
 def test_a_refusal_leaves_everything_as_it_was() -> None:
     """Refused needs the old release and an intact workload, too."""
     refused = evidence(refused="initrd is damaged", journal=(), running_release="6.12")
