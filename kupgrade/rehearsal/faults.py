@@ -34,7 +34,7 @@ class Fault:
 
     @property
     def ordinary_power_cut(self) -> bool:
-        """A power cut while no complete checkpoint exists (or after the commit): as on any host, services start anew."""
+        """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew."""
         return self.kind == "power-cut" and (self.step, self.moment) not in _PROTECTED
 
     @property
