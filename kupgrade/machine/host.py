@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.core.fold import fold
+from kupgrade.core.recovery import CROSS, status_of
 from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
@@ -25,7 +27,7 @@ from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Now, Record, RecordKind, State
+from kupgrade.model.record import Now, Record, RecordKind, State, StepStatus
 from kupgrade.steps import registry
 
 registry.load_all()
@@ -117,11 +119,14 @@ def _pids_free(state: State, places: Places) -> bool | None:
 
 def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None]) -> State:
     """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends."""
-    from kupgrade.core.fold import fold
-
     places = Places(root)
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    plan = fold(journal.records).plan
+    state = fold(journal.records)
+    plan = state.plan
+    host = compose(plan, places)
+    if status_of(state, CROSS) is StepStatus.STARTED and state.boot_id == proc.boot_id(root):
+        # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
+        host.crossing.thaw_filesystems()
 
     def seen(record: Record, state: State) -> None:
         watch(record, state)
@@ -129,7 +134,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
 
     loop = Loop(
         log=journal,
-        host=compose(plan, places),
+        host=host,
         now=lambda state: observe_now(state, places),
         clock=SystemClock(),
         faults=lambda step, moment: faults.strike(places, step, moment),
