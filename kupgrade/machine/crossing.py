@@ -103,6 +103,7 @@ exec /sbin/init "$@"
             for mount in blockfs.to_freeze(self.places.root):
                 blockfs.freeze(self.libc, Path(mount.mountpoint))
                 frozen.append(Path(mount.mountpoint))
+            faults.strike(self.places, "cross", "frozen")
             kexec.execute(self.libc)
         except KupgradeError:
             for mountpoint in reversed(frozen):

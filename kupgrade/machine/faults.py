@@ -17,7 +17,7 @@ FAULT_PORT = "/dev/virtio-ports/org.kupgrade.fault"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What to do where: `moment` is intent, effect, undo-intent or undo-effect; `release`: only in that kernel."""
+    """What to do where: `moment` is intent, effect, undo-intent, undo-effect or frozen; `release`: only in that kernel."""
 
     fault: str
     step: str
@@ -57,7 +57,8 @@ def strike(places: Places, step: str, moment: str) -> None:
         return
     match fault.fault:
         case "kill-tool" if (step, moment) == (fault.step, fault.moment):
-            _spend(fault)
+            if moment != "frozen":  # then nothing can be written any more, and nothing comes here again
+                _spend(fault)
             os.kill(os.getpid(), signal.SIGKILL)
         case "power-cut" if (step, moment) == (fault.step, fault.moment):
             _spend(fault)

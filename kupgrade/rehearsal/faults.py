@@ -8,7 +8,8 @@ from kupgrade.errors import UsageError
 
 AT_STEP = ("kill-tool", "power-cut")
 WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
-MOMENTS = ("intent", "effect", "undo-intent", "undo-effect")
+# frozen: of the step cross alone, with every file system frozen and the jump not yet made.
+MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", "frozen")
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}
