@@ -17,7 +17,7 @@ FAULT_PORT = "/dev/virtio-ports/org.kupgrade.fault"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What to do where. `moment`: intent, effect, undo-intent, undo-effect or frozen; `release`: only in that kernel."""
+    """What to do where: `moment` is intent, effect, undo-intent, undo-effect or frozen; `release` limits it to one."""
 
     fault: str
     step: str
