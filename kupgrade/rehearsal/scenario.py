@@ -23,7 +23,6 @@ from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.shell import command_line
 
 Progress = Callable[[str], None]
 PORT = 7070
@@ -44,6 +43,7 @@ class Options:
     fault: Fault | None = None
     keep: Path | None = None
     timeout: float = 420.0
+    boot: str = "grub"  # one of virtual_host.BOOTS
     machine_memory: int = 0  # MiB; 0: by the size of the workload
 
 
@@ -70,26 +70,20 @@ def machine_memory(options: Options) -> int:
 def kernel_line(options: Options) -> str:
     """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
     pmem = persistent_memory(options)
-    line = command_line()
+    line = virtual_host.command_line()
     return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")
 
 
 def rehearse(options: Options, progress: Progress) -> Result:
     """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
-    host = virtual_host.build(options.old, options.new, progress)
+    host = virtual_host.build(options.old, options.new, progress, boot=options.boot, line=kernel_line(options))
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
         stack.callback(network.close)
-        machine = qemu.Machine(
-            host.image,
-            host.kernel(host.old_release),
-            host.initrd(host.old_release),
-            kernel_line(options),
-            memory_mib=machine_memory(options),
-        )
+        machine = host.machine(machine_memory(options))
         progress(f"booting {host.old_release}")
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)

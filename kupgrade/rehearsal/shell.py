@@ -20,13 +20,7 @@ from kupgrade.rehearsal import qemu, tree, virtual_host
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 
-CONSOLE = "console=ttyS0"
 DEFAULT_STATE = Path("/run/kupgrade-lab")
-
-
-def command_line(extra: str = "") -> str:
-    """The old kernel's command line; half a GiB survives crossings and resets as /dev/pmem0."""
-    return f"root=/dev/vda rw {CONSOLE} quiet memmap=512M!1G panic=5 net.ifnames=0 {extra}".strip()
 
 
 def say(text: str) -> None:
@@ -46,19 +40,13 @@ def up(options: argparse.Namespace) -> int:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (state / "keeper.json").exists():
         raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
-    host = virtual_host.build(options.old, options.new, say)
+    line = virtual_host.command_line(options.append)
+    host = virtual_host.build(options.old, options.new, say, boot=options.boot, line=line)
     for name in ("serial.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
     say("booting")
     started = time.monotonic()
-    machine = qemu.Machine(
-        host.image,
-        host.kernel(host.old_release),
-        host.initrd(host.old_release),
-        command_line(options.append),
-        memory_mib=options.memory,
-        cpus=options.cpus,
-    )
+    machine = host.machine(options.memory, options.cpus)
     sys.stderr.flush()
     if os.fork() == 0:
         keep(host, machine, state)
@@ -199,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--from", dest="old", default="trixie")
             verb.add_argument("--to", dest="new", default="trixie-backports")
             verb.add_argument("--append", default="", help="more for the old kernel's command line")
+            verb.add_argument("--boot", choices=virtual_host.BOOTS, default="grub")
             verb.add_argument("--memory", type=int, default=2048, help="MiB")
             verb.add_argument("--cpus", type=int, default=2)
         if function in (run, once):

@@ -8,25 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.host.command import run
-from kupgrade.rehearsal import rootfs, tree
+from kupgrade.rehearsal import bootdisk, rootfs, tree
 from kupgrade.rehearsal.cache import Cache, key
 from kupgrade.rehearsal.packages import KernelPackages
+from kupgrade.rehearsal.qemu import Machine
 from kupgrade.rehearsal.suites import Archive, mirror
 from kupgrade.rehearsal.toolbox import Progress, Toolbox, toolbox
 
 DISK_GIB = 4  # sparse
-FORMAT = 1  # raise it when the way the image is put together changes
+FORMAT = 2  # raise it when the way the image is put together changes
+BOOTS = ("grub", "direct")  # its own boot loader, or QEMU loads the old kernel at every reset
+_TREE = "/usr/lib/python3/dist-packages/kupgrade"
+
+
+def command_line(extra: str = "") -> str:
+    """The old kernel's command line; half a GiB survives crossings and resets as /dev/pmem0."""
+    line = f"root={bootdisk.ROOT_DEVICE} rw console=ttyS0 quiet memmap=512M!1G panic=5 net.ifnames=0"
+    return f"{line} {extra}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualHost:
-    """A disk image that holds both kernels, and the files QEMU boots the old one from."""
+    """A disk image that holds both kernels, and the files QEMU boots the old one from when it boots directly."""
 
     image: Path
     layers: dict[str, Path]  # release -> kernel layer
     old_release: str
     new_release: str
     tools: Toolbox
+    boot: str
+    command_line: str
 
     def kernel(self, release: str) -> Path:
         """The kernel image of `release`, on this machine."""
@@ -36,10 +47,29 @@ class VirtualHost:
         """The initrd of `release`, on this machine."""
         return self.layers[release] / "boot" / f"initrd.img-{release}"
 
+    def machine(self, memory_mib: int = 2048, cpus: int = 2) -> Machine:
+        """The machine to start, booting as this host was built to."""
+        direct = self.boot == "direct"
+        kernel = self.kernel(self.old_release) if direct else None
+        initrd = self.initrd(self.old_release) if direct else None
+        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus)
 
-def build(old: str, new: str, progress: Progress, cache: Cache | None = None) -> VirtualHost:
-    """Everything needed to boot: tools, image with the kernels `old` and `new` (as --from and --to name them)."""
+
+def build(
+    old: str,
+    new: str,
+    progress: Progress,
+    cache: Cache | None = None,
+    *,
+    boot: str = "grub",
+    line: str | None = None,
+) -> VirtualHost:
+    """Everything needed to boot: tools, image with the kernels `old` and `new` (as --from and --to name them).
+
+    `boot` is one of BOOTS; `line` is the command line of both menu entries, by default command_line().
+    """
     cache = cache or Cache.default()
+    line = command_line() if line is None else line
     archive = Archive(cache, mirror())
     progress("asking the mirror for kernels")
     chosen = [archive.kernel(wanted) for wanted in (old, new)]
@@ -47,10 +77,11 @@ def build(old: str, new: str, progress: Progress, cache: Cache | None = None) ->
     tools = toolbox(archive, progress)
     base = rootfs.base(archive, progress)
     layers = {kernel.release: rootfs.kernel_layer(archive, base, kernel, progress) for kernel in chosen}
-    image = _image(cache, tools, base, chosen, layers, progress)
+    menu = bootdisk.menu(list(layers), line) if boot == "grub" else ""
+    image = _image(cache, tools, base, chosen, layers, menu, progress)
     for kind in ("image", "kernel", "base", "toolbox"):
         cache.prune(kind, keep=3)
-    return VirtualHost(image, layers, chosen[0].release, chosen[1].release, tools)
+    return VirtualHost(image, layers, chosen[0].release, chosen[1].release, tools, boot, line)
 
 
 def _image(
@@ -59,6 +90,7 @@ def _image(
     base: Path,
     kernels: Sequence[KernelPackages],
     layers: dict[str, Path],
+    menu: str,
     progress: Progress,
 ) -> Path:
     def build_image(place: Path) -> None:
@@ -68,15 +100,29 @@ def _image(
         tree.install(root)
         lines = [f"{kernel.release} {kernel.version} {kernel.suite}\n" for kernel in kernels]
         rootfs.write(root, "usr/lib/kupgrade-lab/kernels", "".join(lines))
+        if menu:
+            rootfs.write(root, "boot/grub/grub.cfg", menu)
+            rootfs.write(root, "boot/grub/grubenv", bootdisk.environment_block(kernels[0].release))
         compile_python = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-        packages = "/usr/lib/python3/dist-packages/kupgrade"
-        run(["chroot", str(root), *compile_python, packages, "/usr/lib/kupgrade-lab"], timeout=120, check=False)
-        make = [*tools.tool("usr/sbin/mkfs.ext4"), "-q", "-F", "-L", "virtual-host", "-m", "0", "-N", "131072"]
-        options = ["-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
-        run([*make, *options, "-d", str(root), str(place / "disk.img"), f"{DISK_GIB}G"], timeout=300)
+        run(["chroot", str(root), *compile_python, _TREE, "/usr/lib/kupgrade-lab"], timeout=120, check=False)
+        _write_disk(tools, root, place / "disk.img")
         shutil.rmtree(root)
 
-    name = key(FORMAT, base.parent.name, sorted(layers), [path.parent.name for path in layers.values()], tree.digest())
+    name = key(
+        FORMAT, base.parent.name, sorted(layers), [path.parent.name for path in layers.values()], menu, tree.digest()
+    )
     image = cache.entry("image", name, build_image) / "disk.img"
     cache.prune("image", keep_seconds=86400.0, keep=4)
     return image
+
+
+def _write_disk(tools: Toolbox, root: Path, disk: Path) -> None:
+    """`root` as the only partition of a new sparse disk, GRUB before it."""
+    sectors = DISK_GIB * (1 << 30) // bootdisk.SECTOR - bootdisk.START
+    with disk.open("wb") as file:
+        file.truncate(DISK_GIB << 30)
+    make = [*tools.tool("usr/sbin/mkfs.ext4"), "-q", "-F", "-L", "virtual-host", "-m", "0", "-N", "131072"]
+    offset = bootdisk.START * bootdisk.SECTOR
+    options = ["-E", f"offset={offset},lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
+    run([*make, *options, "-d", str(root), str(disk), f"{sectors // 2}k"], timeout=300)
+    bootdisk.embed(disk, root, sectors)
