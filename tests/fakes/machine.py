@@ -4,8 +4,8 @@ What is on disk survives a reboot, what belongs to a boot does not. Workloads do
 they count, append to a file and, unless the lock keeps it in, send what clients then have seen. So the model itself
 notices what must never happen, and lists it in `violations`.
 
-A tick is a point where the tool or the machine can end: before each single effect on the machine, at each fault point of
-the loop, and before and after each append to the journal.
+A tick is a point where the tool or the machine can end: before each single effect on the machine, at each fault point
+of the loop, and before and after each append to the journal.
 """
 
 from __future__ import annotations
