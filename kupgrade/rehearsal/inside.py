@@ -40,6 +40,8 @@ find /var/lib/kupgrade/images /run/kupgrade/pmem -name '*.img' 2>/dev/null | gre
 grep -q /run/kupgrade/pmem /proc/mounts && echo "the mounted image store"
 pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"
+env=/boot/grub/grubenv
+test -e $env && ! grep -qF "saved_entry=gnulinux-$(uname -r)-" $env && echo "another kernel as the boot default"
 true
 """
 

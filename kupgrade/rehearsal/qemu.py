@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import KupgradeError
-from kupgrade.host.command import environment
+from kupgrade.host.command import environment, run
 from kupgrade.rehearsal.network import GUEST_MAC
 from kupgrade.rehearsal.toolbox import Toolbox, kvm_usable
 
@@ -160,6 +161,8 @@ class Qemu:
 def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
     """Start `machine` with its sockets and logs in the directory `state`; `tap` stays the caller's to close."""
     command = [*tools.qemu, *arguments(machine, state, tap, kvm_usable())]
+    if "exit-with-parent" in run([*tools.qemu, "-run-with", "help"], check=False).stdout:
+        command += ["-run-with", "exit-with-parent=on"]  # even when we are killed, no machine is left behind
     (state / "qemu.command").write_text(" ".join(command) + "\n")
     with (state / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
@@ -199,8 +202,12 @@ def _log_serial(serial: socket.socket, path: Path, events: list[Event]) -> None:
 
 
 def run_directory(parent: Path | None = None) -> Path:
-    """A new directory with a path short enough for unix sockets (108 bytes)."""
+    """A new directory with a path short enough for unix sockets (108 bytes); those of dead processes are removed."""
     base = parent or Path("/run")
+    for old in base.glob("kupgrade-lab-*-*"):
+        pid = old.name.split("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
     path = base / f"kupgrade-lab-{os.getpid()}-{time.monotonic_ns() & 0xFFFFFF:x}"
     path.mkdir(mode=0o700, parents=True)
     return path

@@ -35,7 +35,7 @@ def files() -> Iterator[tuple[Path, str, int]]:
         yield path, f"usr/lib/modules-load.d/{path.name}", 0o644
     for path in _under("policies"):
         shipped = path.name == "default.toml"
-        target = "usr/lib/kupgrade/policy.d/10-default.toml" if shipped else f"usr/share/kupgrade/policies/{path.name}"
+        target = "usr/lib/kupgrade/policy.d/50-default.toml" if shipped else f"usr/share/kupgrade/policies/{path.name}"
         yield path, target, 0o644
     for path in _under("hooks"):
         yield path, f"usr/share/kupgrade/hooks/{path.relative_to(SOURCE / 'hooks')}", 0o755
