@@ -20,9 +20,26 @@ FREEZE = "freeze"
 THAW = "thaw"
 MARK_GOOD = "mark-good"
 
+# Kinds whose verify sees less than their do does: a question asked (was the answer yes?), a deed with a second half
+# that cannot be seen (a reload, a durable copy, a rest to remove). When one was begun and not recorded as done, it is
+# done again instead of asked about; all of them may be done twice.
+REPEATED = frozenset(
+    {
+        "stage-initrd",
+        "gate",
+        "arm-watchdog",
+        "probe",
+        "unlock-network",
+        "release-units",
+        "wipe-images",
+        "unstage-initrd",
+    }
+)
+
 MAX_ATTEMPTS = 2
 MAX_UNDO_FAILURES = 3
 MAX_FAILURES_AFTER_COMMIT = 3
+MAX_REENTRIES = 3
 
 
 class Action(enum.Enum):
@@ -79,6 +96,14 @@ def armed(state: State) -> bool:
     return status_of(state, CROSS) is not StepStatus.NEW
 
 
+def jump_cut_short(state: State) -> bool:
+    """Whether a worker may have been killed between the freeze of the file systems and a jump, in this boot.
+
+    Then nothing can be recorded before they are thawed; to thaw file systems that are not frozen changes nothing.
+    """
+    return armed(state) or state.reentries > 0
+
+
 def images_valid(state: State) -> bool:
     """Whether no copy of the workloads has run since the dump: its images, if they are complete, may be restored.
 
@@ -119,16 +144,28 @@ def _same_boot(state: State, now: Now) -> Decision:
             case StepStatus.STARTED if step.boot_id != now.boot_id:
                 if spec.scope is Scope.BOOT and state.committed:
                     continue  # its effect died with that boot, and so did what it was for
+                if _pointless(state, index):
+                    continue
                 return _try(state, index, f"{spec.kind} was begun in another boot")
+            case StepStatus.STARTED | StepStatus.NEW if _pointless(state, index):
+                continue
             case StepStatus.STARTED if step.failures:
                 return _try(state, index, f"{spec.kind} failed once")
             case StepStatus.STARTED:
-                return Decision(Action.VERIFY, f"{spec.kind} was begun and not recorded as done", index)
+                return _open(state, index)
             case StepStatus.NEW:
                 return _run_new(state, index)
     if not state.committed:
         return Decision(Action.COMMIT, "every step is done")
     return Decision(Action.FINISH, "every step is done", outcome=Outcome.COMMITTED)
+
+
+def _open(state: State, index: int) -> Decision:
+    """A step that was begun in this boot and not recorded as done."""
+    kind = state.plan.steps[index].kind
+    if kind in REPEATED:
+        return _try(state, index, f"{kind} was begun, and what it did cannot all be seen")
+    return Decision(Action.VERIFY, f"{kind} was begun and not recorded as done", index)
 
 
 def _run_new(state: State, index: int) -> Decision:
@@ -149,13 +186,18 @@ def _skip_dead(state: State, index: int) -> Decision:
     """After a reboot past the commit, BOOT-scope steps (thaw, kick) have nothing left to act on."""
     for later in range(index + 1, len(state.steps)):
         spec, step = state.plan.steps[later], state.steps[later]
-        if spec.scope is Scope.BOOT or (spec.kind == MARK_GOOD and state.cold_release != state.plan.new_release):
+        if spec.scope is Scope.BOOT or _pointless(state, later):
             continue
         if step.status is StepStatus.NEW or step.failures:
             return _try(state, later, "what outlives a reboot is still to be done")
         if step.status is StepStatus.STARTED:
-            return Decision(Action.VERIFY, "begun and not recorded as done", later)
+            return _open(state, later)
     return Decision(Action.FINISH, "nothing is left that outlives a reboot", outcome=Outcome.COMMITTED)
+
+
+def _pointless(state: State, index: int) -> bool:
+    """After a cold start on another release than the new one, nothing speaks for making that the default."""
+    return state.plan.steps[index].kind == MARK_GOOD and state.cold and state.cold_release != state.plan.new_release
 
 
 def _try(state: State, index: int, why: str) -> Decision:
@@ -211,7 +253,9 @@ def _undo_applies(state: State, index: int, now: Now) -> bool:
 
 def _must_reenter(state: State, now: Now) -> bool:
     dump = step_index(state, DUMP)
-    if dump is None or not state.fell_back or now.pids_free is not False or state.reentries:
+    if dump is None or not state.fell_back or now.pids_free is not False:
+        return False
+    if state.reentries >= MAX_REENTRIES:  # more than one: the tool may be killed between the record and the jump
         return False
     step = state.steps[dump]
     restored_here = step.status is StepStatus.UNDONE and step.undo_boot_id == now.boot_id

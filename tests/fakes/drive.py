@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
+
+from kupgrade import executor
+from kupgrade.core import fold
+from kupgrade.core.recovery import jump_cut_short
 from kupgrade.core.planner import assemble, store_for, to_stop
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start
+from kupgrade.model import codec
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import WorkloadPolicy
-from kupgrade.model.record import Outcome, Record, RecordKind, State
+from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
+from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
 from tests.fakes.machine import (
     ADMIN_PANIC,
@@ -58,6 +66,30 @@ def plan() -> Plan:
     return assemble(UPGRADE, 1.8e9, facts, policy, target, "kexec", store, phases, ())
 
 
+@functools.cache
+def _planned() -> Record:
+    log = MemoryLog()
+    start(Loop(log, None, _no_machine, FakeClock()), plan(), plan().boot_id)
+    return log.records[0]
+
+
+def _no_machine(_state: State) -> Now:
+    raise AssertionError("nobody asks")
+
+
+@contextmanager
+def shared_plan() -> Iterator[None]:
+    """Decode the one plan and its steps once instead of in each of thousands of runs."""
+    stored = _planned().data["plan"]
+    steps = {id(spec): base.load(spec) for spec in plan().steps}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            fold, "decode", lambda cls, data, where: plan() if data is stored else codec.decode(cls, data, where)
+        )
+        patch.setattr(executor, "load", lambda spec: steps[id(spec)] if id(spec) in steps else base.load(spec))
+        yield
+
+
 class FakeClock:
     """Time stands still: nothing here depends on it."""
 
@@ -73,6 +105,7 @@ class Run:
     """How one scenario went."""
 
     name: str
+    faults: Mapping[int, str]
     machine: Machine
     log: MemoryLog
     state: State | None = None
@@ -87,7 +120,7 @@ class Run:
         """Scenario, what was violated, and the journal."""
         faults = ", ".join(
             f"{kind} at {at} ({self.machine.trace[at - 1] if at <= self.ticks else 'never reached'})"
-            for at, kind in sorted(self.machine.faults.items())
+            for at, kind in sorted(self.faults.items())
         )
         lines = [f"scenario {self.name}: {faults or 'no fault'}"]
         lines += [f"  violated: {problem}" for problem in self.problems]
@@ -116,7 +149,7 @@ def play(
     the_plan = plan()
     machine = Machine(the_plan, WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
     log = make_log(machine)
-    run = Run(name or behaviour.name, machine, log)
+    run = Run(name or behaviour.name, faults, machine, log)
     loop = Loop(
         log=log,
         host=machine.host,
@@ -125,11 +158,12 @@ def play(
         faults=lambda step, moment: machine.tick(f"{step} {moment}"),
         interrupted=lambda: machine.rollback_request,
     )
-    start(loop, the_plan, the_plan.boot_id)
+    log.begin(_planned())
     machine.log = log
     while run.advances < MAX_ADVANCES:
         run.advances += 1
         try:
+            before_the_first_record(machine, log)
             run.state = advance(loop)
             break
         except Kill:
@@ -144,6 +178,12 @@ def play(
             machine.hang()
     judge(run, loop)
     return run
+
+
+def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
+    """What kupgrade.machine.host.run does when a worker starts."""
+    if len(log.records) > 1 and jump_cut_short(fold.fold(log.records)):
+        machine.host.crossing.thaw_filesystems()
 
 
 def judge(run: Run, loop: Loop) -> None:

@@ -59,7 +59,7 @@ class Behaviour:
     probe_fails: bool = False
     back_kexec_fails: bool = False
     plain_boot_takes_pids: bool = False
-    damaged_images: bool = False
+    damaged_images: str = ""  # at once, later
     gate_says_no: bool = False
     dump_fails: bool = False
     thaw_failures: int = 0  # how often the thaw of restored copies fails before it works
@@ -164,6 +164,7 @@ class Machine:
         self.probing = ""
         self.gate_passed = False
         self.summoned = False
+        self.stale_units: set[str] = set()  # systemd still goes by a drop-in that was removed
 
     def start_units(self) -> None:
         """What systemd does in a boot: held units wait for the agent, the others start cold."""
@@ -441,6 +442,10 @@ class Images(_Port):
     def recheck(self, store: Store) -> None:
         self.verify(store)
 
+    def recheck(self, store: Store) -> None:
+        if self.m.behaviour.damaged_images == "at once":
+            raise BadInputError("A checkpoint image is damaged")
+
     def withdraw(self, store: Store) -> None:
         self.m.act("withdraw")
         self.m.sealed_in = None
@@ -450,8 +455,8 @@ class Images(_Port):
         for name in list(self.m.images):
             self.m.act(f"wipe {name}")
             del self.m.images[name]
-        self.m.act("remove store")
         self.m.rounds.clear()
+        self.m.act("remove store")
         self.m.store_made = self.m.mounted = False
 
     def present(self, store: Store) -> bool:
@@ -584,7 +589,11 @@ class Units(_Port):
     def release(self, workloads: Sequence[Workload]) -> None:
         for workload in workloads:
             self.m.act(f"release {workload.name}")
+            if workload.name in self.m.holds and self.m.boots > 1:
+                self.m.stale_units.add(workload.name)
             self.m.holds.discard(workload.name)
+        self.m.act("reload")
+        self.m.stale_units.clear()
         # daemon-reload: start jobs that waited for the agent now start the units' own programs.
         for name in sorted(self.m.pending):
             self.m.pending.discard(name)
@@ -659,7 +668,7 @@ class Crossing(_Port):
         raise Crossed
 
     def thaw_filesystems(self) -> None:
-        self.m.act("thaw file systems")
+        self.m.tick("thaw file systems")  # needs no intent: it changes nothing that anybody sees
         self.m.filesystems_frozen = False
 
     def arm_watchdog(self, seconds: int) -> str:
