@@ -20,6 +20,14 @@ from kupgrade.errors import ExitCode, UsageError
 @click.option("--memory", type=click.IntRange(1, 65536), default=64, show_default=True, help="MiB of the workload.")
 @click.option("--dirty", type=click.IntRange(0, 100), default=0, show_default=True, help="Percent rewritten a second.")
 @click.option("--fault", default="", help="e.g. kill-tool@dump:effect, power-cut@cross, panic-new-kernel.")
+@click.option(
+    "--boot",
+    type=click.Choice(["grub", "direct"]),
+    default="grub",
+    show_default=True,
+    help="A boot loader of its own, or QEMU loads the old kernel at every reset (faster).",
+)
+@click.option("--timeout", type=click.FloatRange(1), default=420.0, show_default=True, help="Seconds to its end.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")
 @click.option("--json", "as_json", is_flag=True, help="Only the result, one JSON object.")
@@ -31,6 +39,8 @@ def rehearse(
     memory: int,
     dirty: int,
     fault: str,
+    boot: str,
+    timeout: float,
     keep: Path | None,
     report: Path | None,
     as_json: bool,
@@ -55,6 +65,8 @@ def rehearse(
         dirty=dirty,
         fault=faults.parse(fault) if fault else None,
         keep=keep,
+        boot=boot,
+        timeout=timeout,
     )
     result = scenario.rehearse(options, progress)
     if keep is not None:

@@ -55,6 +55,7 @@ class Cache:
         half.mkdir(mode=0o755, parents=True)
         try:
             build(half)
+            os.sync()  # a power cut must not leave a finished name over unwritten content
             half.rename(place)
         finally:
             shutil.rmtree(half, ignore_errors=True)
