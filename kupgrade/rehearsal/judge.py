@@ -9,6 +9,7 @@ from typing import Any
 from kupgrade.rehearsal.client import Recording
 
 FORMAT = "kupgrade.rehearsal/1"
+_TURNS = ("crossed", "fell-back", "undo-requested", "committed", "cold", "hands-off", "finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,28 @@ def steps(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for r in journal
         if r["kind"] in ("done", "undone") and r.get("step") is not None
     ]
+
+
+def marks(
+    journal: Sequence[Mapping[str, Any]], ahead: Mapping[str, float], begun: float
+) -> tuple[tuple[float, str], ...]:
+    """(seconds since `begun`, what) of each phase's first record and of the records that turn the course.
+
+    `ahead`: boot ID -> seconds by which that boot's clock is ahead of the one that told `begun`.
+    """
+    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
+    if plan is None:
+        return ()
+    where = [phase["name"] for phase in plan["phases"] for _ in phase["steps"]]
+    found: dict[str, float] = {}
+    for record in journal:
+        step, kind = record.get("step"), record["kind"]
+        if kind == "started" and step is not None:
+            kind = where[step]
+        elif kind not in _TURNS:
+            continue
+        found.setdefault(kind, round(record["time"] - ahead.get(record["boot_id"], 0.0) - begun, 3))
+    return tuple((when, what) for what, when in found.items())
 
 
 def _outcome(evidence: Evidence) -> str:

@@ -23,13 +23,16 @@ CHUNK = 48 * 1024  # bytes of a file in one message
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """One boot of the virtual host, as its agent introduced itself; `at` is our time.monotonic()."""
+    """One boot of the virtual host, as its agent introduced itself.
+
+    `ahead`: seconds by which its clock is ahead of ours (a kernel reads the hardware clock in whole seconds).
+    """
 
     boot_id: str
     release: str
     uptime: float
     agent: str
-    at: float
+    ahead: float
 
 
 class GuestGoneError(KupgradeError):
@@ -62,7 +65,7 @@ class Link:
     def _take(self, message: dict[str, Any]) -> None:
         if "hello" in message:
             fact = message["hello"]
-            hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], fact["agent"], time.monotonic())
+            hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], fact["agent"], fact["time"] - time.time())
             with self._changed:
                 self._agent = hello.agent
                 new = not self.boots or self.boots[-1].boot_id != hello.boot_id

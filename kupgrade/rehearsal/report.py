@@ -63,7 +63,7 @@ def html(result: Result) -> str:
         "overflow:auto}td,th{padding:2px 10px;text-align:left}svg{border:1px solid #ccc}</style>"
         f"<h1>{markup.escape(title)}</h1><pre>{markup.escape(text(result))}</pre>"
         "<h2>Latency of each request over time</h2>"
-        + plot(result.latencies, blackouts(result.latencies))
+        + plot(result.latencies, blackouts(result.latencies), result.marks)
         + f"<h2>Steps</h2><table><tr><th>step<th>what<th>seconds</tr>{rows}</table>"
         f"<h2>Result</h2><pre>{markup.escape(json.dumps(dict(judged), indent=1))}</pre></html>\n"
     )
@@ -75,8 +75,12 @@ def blackouts(latencies: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return [(a, b) for a, b in itertools.pairwise(ends) if b - a > 1.0]
 
 
-def plot(latencies: Sequence[tuple[float, float]], marked: Sequence[tuple[float, float]]) -> str:
-    """An SVG: send time to the right, latency upward on a logarithmic axis, silences shaded."""
+def plot(
+    latencies: Sequence[tuple[float, float]],
+    marked: Sequence[tuple[float, float]],
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """An SVG: send time to the right, latency upward on a logarithmic axis, silences shaded, events as lines."""
     if not latencies:
         return "<p>No request was answered.</p>"
     last = max(sent + took for sent, took in latencies)
@@ -105,10 +109,17 @@ def plot(latencies: Sequence[tuple[float, float]], marked: Sequence[tuple[float,
         f'<text x="{x(s):.1f}" y="{_HEIGHT - 8}" font-size="11">{s:.0f} s</text>'
         for s in (last * part / 6 for part in range(6))
     )
+    events = "".join(
+        f'<line x1="{x(when):.1f}" x2="{x(when):.1f}" y1="30" y2="{_HEIGHT - _BOTTOM}" stroke="#c60"'
+        f' stroke-dasharray="3"/><text x="{x(when) + 3:.1f}" y="{40 + 13 * (row % 9)}" font-size="11"'
+        f' fill="#c60">{markup.escape(what)}</text>'
+        for row, (when, what) in enumerate(marks)
+        if 0 <= when <= last
+    )
     points = " ".join(f"{x(sent):.1f},{y(took):.1f}" for sent, took in _thin(latencies))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img">'
-        f'{shades}{ticks}{axis}<polyline points="{points}" fill="none" stroke="#06c" stroke-width="1"/></svg>'
+        f'{shades}{ticks}{axis}{events}<polyline points="{points}" fill="none" stroke="#06c" stroke-width="1"/></svg>'
     )
 
 

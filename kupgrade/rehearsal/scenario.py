@@ -49,11 +49,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The judged object, the client's latencies (seconds since its start, seconds) and the crossing's times."""
+    """The judged object, the client's latencies (since its start, each in seconds), the journal, what happened when."""
 
     judged: Mapping[str, Any]
     latencies: tuple[tuple[float, float], ...]
     journal: tuple[Mapping[str, Any], ...]
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 def persistent_memory(options: Options) -> int:
@@ -100,7 +101,7 @@ def _upgrade(
     inside.prepare(link, options, host.new_release)
     before = inside.look(link, lambda: network.connect(PORT, 30.0))
     client = Client(network.connect(PORT, 30.0))
-    begun = time.monotonic()
+    begun, begun_wall = time.monotonic(), time.time()
     time.sleep(1.0)
     progress(f"kupgrade apply: {host.old_release} to {host.new_release}" + _with(options.fault))
     refused = inside.apply(link, options, host.new_release)
@@ -137,7 +138,8 @@ def _upgrade(
         cold_expected=options.fault is not None and options.fault.ordinary_power_cut,
     )
     latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
-    return Result(judge.judge(evidence), latencies, journal)
+    clocks = {boot.boot_id: boot.ahead for boot in link.boots}
+    return Result(judge.judge(evidence), latencies, journal, judge.marks(journal, clocks, begun_wall))
 
 
 def _with(fault: Fault | None) -> str:

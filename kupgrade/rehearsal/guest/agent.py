@@ -8,7 +8,7 @@ Requests:
 Answers:
     {"id", "status", "stdout", "stderr"} | {"id", "line": text} (stream)
     {"id", "data": base64} | {"id", "error": text}
-    {"hello": {"boot_id", "release", "uptime", "agent"}}, also without being asked when it starts
+    {"hello": {"boot_id", "release", "uptime", "agent", "time"}}, also without being asked when it starts
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ def hello() -> dict[str, Any]:
         boot_id = file.read().strip()
     with open("/proc/uptime") as file:
         uptime = float(file.read().split()[0])
-    return {"hello": {"boot_id": boot_id, "release": os.uname().release, "uptime": uptime, "agent": INSTANCE}}
+    return {
+        "hello": {
+            "boot_id": boot_id,
+            "release": os.uname().release,
+            "uptime": uptime,
+            "agent": INSTANCE,
+            "time": time.time(),
+        }
+    }
 
 
 def say(port: int, message: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kupgrade.rehearsal import report
 from kupgrade.rehearsal.client import Recording
-from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge
+from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge, marks
 from kupgrade.rehearsal.scenario import Result
 
 BEFORE = WorkloadSeen((329, 330), 329, True, 0, "check ok", ("1 329 0", "2 329 5"))
@@ -141,3 +141,18 @@ def test_thinning_keeps_the_slowest_request_of_each_bucket() -> None:
     many[31234] = (31.234, 7.0)
     svg = report.plot(many, [])
     assert svg.count(",") < 5000 and "7" in svg
+
+
+def test_marks_are_told_in_the_clients_time() -> None:
+    """Each phase and each turn stands once, where it began, corrected by the clock of the boot it happened in."""
+    plan = {"phases": [{"name": "staging", "steps": [{}, {}]}, {"name": "verifying", "steps": [{}]}]}
+    seen = (
+        {"kind": "planned", "step": None, "time": 100.0, "boot_id": "a", "data": {"plan": plan}},
+        {"kind": "started", "step": 0, "time": 101.0, "boot_id": "a", "data": {}},
+        {"kind": "done", "step": 0, "time": 101.5, "boot_id": "a", "data": {}},
+        {"kind": "started", "step": 1, "time": 102.0, "boot_id": "a", "data": {}},
+        {"kind": "crossed", "step": None, "time": 110.0, "boot_id": "b", "data": {}},
+        {"kind": "started", "step": 2, "time": 111.0, "boot_id": "b", "data": {}},
+    )
+    assert marks(seen, {"b": -0.5}, 100.0) == ((1.0, "staging"), (10.5, "crossed"), (11.5, "verifying"))
+    assert marks((), {}, 0.0) == ()

@@ -13,7 +13,7 @@ import pytest
 
 from kupgrade.rehearsal.link import GuestGoneError, Link
 
-HELLO = {"boot_id": "a", "release": "6.12", "uptime": 1.0, "agent": "1"}
+HELLO = {"boot_id": "a", "release": "6.12", "uptime": 1.0, "agent": "1", "time": 0.0}
 Answer = Callable[[dict[str, Any]], list[bytes]]
 
 
