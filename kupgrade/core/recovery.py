@@ -264,11 +264,13 @@ def _must_reenter(state: State, now: Now) -> bool:
 
 def _other_boot(state: State, now: Now) -> Decision:
     plan = state.plan
-    if now.release not in (plan.old_release, plan.new_release) and (armed(state) or images_valid(state)):
+    at_stake = state.committed or images_valid(state)
+    if now.release not in (plan.old_release, plan.new_release) and at_stake:
         return Decision(Action.ASK_HUMAN, f"{now.release} runs, which is neither the old nor the new release")
     if state.committed:
         return Decision(Action.COLD, "the machine was restarted after the commit; the checkpoint is dead")
-    if not armed(state):
+    if not armed(state) or not at_stake:
+        # Never armed, or the rollback has let the workloads run again: whatever runs now can tidy up.
         return _foreign_reboot(state, now)
     if now.release == plan.old_release and not _has_ticket(state, now):
         return Decision(Action.FALL_BACK, _fall_back_reason(state))
