@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import CROSS, status_of
+from kupgrade.core.recovery import jump_cut_short
 from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
@@ -27,7 +27,7 @@ from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Now, Record, RecordKind, State, StepStatus
+from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.steps import registry
 
 registry.load_all()
@@ -124,7 +124,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     state = fold(journal.records)
     plan = state.plan
     host = compose(plan, places)
-    if status_of(state, CROSS) is StepStatus.STARTED and state.boot_id == proc.boot_id(root):
+    if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
         host.crossing.thaw_filesystems()
 
