@@ -11,8 +11,8 @@ import pytest
 
 from kupgrade import executor
 from kupgrade.core import fold
-from kupgrade.core.recovery import jump_cut_short
 from kupgrade.core.planner import assemble, store_for, to_stop
+from kupgrade.core.recovery import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start

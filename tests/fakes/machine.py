@@ -440,9 +440,6 @@ class Images(_Port):
             raise BadInputError("A checkpoint image is damaged")
 
     def recheck(self, store: Store) -> None:
-        self.verify(store)
-
-    def recheck(self, store: Store) -> None:
         if self.m.behaviour.damaged_images == "at once":
             raise BadInputError("A checkpoint image is damaged")
 
