@@ -79,13 +79,16 @@ def _no_machine(_state: State) -> Now:
 
 @contextmanager
 def shared_plan() -> Iterator[None]:
-    """Decode the one plan and its steps once instead of in each of thousands of runs."""
+    """Decode the one plan and its steps once instead of in each of thousands of runs; only for runs of that plan."""
     stored = _planned().data["plan"]
     steps = {id(spec): base.load(spec) for spec in plan().steps}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             fold, "decode", lambda cls, data, where: plan() if data is stored else codec.decode(cls, data, where)
         )
+        all_steps, all_sides = plan().steps, plan().sides
+        patch.setattr(Plan, "steps", property(lambda _self: all_steps))
+        patch.setattr(Plan, "sides", property(lambda _self: all_sides))
         patch.setattr(executor, "load", lambda spec: steps[id(spec)] if id(spec) in steps else base.load(spec))
         yield
 
@@ -162,6 +165,8 @@ def play(
     machine.log = log
     while run.advances < MAX_ADVANCES:
         run.advances += 1
+        if run.advances > 1:
+            log.reopen()
         try:
             before_the_first_record(machine, log)
             run.state = advance(loop)

@@ -10,11 +10,13 @@ of the loop, and before and after each append to the journal.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.journal import Journal, encode_line
+from kupgrade.model.codec import encode
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
@@ -116,6 +118,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.violations: list[str] = []
         self.trace: list[str] = []
+        self.guarded: list[int] = []  # ticks at which the dead-man timer would end a hang
         # On disk.
         self.stored_default = self.behaviour.stored_default
         self.store_made = False
@@ -277,12 +280,16 @@ class Machine:
     def tick(self, label: str) -> None:
         """Time passes; then the planned fault of this tick strikes."""
         self.trace.append(label)
+        if self.deadman:
+            self.guarded.append(len(self.trace))
         self.work()
         match self.faults.get(len(self.trace)):
             case "kill":
                 raise Kill
             case "cut":
                 raise PowerCut
+            case "hang":
+                raise Hung
             case "rollback":
                 self.rollback_request = "asked by the operator"
 
@@ -355,14 +362,56 @@ class MemoryLog:
         if machine.filesystems_frozen:
             raise Hung  # a write to a frozen file system waits for ever
         label = f"{record.kind.value} {'' if record.step is None else machine.plan.steps[record.step].kind}".strip()
-        machine.tick(f"before record: {label}")
+        try:
+            machine.tick(f"before record: {label}")
+        except EndError:
+            self._tear(record)
+            raise
         self._write(record)
         if record.kind is RecordKind.COMMITTED:
             _check_commit(machine)
         machine.tick(f"after record: {label}")
 
+    def reopen(self) -> None:
+        """A new process, or a new kernel, reads what is there."""
+
     def _write(self, record: Record) -> None:
         self._records.append(record)
+
+    def _tear(self, record: Record) -> None:
+        """An append that was cut short leaves nothing that counts."""
+
+
+class FileLog(MemoryLog):
+    """The real journal on a real file; an append that is cut short leaves a part of its line behind."""
+
+    def __init__(self, machine: Machine, path: Path) -> None:
+        super().__init__(machine)
+        self._path = path
+        self._journal = Journal.create(path)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return self._journal.records
+
+    @property
+    def next_seq(self) -> int:
+        return self._journal.next_seq
+
+    def reopen(self) -> None:
+        self._journal.close()
+        self._journal = Journal.open(self._path)
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _write(self, record: Record) -> None:
+        self._journal.append(record)
+
+    def _tear(self, record: Record) -> None:
+        line = encode_line(encode(record))
+        with self._path.open("ab") as file:
+            file.write(line[: record.seq * 7 % len(line)])
 
 
 def _check_commit(machine: Machine) -> None:
@@ -725,10 +774,3 @@ class Health(_Port):
     def facts(self) -> Mapping[str, str]:
         return {}
 
-
-Patch = Callable[[Machine], None]
-
-
-def changed(behaviour: Behaviour, **values: object) -> Behaviour:
-    """A behaviour with fields replaced."""
-    return dataclasses.replace(behaviour, **values)  # type: ignore[arg-type]
