@@ -42,45 +42,55 @@ def apply(state: State, record: Record) -> State:
         raise NeedsHumanError(
             "The journal holds a record of a dead authority", f"epoch {record.epoch} after {state.epoch}"
         )
-    state = replace(state, epoch=record.epoch, last_seq=record.seq)
-    if record.step is not None:
-        return _apply_step(state, record)
+    changes = _step_changes(state, record) if record.step is not None else _changes(state, record)
+    return replace(state, epoch=record.epoch, last_seq=record.seq, **changes)
+
+
+def _changes(state: State, record: Record) -> dict[str, Any]:
     match record.kind:
         case RecordKind.CROSSED:
-            return replace(state, crossed=True, boot_id=record.boot_id)
+            return {"crossed": True, "boot_id": record.boot_id}
         case RecordKind.FELL_BACK:
-            return replace(
-                state,
-                fell_back=True,
-                undoing=not state.committed,
-                boot_id=record.boot_id,
-                undo_reason=state.undo_reason or str(record.data.get("reason", "")),
-                undo_by=state.undo_by or "machine",
-            )
+            return {
+                "fell_back": True,
+                "undoing": not state.committed,
+                "boot_id": record.boot_id,
+                "undo_reason": state.undo_reason or str(record.data.get("reason", "")),
+                "undo_by": state.undo_by or "machine",
+            }
         case RecordKind.UNDO_REQUESTED:
-            return replace(
-                state,
-                undoing=True,
-                undo_reason=state.undo_reason or str(record.data.get("reason", "")),
-                undo_by=state.undo_by or str(record.data.get("by", "")),
-            )
+            return {
+                "undoing": True,
+                "undo_reason": state.undo_reason or str(record.data.get("reason", "")),
+                "undo_by": state.undo_by or str(record.data.get("by", "")),
+            }
         case RecordKind.REENTERING:
-            return replace(state, reentries=state.reentries + 1)
+            return {"reentries": state.reentries + 1}
         case RecordKind.COMMITTED:
-            return replace(state, committed=True)
+            return {"committed": True}
         case RecordKind.COLD:
-            return replace(state, cold=True, boot_id=record.boot_id, cold_release=str(record.data.get("release", "")))
+            return {
+                "cold": True,
+                "boot_id": record.boot_id,
+                "cold_release": str(record.data.get("release", "")),
+            }
         case RecordKind.FINISHED:
-            return replace(state, outcome=Outcome(record.data.get("outcome")))
+            return {"outcome": _outcome(record)}
         case RecordKind.HANDS_OFF:
-            return replace(state, hands_off=str(record.data.get("reason", "")))
+            return {"hands_off": str(record.data.get("reason", ""))}
         case RecordKind.NOTE:
-            return state
-        case _:
-            raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
+            return {}
+    raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
 
 
-def _apply_step(state: State, record: Record) -> State:
+def _outcome(record: Record) -> Outcome:
+    try:
+        return Outcome(record.data.get("outcome"))
+    except ValueError as error:
+        raise NeedsHumanError("The journal ends with an outcome that does not exist", str(error)) from None
+
+
+def _step_changes(state: State, record: Record) -> dict[str, Any]:
     index = record.step
     if index is None or not 0 <= index < len(state.steps):
         raise NeedsHumanError("The journal names a step that the plan does not have", str(index))
@@ -110,7 +120,7 @@ def _apply_step(state: State, record: Record) -> State:
             new = replace(old, status=StepStatus.UNDONE, undo_boot_id=_undo_boot(old, record))
         case _:
             raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
-    return replace(state, steps=(*state.steps[:index], new, *state.steps[index + 1 :]))
+    return {"steps": (*state.steps[:index], new, *state.steps[index + 1 :])}
 
 
 def _first_before(old: StepState, record: Record) -> Mapping[str, Any]:

@@ -168,7 +168,8 @@ def play(
         if run.advances > 1:
             log.reopen()
         try:
-            before_the_first_record(machine, log)
+            if run.advances > 1:
+                before_the_first_record(machine, log)
             run.state = advance(loop)
             break
         except Kill:
@@ -187,7 +188,7 @@ def play(
 
 def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
     """What kupgrade.machine.host.run does when a worker starts."""
-    if len(log.records) > 1 and jump_cut_short(fold.fold(log.records)):
+    if jump_cut_short(fold.fold(log.records)):
         machine.host.crossing.thaw_filesystems()
 
 
