@@ -1,0 +1,220 @@
+"""The crash tests are tested: each planted bug must violate an invariant somewhere in a reduced matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kupgrade import executor
+from kupgrade.core import fold, recovery
+from kupgrade.model.record import Verdict
+from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.checkpoint import Dump, Restore
+from kupgrade.steps.crossing import ArmWatchdog, Disarm, LoadKernel
+from kupgrade.steps.health import ProbeWorkloads
+from kupgrade.steps.network import LockNetwork
+from kupgrade.steps.services import HoldUnits
+from tests.crash.matrix import BEHAVIOURS, GOOD, trace
+from tests.fakes.drive import play
+from tests.fakes.machine import Behaviour, Network
+
+Patch = pytest.MonkeyPatch
+
+
+def _thaw_before_withdraw(patch: Patch) -> None:
+    original = Dump.undo
+
+    def undo(self: Any, host: Any, before: Any, context: Any) -> None:
+        if not context.same_boot:
+            original(self, host, before, context)
+
+    patch.setattr(Dump, "undo", undo)
+
+
+def _effect_before_record(patch: Patch) -> None:
+    original = executor._run
+
+    def run(loop: Any, state: Any, now: Any, index: int) -> Any:
+        if state.plan.steps[index].kind == "freeze":
+            executor.load(state.plan.steps[index]).do(loop.host, None)
+        return original(loop, state, now, index)
+
+    patch.setattr(executor, "_run", run)
+
+
+def _commit_after_thaw(patch: Patch) -> None:
+    patch.setattr(recovery, "THAW", "unlock-network")
+
+
+def _no_fence_of_the_epoch(patch: Patch) -> None:
+    patch.setattr(executor, "replace", lambda state, **_: state)
+
+
+def _second_before_image(patch: Patch) -> None:
+    original = executor._run
+
+    def run(loop: Any, state: Any, now: Any, index: int) -> Any:
+        forgotten = dataclasses.replace(state.steps[index], before=None)
+        steps = (*state.steps[:index], forgotten, *state.steps[index + 1 :])
+        return original(loop, dataclasses.replace(state, steps=steps), now, index)
+
+    patch.setattr(executor, "_run", run)
+    patch.setattr(fold, "_first_before", lambda _old, record: record.data)
+
+
+def _unlock_before_restore(patch: Patch) -> None:
+    original = Restore.do
+
+    def do(self: Any, host: Any, before: Any) -> None:
+        host.network.unlock()
+        original(self, host, before)
+
+    patch.setattr(Restore, "do", do)
+
+
+def _hold_forgotten(patch: Patch) -> None:
+    patch.setattr(HoldUnits, "do", lambda *_: None)
+    patch.setattr(HoldUnits, "verify", lambda *_: Verdict.DONE)
+
+
+def _dead_images_restored(patch: Patch) -> None:
+    for module in (recovery, executor):
+        patch.setattr(module, "images_valid", lambda _state: True)
+
+
+def _image_not_unloaded(patch: Patch) -> None:
+    patch.setattr(LoadKernel, "undo", lambda *_: None)
+
+
+def _wipe_before_commit(patch: Patch) -> None:
+    original = Restore.do
+
+    def do(self: Any, host: Any, before: Any) -> None:
+        original(self, host, before)
+        host.images.wipe(self.store)
+
+    patch.setattr(Restore, "do", do)
+
+
+def _lock_of_this_boot_only(patch: Patch) -> None:
+    def lock(self: Any, _workloads: Any, *, both: bool) -> None:
+        self.m.act("lock")
+        self.m.lock = "both" if both else "input"
+
+    patch.setattr(Network, "lock", lock)
+
+
+def _freeze_without_lock(patch: Patch) -> None:
+    patch.setattr(LockNetwork, "do", lambda *_: None)
+    patch.setattr(LockNetwork, "verify", lambda *_: Verdict.DONE)
+
+
+def _appended_bytes_stay(patch: Patch) -> None:
+    def undo(self: Any, host: Any, _before: Any, context: Any) -> None:
+        if context.in_new_kernel:
+            for workload in self.workloads:
+                host.health.pause(workload)
+
+    patch.setattr(ProbeWorkloads, "undo", undo)
+
+
+def _watchdog_counts_on(patch: Patch) -> None:
+    patch.setattr(ArmWatchdog, "undo", lambda *_: None)
+
+
+def _timer_counts_past_the_commit(patch: Patch) -> None:
+    patch.setattr(Disarm, "do", lambda self, host, _before: host.crossing.set_panic_timeout(self.panic))
+
+
+def _default_not_pinned(patch: Patch) -> None:
+    patch.setattr(PinBootDefault, "do", lambda *_: {})
+    patch.setattr(PinBootDefault, "verify", lambda *_: Verdict.DONE)
+
+
+def _default_always_the_old_one(patch: Patch) -> None:
+    patch.setattr(MarkGood, "do", lambda *_: {})
+    patch.setattr(MarkGood, "verify", lambda *_: Verdict.DONE)
+
+
+def _questions_not_asked_again(patch: Patch) -> None:
+    patch.setattr(recovery, "REPEATED", frozenset())
+
+
+def _new_default_on_the_old_release(patch: Patch) -> None:
+    patch.setattr(recovery, "_pointless", lambda _state, _index: False)
+
+
+def _failure_after_commit_rolls_back(patch: Patch) -> None:
+    patch.setattr(recovery, "MAX_FAILURES_AFTER_COMMIT", 0)
+
+
+def _sealed_before_dumped(patch: Patch) -> None:
+    original = Dump.do
+
+    def do(self: Any, host: Any, before: Any) -> Any:
+        host.images.seal(self.store, self.upgrade, (self.old_release, self.new_release))
+        return original(self, host, before)
+
+    patch.setattr(Dump, "do", do)
+
+
+BUGS: tuple[Callable[[Patch], None], ...] = (
+    _thaw_before_withdraw,
+    _effect_before_record,
+    _commit_after_thaw,
+    _no_fence_of_the_epoch,
+    _second_before_image,
+    _unlock_before_restore,
+    _hold_forgotten,
+    _dead_images_restored,
+    _image_not_unloaded,
+    _wipe_before_commit,
+    _lock_of_this_boot_only,
+    _freeze_without_lock,
+    _appended_bytes_stay,
+    _watchdog_counts_on,
+    _timer_counts_past_the_commit,
+    _default_not_pinned,
+    _default_always_the_old_one,
+    _questions_not_asked_again,
+    _new_default_on_the_old_release,
+    _failure_after_commit_rolls_back,
+    _sealed_before_dumped,
+)
+
+
+def reduced() -> Iterator[tuple[Behaviour, dict[int, str]]]:
+    """Each host without a fault, then single faults on those that differ most, most telling first."""
+    for behaviour in BEHAVIOURS:
+        yield behaviour, {}
+    for behaviour in (GOOD, BEHAVIOURS[9], BEHAVIOURS[2], BEHAVIOURS[1]):
+        for kind in ("cut", "kill"):
+            for at in range(1, len(trace(behaviour)) + 1):
+                yield behaviour, {at: kind}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traces() -> None:
+    """The faults are placed by the good runs, before anything is planted."""
+    for behaviour in BEHAVIOURS:
+        trace(behaviour)
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__.strip("_").replace("_", " "))
+def test_a_planted_bug_is_caught(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    """The invariants see each of these mistakes, and name scenario, violation and journal."""
+    plant(monkeypatch)
+    for behaviour, faults in reduced():
+        try:
+            run = play(behaviour, faults)
+        except Exception as error:  # noqa: BLE001  # a crash of the loop is a way of being caught, too
+            assert str(error)
+            return
+        if run.problems:
+            assert "violated:" in run.report()
+            assert "journal:" in run.report()
+            return
+    pytest.fail("no scenario of the reduced matrix notices this bug")
