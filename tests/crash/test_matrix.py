@@ -29,7 +29,8 @@ def clean(runs: Iterable[Run]) -> int:
         if run.problems:
             bad.append(run)
     if bad:
-        pytest.fail(f"{len(bad)} of {count} scenarios violate an invariant; the first:\n{bad[0].report()}", pytrace=False)
+        first = bad[0].report()
+        pytest.fail(f"{len(bad)} of {count} scenarios violate an invariant; the first:\n{first}", pytrace=False)
     return count
 
 
@@ -46,7 +47,7 @@ def test_without_a_fault_each_host_ends_as_it_should(behaviour: Behaviour) -> No
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=names)
 def test_a_fault_at_any_point_loses_nothing(behaviour: Behaviour) -> None:
     """A kill, a power cut or the operator's rollback at every tick keeps every invariant."""
-    assert clean(play(behaviour, faults) for faults in singles(behaviour)) > len(trace(behaviour))
+    assert clean(play(behaviour, faults) for faults in singles(behaviour)) > 100
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=names)

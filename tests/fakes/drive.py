@@ -149,41 +149,60 @@ def play(
     make_log: Callable[[Machine], MemoryLog] = MemoryLog,
 ) -> Run:
     """One upgrade on one host with these faults, through all its boots, judged."""
-    the_plan = plan()
-    machine = Machine(the_plan, WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
+    run = begin(behaviour, faults, name=name, make_log=make_log)
+    while run.state is None and run.advances < MAX_ADVANCES:
+        one_life(run)
+    judge(run)
+    return run
+
+
+def begin(
+    behaviour: Behaviour,
+    faults: Mapping[int, str],
+    *,
+    name: str = "",
+    make_log: Callable[[Machine], MemoryLog] = MemoryLog,
+) -> Run:
+    """A host on which the upgrade has been recorded and nothing else has happened."""
+    machine = Machine(plan(), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
     log = make_log(machine)
-    run = Run(name or behaviour.name, faults, machine, log)
-    loop = Loop(
-        log=log,
+    log.begin(_planned())
+    machine.log = log
+    return Run(name or behaviour.name, faults, machine, log)
+
+
+def _loop(run: Run) -> Loop:
+    machine = run.machine
+    return Loop(
+        log=run.log,
         host=machine.host,
         now=machine.now,
         clock=FakeClock(),
         faults=lambda step, moment: machine.tick(f"{step} {moment}"),
         interrupted=lambda: machine.rollback_request,
     )
-    log.begin(_planned())
-    machine.log = log
-    while run.advances < MAX_ADVANCES:
-        run.advances += 1
+
+
+def one_life(run: Run) -> None:
+    """One process of the tool, until the end of the upgrade, of the process or of its kernel."""
+    machine = run.machine
+    if run.advances:
+        run.log.reopen()
+    run.advances += 1
+    try:
         if run.advances > 1:
-            log.reopen()
-        try:
-            if run.advances > 1:
-                before_the_first_record(machine, log)
-            run.state = advance(loop)
-            break
-        except Kill:
-            continue  # the kernel and everything in it goes on; systemd starts the tool again
-        except PowerCut:
-            machine.reset(injected=True)
-        except Crossed:
-            machine.kexec()
-        except Restarted:
-            machine.reset()
-        except Hung:
-            machine.hang()
-    judge(run, loop)
-    return run
+            before_the_first_record(machine, run.log)
+        run.state = advance(_loop(run))
+    except Kill:
+        return  # the kernel and everything in it goes on; systemd starts the tool again
+    except PowerCut:
+        machine.reset(injected=True)
+    except Crossed:
+        machine.kexec()
+    except Restarted:
+        machine.reset()
+    except Hung:
+        machine.hang()
 
 
 def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
@@ -192,7 +211,7 @@ def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
         machine.host.crossing.thaw_filesystems()
 
 
-def judge(run: Run, loop: Loop) -> None:
+def judge(run: Run) -> None:
     """Everything that must hold at the end."""
     machine, state = run.machine, run.state
     if state is None:
@@ -200,7 +219,7 @@ def judge(run: Run, loop: Loop) -> None:
     else:
         before, length = machine.fingerprint(), len(run.log.records)
         machine.faults = {}
-        if advance(loop) != state or machine.fingerprint() != before or len(run.log.records) != length:
+        if advance(_loop(run)) != state or machine.fingerprint() != before or len(run.log.records) != length:
             run.problems.append("asked once more after the end, something was done")
         machine.work()
         if state.hands_off:
