@@ -1,4 +1,4 @@
-"""Linters are tests: one command says yes or no."""
+"""The linters and the type checker agree with the tree; a missing tool is a failure, never a skip."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    "words", [("ruff", "check", "--no-cache", "."), ("mypy", "--no-incremental")], ids=["ruff", "mypy"]
-)
-def test_the_linter_has_nothing_to_say(words: tuple[str, ...]) -> None:
-    """Clean, or the tool's own words."""
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+def run(*argv: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)}:\n{done.stdout}{done.stderr}"
 
 
-def test_shell_scripts_parse() -> None:
-    """Every shell script in the tree is at least a program."""
-    scripts = [ROOT / "packaging/bootstrap", ROOT / ".ci/run", *ROOT.glob("tests/**/*.sh")]
-    for script in scripts:
-        shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
-        assert subprocess.run([shell, "-n", str(script)]).returncode == 0, script
+def test_ruff_finds_nothing() -> None:
+    """The rules of pyproject.toml hold in the package and in the tests."""
+    run("ruff", "check", "kupgrade", "tests")
+
+
+def test_the_types_are_right() -> None:
+    """mypy, strict, finds nothing in the package."""
+    run("mypy")
