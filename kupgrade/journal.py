@@ -7,9 +7,11 @@ acknowledged; it is cut off before the next append. An invalid line with valid o
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 import zlib
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ def decode_line(line: bytes) -> Any:
     if not line.endswith(b"\n") or line[8:9] != b" ":
         raise ValueError("not a whole line")
     body = line[9:-1]
-    if int(line[:8], 16) != zlib.crc32(body):
+    if line[:8] != b"%08x" % zlib.crc32(body):
         raise ValueError("checksum differs")
     return json.loads(body)
 
@@ -64,7 +66,7 @@ def parse(data: bytes) -> Content:
         try:
             value = decode_line(line)
         except ValueError as error:
-            if number == len(lines) - 1:
+            if number == len(lines) - 1 and not _swallowed(line):
                 return Content(tuple(records), valid, True)
             raise NeedsHumanError(
                 f"The journal is damaged in line {number + 1}",
@@ -82,6 +84,20 @@ def parse(data: bytes) -> Content:
             )
         records.append(record)
     return Content(tuple(records), valid, False)
+
+
+def _swallowed(line: bytes) -> bool:
+    """Whether a whole record is in there with another behind it: then not an append was cut short, a newline is lost."""
+    ends = (match.start() + 1 for match in re.finditer(rb"\}.[0-9a-f]{8} ", line, re.DOTALL))
+    return any(_whole(line[:end] + b"\n") for end in ends)
+
+
+def _whole(line: bytes) -> bool:
+    try:
+        decode_line(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_header(value: Any) -> None:
@@ -159,8 +175,16 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one record; durable when this returns."""
-        write_all(self._fd, encode_line(encode(record)))
-        os.fsync(self._fd)
+        end = os.fstat(self._fd).st_size
+        try:
+            write_all(self._fd, encode_line(encode(record)))
+            os.fsync(self._fd)
+        except OSError:
+            # Not a record: a later append must not stand behind half a line.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, end)
+                os.lseek(self._fd, end, os.SEEK_SET)
+            raise
         self._records.append(record)
 
     @property
