@@ -87,7 +87,7 @@ def parse(data: bytes) -> Content:
 
 
 def _swallowed(line: bytes) -> bool:
-    """Whether a whole record is in there with another behind it: then not an append was cut short, a newline is lost."""
+    """Whether a whole record is in there with another behind it: no append was cut short, a newline is lost."""
     ends = (match.start() + 1 for match in re.finditer(rb"\}.[0-9a-f]{8} ", line, re.DOTALL))
     return any(_whole(line[:end] + b"\n") for end in ends)
 
