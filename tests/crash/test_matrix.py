@@ -13,7 +13,7 @@ import pytest
 
 from kupgrade.model.record import Outcome
 from tests.crash.matrix import BEHAVIOURS, GOOD, HELPLESS, KINDS, pairs, singles, trace
-from tests.fakes.drive import Run, play
+from tests.fakes.drive import Run, one_life, play
 from tests.fakes.machine import Behaviour, FileLog, Machine
 
 ONE_IN = int(os.environ.get("KUPGRADE_CRASH_PAIRS", "509"))
@@ -71,6 +71,9 @@ def test_where_only_a_person_can_decide_hands_are_kept_off(behaviour: Behaviour)
     clean([run])
     assert run.state is not None
     assert run.state.hands_off
+    before, length = run.machine.fingerprint(), len(run.log.records)
+    one_life(run)
+    assert (run.machine.fingerprint(), len(run.log.records)) == (before, length)
     clean(play(behaviour, {at: "kill"}) for at in range(1, run.ticks + 1, 3))
 
 

@@ -12,7 +12,7 @@ import pytest
 from kupgrade import executor
 from kupgrade.core import fold
 from kupgrade.core.planner import assemble, store_for, to_stop
-from kupgrade.core.recovery import jump_cut_short
+from kupgrade.core.recovery import Action, decide, jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start
@@ -217,10 +217,10 @@ def judge(run: Run) -> None:
     if state is None:
         run.problems.append(f"it does not end: {run.advances} calls of advance")
     else:
-        before, length = machine.fingerprint(), len(run.log.records)
+        # tests/unit/core/test_fold.py: this state is what a new process folds from the journal.
+        if decide(state, machine.now(state)).action not in (Action.NOTHING, Action.ASK_HUMAN):
+            run.problems.append("asked once more after the end, something would be done")
         machine.faults = {}
-        if advance(_loop(run)) != state or machine.fingerprint() != before or len(run.log.records) != length:
-            run.problems.append("asked once more after the end, something was done")
         machine.work()
         if state.hands_off:
             _judge_hands_off(run, state)

@@ -257,7 +257,7 @@ class Machine:
 
     @property
     def committed(self) -> bool:
-        return self.log is not None and any(r.kind is RecordKind.COMMITTED for r in self.log.records)
+        return self.log is not None and self.log.committed
 
     def fingerprint(self) -> tuple[object, ...]:
         """All that an action could change, without what workloads do by themselves."""
@@ -295,9 +295,9 @@ class Machine:
 
     def act(self, label: str) -> None:
         """The tick before an effect: its intent must be in the journal."""
-        records = [r for r in self.log.records if r.kind is not RecordKind.NOTE] if self.log is not None else []
-        if records and records[-1].kind not in OPEN_INTENT:
-            self.violate(f"{label} without its intent in the journal: the last record is {records[-1].kind.value}")
+        last = self.log.last if self.log is not None else None
+        if last is not None and last not in OPEN_INTENT:
+            self.violate(f"{label} without its intent in the journal: the last record is {last.value}")
         self.tick(label)
 
     def work(self) -> None:
@@ -341,6 +341,8 @@ class MemoryLog:
     def __init__(self, machine: Machine | None = None) -> None:
         self._records: list[Record] = []
         self._machine = machine
+        self.last: RecordKind | None = None  # kind of the last record, notes aside
+        self.committed = False
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -368,6 +370,9 @@ class MemoryLog:
             self._tear(record)
             raise
         self._write(record)
+        if record.kind is not RecordKind.NOTE:
+            self.last = record.kind
+        self.committed |= record.kind is RecordKind.COMMITTED
         if record.kind is RecordKind.COMMITTED:
             _check_commit(machine)
         machine.tick(f"after record: {label}")
