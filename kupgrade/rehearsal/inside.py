@@ -112,6 +112,12 @@ def journal(link: Link) -> bytes:
     return link.read(path) if path else b""
 
 
+def system_log(link: Link) -> str:
+    """The virtual host's journal of all boots, times as seconds since each boot."""
+    script = "for boot in $(journalctl --list-boots -o json | grep -o '[0-9a-f]\\{32\\}'); do"
+    return shell(link, f'{script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done', 180.0)
+
+
 def leftovers(link: Link) -> tuple[str, ...]:
     """What an ended upgrade must not leave behind."""
     return tuple(line for line in shell(link, _LEFTOVERS).splitlines() if line)

@@ -9,6 +9,7 @@ from typing import Any
 from kupgrade.rehearsal.client import Recording
 
 FORMAT = "kupgrade.rehearsal/1"
+_BACK = "rolling back"  # undo-started and undone
 _TURNS = ("crossed", "fell-back", "undo-requested", "committed", "cold", "hands-off", "finished")
 
 
@@ -57,7 +58,7 @@ def file_intact(lines: Sequence[str]) -> bool:
 
 
 def phases(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Milliseconds of each phase of the plan, by the wall clock of its first and last record."""
+    """Milliseconds of each phase and of rolling back, by the wall clock of its first and last record."""
     plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
     if plan is None:
         return []
@@ -65,7 +66,8 @@ def phases(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     spans: dict[str, list[float]] = {}
     for record in journal:
         if record.get("step") is not None:
-            spans.setdefault(where[record["step"]], []).append(record["time"])
+            name = _BACK if record["kind"].startswith("und") else where[record["step"]]
+            spans.setdefault(name, []).append(record["time"])
     return [{"name": name, "ms": round((max(t) - min(t)) * 1000, 1)} for name, t in spans.items()]
 
 

@@ -118,6 +118,9 @@ def _upgrade(
         journal = records(inside.journal(link))
         leftovers = inside.leftovers(link)
         running_release = link.boots[-1].release
+        if options.keep is not None:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            (options.keep / "system.log").write_text(inside.system_log(link))
     except KupgradeError as error:
         progress(f"afterwards: {error}")
     store = next((r["data"]["plan"]["store"] for r in journal if r["kind"] == "planned"), options.store)

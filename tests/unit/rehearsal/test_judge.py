@@ -9,7 +9,7 @@ import pytest
 
 from kupgrade.rehearsal import report
 from kupgrade.rehearsal.client import Recording
-from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge, marks
+from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge, marks, phases
 from kupgrade.rehearsal.scenario import Result
 
 BEFORE = WorkloadSeen((329, 330), 329, True, 0, "check ok", ("1 329 0", "2 329 5"))
@@ -156,3 +156,12 @@ def test_marks_are_told_in_the_clients_time() -> None:
     )
     assert marks(seen, {"b": -0.5}, 100.0) == ((1.0, "staging"), (10.5, "crossed"), (11.5, "verifying"))
     assert marks((), {}, 0.0) == ()
+
+
+def test_undoing_is_a_phase_of_its_own() -> None:
+    """A rolled back upgrade does not make its first phase look as long as the whole."""
+    plan = {"phases": [{"name": "staging", "steps": [{}]}]}
+    kinds = (("started", 1.0), ("done", 2.0), ("undo-started", 60.0), ("undone", 61.5))
+    seen = [{"kind": kind, "step": 0, "time": when, "data": {}} for kind, when in kinds]
+    seen.insert(0, {"kind": "planned", "step": None, "time": 0.0, "data": {"plan": plan}})
+    assert phases(seen) == [{"name": "staging", "ms": 1000.0}, {"name": "rolling back", "ms": 1500.0}]
