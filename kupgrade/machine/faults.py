@@ -12,7 +12,7 @@ from pathlib import Path
 from kupgrade.errors import KupgradeError
 from kupgrade.machine.places import Places
 
-FAULT_PORT = "/dev/virtio-ports/org.kupgrade.fault"
+FAULT_PORT = "org.kupgrade.fault"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ def strike(places: Places, step: str, moment: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "power-cut" if (step, moment) == (fault.step, fault.moment):
             _spend(fault)
-            Path(FAULT_PORT).write_text(f"power-cut {step} {moment}\n")
-            time.sleep(3600)
+            _cut_power(places, f"power-cut {step} {moment}\n")
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)
@@ -73,6 +72,17 @@ def strike(places: Places, step: str, moment: str) -> None:
         case "probe-fails" if (step, moment) == ("probe", "intent"):
             _spend(fault)
             raise KupgradeError("The probe failed", "injected by the rehearsal")
+
+
+def _cut_power(places: Places, line: str) -> None:
+    """Ask the rehearsal outside for a reset, and wait for it. Early in a boot udev has not made its links yet."""
+    for name in places.root.glob("sys/class/virtio-ports/*/name"):
+        if name.read_text().strip() != FAULT_PORT:
+            continue
+        descriptor = os.open(places.root / "dev" / name.parent.name, os.O_WRONLY)  # never creates a file
+        os.write(descriptor, line.encode())
+        time.sleep(3600)
+    raise KupgradeError("The power cannot be cut", f"no virtio port is called {FAULT_PORT}", "Run in a virtual host")
 
 
 def _spend(fault: Fault) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.core.allocate import pid_floor
 from kupgrade.core.fold import fold
 from kupgrade.core.recovery import jump_cut_short
 from kupgrade.errors import KernelError, NeedsHumanError
@@ -124,6 +126,9 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     state = fold(journal.records)
     plan = state.plan
     host = compose(plan, places)
+    if proc.boot_id(root) != state.boot_id:
+        # Before anybody asks whether the PIDs are free: what is free now must be free when the restore comes to it.
+        keep_pids_free(plan.workload_pids, root)
     if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
         host.crossing.thaw_filesystems()
@@ -142,6 +147,21 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def keep_pids_free(pids: Collection[int], root: Path) -> None:
+    """Let new processes of this boot get PIDs above the workloads' from now on (proc_sys_kernel(5), ns_last_pid).
+
+    A boot that came by kexec has done this in its initrd; one that fell back through the boot loader has not. Where
+    the kernel has no ns_last_pid nothing is done: then CRIU refuses by itself, and the restore is tried once more.
+    """
+    last = root / "proc/sys/kernel/ns_last_pid"
+    if not pids or not last.exists():
+        return
+    if int(last.read_text()) >= max(pids):
+        return
+    with contextlib.suppress(OSError):  # a protection is missing; to give up the restore for it would be worse
+        last.write_text(str(pid_floor(pids, proc.pid_max(root))))
 
 
 def remount_root() -> None:
