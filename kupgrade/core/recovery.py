@@ -29,6 +29,7 @@ REPEATED = frozenset(
         "gate",
         "arm-watchdog",
         "probe",
+        "disarm",
         "unlock-network",
         "release-units",
         "wipe-images",

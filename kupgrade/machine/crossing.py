@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kupgrade.machine import faults
 from kupgrade.machine.places import Places
 
 _PANIC = "proc/sys/kernel/panic"
+_DEADMAN_PATIENCE = 2.0  # seconds for a killed process to be gone
 
 
 def init_beside(initrd: Path) -> Path:
@@ -153,12 +155,17 @@ exec /sbin/init "$@"
                 with contextlib.suppress(KernelError):
                     watchdog.arm(self.libc, self.places.root / "dev" / device.name, device.timeout or 60).disarm()
 
+    def deadman(self) -> bool:
+        """Whether early init's timer runs."""
+        return proc.find_deadman(self.places.root) is not None
+
     def cancel_deadman(self) -> None:
-        """End the timer that early init started."""
-        pid = proc.find_deadman(self.places.root)
-        if pid is not None:
+        """End the timer that early init started, and see it end: SIGKILL only asks for it."""
+        deadline = time.monotonic() + _DEADMAN_PATIENCE
+        while (pid := proc.find_deadman(self.places.root)) is not None and time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
 
     def panic_timeout(self) -> int:
         """kernel.panic."""

@@ -285,5 +285,7 @@ class Disarm:
         host.crossing.set_panic_timeout(before.seconds)
 
     def verify(self, host: HasCrossing, before: PanicWas) -> Verdict:
-        """kernel.panic is back."""
+        """The dead-man is gone and kernel.panic is back; a watchdog may be armed by somebody else and tells nothing."""
+        if host.crossing.deadman():
+            return Verdict.NOT_DONE
         return Verdict.DONE if host.crossing.panic_timeout() == self.panic else Verdict.NOT_DONE

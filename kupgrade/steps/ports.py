@@ -182,6 +182,9 @@ class Crossing(Protocol):
     def disarm_watchdog(self) -> None:
         """Stop it."""
 
+    def deadman(self) -> bool:
+        """Whether the early init's dead-man timer runs."""
+
     def cancel_deadman(self) -> None:
         """End the early init's dead-man timer."""
 

@@ -25,6 +25,7 @@ BEHAVIOURS = (
     Behaviour("the dump fails", dump_fails=True),
     Behaviour("an image is bad at once", damaged_images="at once", hands_off=True),
     Behaviour("the thaw fails twice", thaw_failures=2),
+    Behaviour("kernel.panic is set by user space", sysctl_sets_panic=True),
 )
 # These cannot: a person is the right answer, and nothing is touched any more.
 HELPLESS = (

@@ -129,6 +129,11 @@ def _timer_counts_past_the_commit(patch: Patch) -> None:
     patch.setattr(Disarm, "do", lambda self, host, _before: host.crossing.set_panic_timeout(self.panic))
 
 
+def _disarmed_by_the_look_of_it(patch: Patch) -> None:
+    patch.setattr(recovery, "REPEATED", recovery.REPEATED - {"disarm"})
+    patch.setattr(Disarm, "verify", lambda *_: Verdict.DONE)
+
+
 def _default_not_pinned(patch: Patch) -> None:
     patch.setattr(PinBootDefault, "do", lambda *_: {})
     patch.setattr(PinBootDefault, "verify", lambda *_: Verdict.DONE)
@@ -178,6 +183,7 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_appended_bytes_stay, "goes back"),
     (_watchdog_counts_on, "left behind: watchdog"),
     (_timer_counts_past_the_commit, "timer armed"),
+    (_disarmed_by_the_look_of_it, "timer armed"),
     (_default_not_pinned, "a person was asked without need"),
     (_default_always_the_old_one, "but the boot default is"),
     (_questions_not_asked_again, "the gate never said yes"),

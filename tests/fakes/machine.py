@@ -67,6 +67,7 @@ class Behaviour:
     thaw_failures: int = 0  # how often the thaw of restored copies fails before it works
     stored_default: str | None = OLD_ENTRY  # None: the boot loader takes the newest
     watchdog: bool = True
+    sysctl_sets_panic: bool = False  # user space writes kernel.panic early in every boot
     foreign: str = ""  # release that the next plain boot runs, chosen by somebody else
     ticket_lost: bool = False
     hands_off: bool = False  # a person is the right answer
@@ -224,6 +225,8 @@ class Machine:
         elif new and self.behaviour.new_kernel == "hangs":
             self.hang()
         else:
+            if self.behaviour.sysctl_sets_panic:
+                self.panic = ADMIN_PANIC
             self.start_units()
 
     def hang(self) -> None:
@@ -730,6 +733,9 @@ class Crossing(_Port):
     def disarm_watchdog(self) -> None:
         self.m.act("disarm watchdog")
         self.m.watchdog = False
+
+    def deadman(self) -> bool:
+        return self.m.deadman
 
     def cancel_deadman(self) -> None:
         self.m.act("cancel dead-man timer")
