@@ -127,6 +127,7 @@ def _watchdog_counts_on(patch: Patch) -> None:
 
 def _timer_counts_past_the_commit(patch: Patch) -> None:
     patch.setattr(Disarm, "do", lambda self, host, _before: host.crossing.set_panic_timeout(self.panic))
+    patch.setattr(Disarm, "verify", lambda *_: Verdict.DONE)
 
 
 def _disarmed_by_the_look_of_it(patch: Patch) -> None:
