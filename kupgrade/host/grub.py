@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kupgrade.errors import BadInputError
 from kupgrade.host import bls
+from kupgrade.host.durable import write_durably
 from kupgrade.model.kernel import BootEntry
 
 DIRECTORIES = ("boot/grub", "boot/grub2")
@@ -179,7 +180,12 @@ def read_env(root: Path = Path("/")) -> dict[str, str]:
 
 
 def write_env(name: str, value: str | None, root: Path = Path("/")) -> None:
-    """Set (None: remove) a variable, durably: the block is replaced as a whole or not at all."""
+    """Set (None: remove) a variable, durably, for GRUB's eyes.
+
+    An existing block is overwritten where it lies, as GRUB's own tools do: GRUB reads a file system without replaying
+    its journal, so after a power cut it would find a renamed file's predecessor. sync(2) is for file systems that never
+    overwrite (btrfs): it commits what fsync alone leaves in their log.
+    """
     folder = directory(root)
     if folder is None:
         raise BadInputError("GRUB is not installed", f"no grub.cfg below {root / 'boot'}")
@@ -188,14 +194,12 @@ def write_env(name: str, value: str | None, root: Path = Path("/")) -> None:
     values.pop(name, None)
     if value is not None:
         values[name] = value
-    partial = path.with_name(path.name + ".new")
-    with partial.open("wb") as file:
-        file.write(format_env(values, size))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    block = format_env(values, size)
+    if not path.exists():
+        write_durably(path, block, 0o644)
+    else:
+        with path.open("r+b") as file:
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    os.sync()

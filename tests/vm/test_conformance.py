@@ -1,0 +1,90 @@
+"""The fake machine of the crash tests answers as a real host does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.rehearsal import inside, qemu, virtual_host
+from kupgrade.rehearsal.link import Link
+from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.scenario import Options
+from tests.fakes import conversation
+from tests.fakes.drive import WORKLOADS, plan
+from tests.fakes.machine import Crossed, Machine
+from tests.vm.test_kexec import say
+
+pytestmark = pytest.mark.vm
+
+SCRIPT = "/root/conversation.py"
+PLAN = "/root/plan.json"
+
+
+def fake_answers() -> dict[str, Any]:
+    """Both halves of the conversation with the fake, each answer by its question; `violations` aside."""
+    machine = Machine(plan(), WORKLOADS[:1], ())
+    first = conversation.Conversation(machine.host, plan())
+    first.workloads = WORKLOADS[:1]
+    before = first.before()
+    with pytest.raises(Crossed):
+        machine.host.crossing.cross()
+    machine.kexec()
+    second = conversation.Conversation(machine.host, plan())
+    second.workloads = WORKLOADS[:1]
+    return {"before": before, "after": second.after()}
+
+
+@pytest.fixture
+def guest() -> Iterator[tuple[Link, str]]:
+    """A virtual host with the demonstration workload, and the new kernel's release."""
+    try:
+        host = virtual_host.build("trixie", "trixie-backports", say)
+    except KupgradeError as error:
+        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
+            raise
+        pytest.skip(f"no virtual host here: {error}")
+    with ExitStack() as stack:
+        state = qemu.run_directory()
+        network = Network.create()
+        stack.callback(network.close)
+        running = qemu.start(host.tools, host.machine(), state, network.tap())
+        stack.callback(running.stop)
+        link = stack.enter_context(closing(Link(state / "agent")))
+        link.wait_boot(240.0)
+        inside.prepare(link, Options(), host.new_release)
+        yield link, host.new_release
+
+
+def part(link: Link, name: str) -> list[list[Any]]:
+    done = link.run(["/usr/bin/python3", SCRIPT, name, PLAN], timeout=400.0)
+    assert done.status == 0, done.stderr
+    answers: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def test_the_fake_machine_answers_as_a_real_one(guest: tuple[Link, str]) -> None:
+    """Every port, asked the same in the same order over a real crossing, gives the same answers."""
+    link, release = guest
+    link.write(SCRIPT, Path(conversation.__file__).read_bytes())
+    inside.shell(link, f"umask 077; kupgrade plan --kernel {release} --store pmem --out {PLAN}")
+    real = {"before": part(link, "before")}
+    boots = len(link.boots)
+    inside.shell(link, f"systemd-run --no-block /usr/bin/python3 {SCRIPT} jump {PLAN}")
+    link.wait_boot(240.0, after=boots)
+    inside.shell(link, "systemctl is-system-running --wait || true", 240.0)
+    real["after"] = part(link, "after")
+    fake = fake_answers()
+    differing = [
+        f"{half}, {question}: the fake says {expected!r}, the host {found!r}"
+        for half in ("before", "after")
+        for (question, expected), (_, found) in zip(fake[half], real[half], strict=True)
+        if expected != found
+    ]
+    assert not differing, "\n".join(differing)
