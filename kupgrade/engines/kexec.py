@@ -21,7 +21,7 @@ from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
 from kupgrade.model.policy import Policy
-from kupgrade.model.workload import ProbeKind, StoreKind
+from kupgrade.model.workload import ProbeKind, StoreKind, Workload
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
@@ -84,8 +84,9 @@ class KexecEngine:
         policy, facts = order.policy, order.facts
         deadline = int(policy.deadline)
         new = str(order.target.image.release)
+        units = with_unit(order)
         return (
-            spec(HoldUnits(order.workloads, str(order.upgrade), deadline)),
+            *((spec(HoldUnits(units, str(order.upgrade), deadline)),) if units else ()),
             spec(ArmWatchdog(deadline)),
             spec(LockNetwork(order.workloads, order.store)),
             spec(Freeze(order.workloads)),
@@ -120,15 +121,21 @@ class KexecEngine:
         return (*steps, spec(Disarm(order.facts.panic_timeout)))
 
     def _serving(self, order: Order) -> tuple[StepSpec, ...]:
+        units = with_unit(order)
         return (
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
-            spec(ReleaseUnits(order.workloads)),
+            *((spec(ReleaseUnits(units)),) if units else ()),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),
             spec(UnstageInitrd(staged(order, "back"))),
         )
+
+
+def with_unit(order: Order) -> tuple[Workload, ...]:
+    """The workloads that systemd knows; no boot starts the others, so nothing has to be held."""
+    return tuple(workload for workload in order.workloads if workload.unit)
 
 
 def staged(order: Order, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -219,6 +220,19 @@ def test_a_probe_is_a_step_only_where_one_is_named() -> None:
     entry = pf.seen(workload=probed)
     kinds = [s.kind for p in KexecEngine().phases(order(facts=pf.facts(workloads=(entry,)))) for s in p.steps]
     assert kinds.index("restore") < kinds.index("probe") < kinds.index("disarm")
+
+
+def test_only_workloads_that_systemd_starts_are_held() -> None:
+    """A tree by PID file or cgroup has no unit to hold; where there is none at all the step is left out."""
+    tree = pf.workload(name="tree", unit="", cgroup="/tree.slice", root_pid=700, pids=(700,))
+    mixed = replace(order(), workloads=(pf.workload(), tree))
+    held = {s.kind: s.params for p in KexecEngine().phases(mixed) for s in p.steps if "workloads" in s.params}
+    for kind in ("hold-units", "release-units"):
+        assert [w["name"] for w in held[kind]["workloads"]] == ["demo"], kind
+    for kind in ("freeze", "dump", "restore", "thaw"):
+        assert len(held[kind]["workloads"]) == 2, kind
+    bare = KexecEngine().phases(replace(order(), workloads=(tree,)))
+    assert not {"hold-units", "release-units"} & {s.kind for p in bare for s in p.steps}
 
 
 def test_command_lines_carry_the_ticket_forward_and_not_back() -> None:

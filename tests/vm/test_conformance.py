@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import inside, qemu, virtual_host
+from kupgrade.rehearsal import inside
 from kupgrade.rehearsal.link import Link
-from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.scenario import Options
 from tests.fakes import conversation
 from tests.fakes.drive import WORKLOADS, plan
 from tests.fakes.machine import Crossed, Machine
-from tests.vm.test_kexec import say
+from tests.vm.conftest import Guest
 
 pytestmark = pytest.mark.vm
 
@@ -41,27 +35,6 @@ def fake_answers() -> dict[str, Any]:
     return {"before": before, "after": second.after()}
 
 
-@pytest.fixture
-def guest() -> Iterator[tuple[Link, str]]:
-    """A virtual host with the demonstration workload, and the new kernel's release."""
-    try:
-        host = virtual_host.build("trixie", "trixie-backports", say)
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
-    with ExitStack() as stack:
-        state = qemu.run_directory()
-        network = Network.create()
-        stack.callback(network.close)
-        running = qemu.start(host.tools, host.machine(), state, network.tap())
-        stack.callback(running.stop)
-        link = stack.enter_context(closing(Link(state / "agent")))
-        link.wait_boot(240.0)
-        inside.prepare(link, Options(), host.new_release)
-        yield link, host.new_release
-
-
 def part(link: Link, name: str) -> list[list[Any]]:
     done = link.run(["/usr/bin/python3", SCRIPT, name, PLAN], timeout=400.0)
     assert done.status == 0, done.stderr
@@ -69,9 +42,9 @@ def part(link: Link, name: str) -> list[list[Any]]:
     return answers
 
 
-def test_the_fake_machine_answers_as_a_real_one(guest: tuple[Link, str]) -> None:
+def test_the_fake_machine_answers_as_a_real_one(guest: Guest) -> None:
     """Every port, asked the same in the same order over a real crossing, gives the same answers."""
-    link, release = guest
+    link, release = guest.link, guest.release
     link.write(SCRIPT, Path(conversation.__file__).read_bytes())
     inside.shell(link, f"umask 077; kupgrade plan --kernel {release} --store pmem --out {PLAN}")
     real = {"before": part(link, "before")}

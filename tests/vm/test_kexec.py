@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import pytest
@@ -11,12 +10,9 @@ import pytest
 from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import faults
 from kupgrade.rehearsal.scenario import Options, rehearse
+from tests.vm.conftest import say
 
 pytestmark = pytest.mark.vm
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def run(**wanted: Any) -> dict[str, Any]:
