@@ -34,7 +34,8 @@ MAILBOX, PARK, REGISTERS, ZERO_PAGE, SETUP_DATA, CMDLINE, ACPI, PAGE_TABLES = (
 )
 
 # Below 640 KiB each kernel needs a stretch of its own for real-mode code: at most 192 KiB. The first two were seen to
-# work; the next generation takes the one that its parent does not use.
+# work; the next generation takes the one that its parent does not use. A kernel that the firmware started has its own
+# real-mode code near the top, above both.
 LOW_SIZE = 0x30000
 LOW_SLICES = (MemoryRange.between(0x20000, 0x60000), MemoryRange.between(0x60000, 0x90000))
 LOW_FIRST, LOW_END = 0x11000, 0x9F000  # below: BIOS data, kspawn's trampoline; above: EBDA

@@ -11,19 +11,22 @@ from kupgrade.model.machine import CpuSet, Topology
 from kupgrade.model.plan import Refusal
 
 NONE = CpuSet()
-REAL_BSP = 0  # INIT to the boot-strap processor resets the machine, so it moves only when the old kernel jumps away
+LAST = 0  # Linux never takes CPU 0 offline: it moves when the old kernel, on its last CPU, jumps away
 
 
 @dataclass(frozen=True, slots=True)
 class CoreChoice:
     """`first`: the new kernel's CPUs, the one that boots it first. `stays`: the old kernel's until it retires.
 
-    `later`: `stays` in the order in which they pass over; the real BSP last.
+    `later`: `stays` in the order in which they pass over; the real BSP late, CPU 0 last.
+    `offline`: present CPUs that the old kernel does not run on. They wait in its code, so they have to be started
+    into another loop before its memory passes over.
     """
 
     first: tuple[int, ...]
     stays: CpuSet
     later: tuple[int, ...]
+    offline: CpuSet
 
     @property
     def given(self) -> CpuSet:
@@ -39,18 +42,27 @@ def choose(
     isolated: CpuSet = NONE,
     cannot: CpuSet = NONE,
     node: int | None = None,
+    bsp: int | None = LAST,
 ) -> CoreChoice | Refusal:
     """Choose `cores` whole cores for the new kernel.
 
     `kept`: CPUs that the old kernel needs until it retires (pinned workloads, interrupts). `isolated`: CPUs outside
     the scheduler's reach (isolcpus=, nohz_full=); each side gets at least one core without any. `cannot`: CPUs that
     cannot go offline. `node`: the NUMA node of the new kernel's memory; its cores come first. Cores with the highest
-    numbers are taken first, the core of the real BSP never.
+    numbers are taken first. `bsp`: the real boot-strap processor, which INIT would reset together with the machine. It
+    is CPU 0 of a kernel that the firmware started, another one of a kernel that was spawned, None when not known. Its
+    core and that of CPU 0 are never among the first.
     """
     if cores < 1:
         return Refusal("cores", f"{cores} cores were asked for", "Give the new kernel at least one core")
+    if bsp is None or bsp not in topology.present:
+        return Refusal(
+            "real-bsp",
+            "which CPU is the real boot-strap processor is not known, or it is none of this kernel's",
+            "Name it by the APIC ID that the first kernel's CPU 0 had",
+        )
     unknown = CpuSet(tuple(cpu.number for cpu in topology.cpus if cpu.online and cpu.apic_id is None))
-    held = kept | cannot | unknown | CpuSet.of(REAL_BSP)
+    held = kept | cannot | unknown | CpuSet.of(LAST, bsp)
     free = [core for core in topology.cores if not core & held]
     busy = [core for core in topology.cores if core & held]
     if len(free) < cores:
@@ -80,7 +92,7 @@ def choose(
         taken = [core for core in taken if core != spare[-1]] + [substitute[0]]
     first = tuple(cpu for core in taken for cpu in core)
     stays = topology.online - CpuSet(first)
-    return CoreChoice(first, stays, _later(topology, stays))
+    return CoreChoice(first, stays, _later(topology, stays, bsp), topology.present - topology.online)
 
 
 def _last(core: CpuSet) -> int:
@@ -88,11 +100,11 @@ def _last(core: CpuSet) -> int:
     return -core.numbers[0]
 
 
-def _later(topology: Topology, stays: CpuSet) -> tuple[int, ...]:
-    """Core by core, that of the real BSP at the end and the BSP itself last of all."""
-    cores = sorted((core & stays for core in topology.cores if core & stays), key=lambda core: (REAL_BSP in core, core))
-    ordered = [cpu for core in cores for cpu in core if cpu != REAL_BSP]
-    return (*ordered, *((REAL_BSP,) if REAL_BSP in stays else ()))
+def _later(topology: Topology, stays: CpuSet, bsp: int) -> tuple[int, ...]:
+    """Core by core, those of the real BSP and of CPU 0 at the end, and in them these two."""
+    cores = (core & stays for core in topology.cores)
+    ordered = [cpu for core in sorted(cores, key=lambda core: (LAST in core, bsp in core, core)) for cpu in core]
+    return tuple(sorted(ordered, key=lambda cpu: (cpu == LAST, cpu == bsp)))
 
 
 def _too_few(topology: Topology, wanted: int, free: list[CpuSet], held: dict[str, CpuSet]) -> Refusal:
@@ -100,7 +112,7 @@ def _too_few(topology: Topology, wanted: int, free: list[CpuSet], held: dict[str
     return Refusal(
         "cores",
         f"{wanted} whole cores are wanted, {len(free)} of {len(topology.cores)} could be given away; "
-        f"CPU {REAL_BSP}'s core stays{'; ' if why else ''}{why}",
+        f"the cores of CPU {LAST} and of the real BSP stay{'; ' if why else ''}{why}",
         "Use a machine with at least two cores"
         if len(topology.cores) < 2
         else "Ask for fewer cores, or unpin what holds them",

@@ -6,11 +6,11 @@ byte: the old kernel's process writes the header, its own page and the ring old 
 Order. x86 makes stores to write-back memory visible in the order in which they are made (TSO, Intel SDM vol. 3A,
 9.2); both kernels must map the window so. CPython makes the stores of one thread in program order, but a slice may be
 stored in any order within one assignment, and struct.pack_into may clear its target first. So a message is published
-in steps: the slot's number is cleared; payload; frame with length and checksum; the number, as one aligned 8-byte store
-(memoryview.cast("Q")). A reader looks at the number first and believes a message only when the checksum over number,
-epoch, upgrade ID, length and payload agrees. What it sees of a half-done publication is EMPTY, by order alone; the
-checksum is for crashes and wild writes. It is CRC32: it misses one damaged message in 2^32, and is no guard against an
-adversary, who would own the memory anyway.
+in three steps, over one that was taken long ago: payload; frame with length and checksum; sequence number, as one
+aligned 8-byte store (memoryview.cast("Q")). A reader looks at the number first and believes a message only when the
+checksum over number, epoch, upgrade ID, length and payload agrees. What it sees of a half-done publication is EMPTY,
+by order alone; the checksum is for crashes and wild writes. It is CRC32: it misses one damaged message in 2^32, and is
+no guard against an adversary, who would own the memory anyway.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MAGIC = b"KUPGWIN\0"
 FORMAT = 1
 PAGE = 4096
 SLOTS = 8
+MIN_SLOTS = 2  # a writer that dies in a slot finds its last message, and so its count, in the other one
 SLOT_SIZE = 64 << 10
 
 # The header's page is written once. The panic flag in it is the panic notifier's of the new kernel's module: a word
@@ -118,8 +119,10 @@ def format_window(buffer: memoryview, upgrade: UpgradeId, slots: int = SLOTS) ->
     Raises BadInputError when the buffer is too small.
     """
     size = channel_size(slots)
-    if slots < 1 or len(buffer) < size:
-        raise BadInputError("The shared window is too small", f"{len(buffer)} bytes, the channel needs {size}")
+    if slots < MIN_SLOTS or len(buffer) < size:
+        raise BadInputError(
+            "The shared window is too small", f"{len(buffer)} bytes; {max(slots, MIN_SLOTS)} slots need {size}"
+        )
     for start in range(0, size, SLOT_SIZE):
         buffer[start : min(start + SLOT_SIZE, size)] = bytes(min(SLOT_SIZE, size - start))
     buffer[: _HEADER.size] = _header(len(buffer), slots, upgrade)
@@ -135,7 +138,12 @@ def upgrade_in(buffer: memoryview) -> UpgradeId | None:
         upgrade = UpgradeId(name.rstrip(b"\0").decode("ascii"))
     except (BadInputError, UnicodeDecodeError):
         return None
-    whole = size == len(buffer) and slots > 0 and channel_size(slots) <= size and raw == _header(size, slots, upgrade)
+    whole = (
+        size == len(buffer)
+        and slots >= MIN_SLOTS
+        and channel_size(slots) <= size
+        and raw == _header(size, slots, upgrade)
+    )
     return upgrade if whole else None
 
 
@@ -198,7 +206,6 @@ class Channel:
         sequence = self._last_sent + 1
         at = self._slot(self._side, sequence % self._slots)
         frame = (sequence, self.epoch, self._name, len(payload))
-        self._words[at // 8] = 0  # from here on the old message in this slot, long taken, is gone
         self._buffer[at + _FRAME.size : at + _FRAME.size + len(payload)] = payload
         whole = _FRAME.pack(*frame, self._checksum(frame, payload))
         self._buffer[at + 8 : at + _FRAME.size] = whole[8:]

@@ -47,6 +47,26 @@ def test_siblings_go_together_and_the_bsp_last() -> None:
     assert found.later == (1, 5, 4, 0)
 
 
+def test_a_spawned_kernel_holds_the_real_bsp_back() -> None:
+    """There it is not CPU 0; it may go late, but CPU 0, which never goes offline, is the last."""
+    found = chosen(machine(4, 1), 1, bsp=3)
+    assert found.first == (2,)
+    assert found.later == (1, 3, 0)
+
+
+@pytest.mark.parametrize("bsp", [None, 9])
+def test_an_unknown_bsp_is_no_reason_to_guess(bsp: int | None) -> None:
+    """INIT to it would reset the machine."""
+    found = cores.choose(machine(4), 1, bsp=bsp)
+    assert isinstance(found, Refusal)
+    assert found.rule == "real-bsp"
+
+
+def test_offline_cpus_are_named() -> None:
+    """They must not be forgotten in the old kernel's memory."""
+    assert chosen(machine(4, offline=frozenset({5, 7})), 1).offline == CpuSet.of(5, 7)
+
+
 def test_cores_of_the_memorys_node_come_first() -> None:
     """Before those with higher numbers."""
     assert chosen(machine(4, 1, nodes=2), 1, node=0).first == (1,)
@@ -90,19 +110,27 @@ def test_a_cpu_of_unknown_apic_id_is_not_given() -> None:
 cpu_sets = st.sets(st.integers(0, 15)).map(lambda numbers: CpuSet(tuple(numbers)))
 
 
-@given(st.integers(1, 8), st.integers(1, 2), st.integers(1, 8), cpu_sets, cpu_sets, st.frozensets(st.integers(1, 15)))
+@given(
+    st.integers(1, 8),
+    st.integers(1, 2),
+    st.integers(1, 8),
+    cpu_sets,
+    cpu_sets,
+    st.frozensets(st.integers(1, 15)),
+    st.integers(0, 15),
+)
 def test_every_choice_keeps_the_rules(
-    count: int, threads: int, wanted: int, kept: CpuSet, isolated: CpuSet, offline: frozenset[int]
+    count: int, threads: int, wanted: int, kept: CpuSet, isolated: CpuSet, offline: frozenset[int], bsp: int
 ) -> None:
     """Whatever is pinned, isolated or offline."""
     topology = machine(count, threads, offline=offline)
-    found = cores.choose(topology, wanted, kept=kept, isolated=isolated)
+    found = cores.choose(topology, wanted, kept=kept, isolated=isolated, bsp=bsp)
     if isinstance(found, Refusal):
         return
     given_away = found.given
     assert len([core for core in topology.cores if core & given_away]) == wanted
     assert all(core.issubset(given_away) or not core & given_away for core in topology.cores)
-    assert not given_away & (kept | CpuSet.of(0))
+    assert not given_away & (kept | CpuSet.of(0, bsp))
     assert given_away | found.stays == topology.online
     assert found.stays
     assert CpuSet(found.later) == found.stays

@@ -147,7 +147,16 @@ def test_a_real_kind_of_madt_is_read() -> None:
 
 @pytest.mark.parametrize(
     "structure",
-    [b"\0", b"\0\x01", b"\0\0", b"\0\x07\0\0\0\0\0", b"\x01\x0b" + bytes(9), b"\x09\x08" + bytes(6), b"\x10\x20\0"],
+    [
+        b"\0",
+        b"\0\x01",
+        b"\x04\x01",
+        b"\0\0",
+        b"\0\x07\0\0\0\0\0",
+        b"\x01\x0b" + bytes(9),
+        b"\x09\x08" + bytes(6),
+        b"\x10\x20\0",
+    ],
 )
 def test_damaged_structures_are_refused(structure: bytes) -> None:
     """Length 0 would never end; short ones would be read beyond their end."""

@@ -222,6 +222,7 @@ def test_pages_of_one_gib_stay_above_4_gib() -> None:
     assert (len(small) // 4096, len(large) // 4096) == (1 + 2 + 4 + 64, 1 + 2 + 4)
     leaf = struct.unpack_from("<Q", large, 2 * 4096)[0]
     assert leaf == 1 << 40 | 0x83
+    assert all(entry & 0x80 == 0 for entry in struct.unpack_from("<4Q", large, 4096))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_window_of_another_upgrade_is_not_opened() -> None:
     assert window.upgrade_in(buffer[:-1]) is None
 
 
-@pytest.mark.parametrize(("size", "slots"), [(window.channel_size(2) - 1, 2), (window.channel_size(2), 0), (0, 1)])
+@pytest.mark.parametrize(("size", "slots"), [(window.channel_size(2) - 1, 2), (window.channel_size(2), 1), (0, 2)])
 def test_a_window_that_is_too_small_is_refused(size: int, slots: int) -> None:
     """Before anything is written."""
     with pytest.raises(BadInputError):

@@ -144,6 +144,17 @@ def test_every_damaged_byte_of_the_table_is_noticed(at: int, change: int) -> Non
         read_table(buffer)
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, 4), (4096, (64 << 10) - 4095), (1 << 40, 1)])
+def test_a_file_outside_of_the_contents_is_refused(offset: int, length: int) -> None:
+    """Also when its table is whole: somebody else's release may have written it."""
+    buffer = area()
+    writer = FileWriter(buffer, CAPACITY)
+    writer._files.append(WindowFile("x", offset, length, 0))
+    writer.publish()
+    with pytest.raises(BadInputError, match="outside"):
+        read_table(buffer)
+
+
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_no_table(data: bytes) -> None:
     """No input makes the reader fail in another way."""
