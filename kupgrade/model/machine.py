@@ -219,6 +219,10 @@ class Topology:
                 return each
         raise BadInputError(f"There is no CPU {number}", f"present are {self.present}")
 
+    def with_apic_id(self, apic_id: int) -> Cpu | None:
+        """The CPU with this APIC ID; None when there is none, or when it is an offline one whose ID is unknown."""
+        return next((each for each in self.cpus if each.apic_id == apic_id), None)
+
     @property
     def present(self) -> CpuSet:
         """Every CPU of it."""

@@ -82,6 +82,11 @@ def test_when_nothing_works_all_is_given_back_and_the_remedy_named() -> None:
     assert "1 blocks refused" in end.fact
 
 
+def test_what_is_taken_already_is_made_use_of() -> None:
+    """Giving back and taking anew moves pages for nothing."""
+    assert blocks.next_move(online(1, 2, 3, 4), SIZE, 2 * SIZE, Attempt(taken=(2,))) == TakeOffline(3)
+
+
 def test_blocks_of_the_wanted_node_come_first() -> None:
     """All other things being equal."""
     known = [MemoryBlock(number, ONLINE, True, ("Movable",), node=number // 4) for number in range(8)]

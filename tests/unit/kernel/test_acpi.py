@@ -150,7 +150,7 @@ def test_a_real_kind_of_madt_is_read() -> None:
     [
         b"\0",
         b"\0\x01",
-        b"\x04\x01",
+        b"\x05\x01\x0c" + bytes(10),
         b"\0\0",
         b"\0\x07\0\0\0\0\0",
         b"\x01\x0b" + bytes(9),

@@ -111,6 +111,13 @@ def test_a_topology_that_contradicts_itself_is_refused(cpus: tuple[Cpu, ...]) ->
         Topology(cpus)
 
 
+def test_a_cpu_is_found_by_its_apic_id() -> None:
+    """Logical numbers of two kernels differ; APIC IDs do not."""
+    topology = Topology((Cpu(0, True, 6), Cpu(1, True, 0), Cpu(2, False)))
+    assert topology.with_apic_id(0) == Cpu(1, True, 0)
+    assert topology.with_apic_id(1) is None
+
+
 def test_one_cpu_is_found_or_named_as_missing() -> None:
     """The error names what is there."""
     topology = Topology((Cpu(0, True), Cpu(4, True)))
