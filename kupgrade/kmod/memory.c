@@ -222,8 +222,11 @@ int kspawn_mmap(struct file *file, struct vm_area_struct *vma)
 	struct kspawn_range *range;
 	int ret;
 
-	/* A private mapping would copy on write: never what was meant here. */
-	if (!(vma->vm_flags & VM_SHARED))
+	/*
+	 * A private mapping would copy on write: never what was meant here. (Not
+	 * VM_SHARED: that is off when the descriptor is read-only.)
+	 */
+	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	if (vma->vm_flags & VM_EXEC)
 		return -EPERM;
