@@ -78,7 +78,7 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
 
 
 def _behind(port: str, number: int) -> tuple[str, ...]:
-    """A PCIe root port of its own for the next device: what two kernels pass between them is a bus below such a port."""
+    """A PCIe root port of its own for the next device: two kernels pass a bus below such a port between them."""
     return ("-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number},addr={number + 3:#x}")
 
 
