@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kupgrade.model.facts import Facts, WorkloadFacts
-from kupgrade.model.plan import BlackoutTerm, Budget
+from kupgrade.model.plan import Allowance, BlackoutTerm, Budget
+from kupgrade.model.workload import Workload
 
 # Shares of a reference machine that checksums 1 GB/s; a slower one takes proportionally longer. From published and own
 # measurements of small TCP servers: 10-20 ms to dump, 50-70 ms to restore, about 1 GB/s to copy memory back.
@@ -15,6 +18,22 @@ _USERSPACE = 0.6
 _DIRTY_SHARE = 0.05
 
 
+DUMP = "freeze and final dump"
+
+
+def allowances(facts: Facts, workloads: Iterable[Workload], deadline: float) -> tuple[Allowance, ...]:
+    """What is left of each limited workload's blackout for freeze and dump, by the prediction of the rest."""
+    by_name = {workload.name: workload for workload in facts.workloads}
+    found = []
+    for workload in workloads:
+        if workload.max_blackout is None:
+            continue
+        terms = budget(facts, by_name[workload.name], deadline).terms
+        rest = sum(term.seconds for term in terms if term.name != DUMP)
+        found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
+    return tuple(found)
+
+
 def budget(facts: Facts, workload: WorkloadFacts, deadline: float) -> Budget:
     """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory."""
     slow = max(1.0, _REFERENCE_RATE / facts.checksum_rate)
@@ -24,7 +43,7 @@ def budget(facts: Facts, workload: WorkloadFacts, deadline: float) -> Budget:
     boot = facts.boot_seconds or min(deadline, 10.0 * slow)
     basis = "this boot's kernel and initrd took that long" if facts.boot_seconds else "no measurement of this boot"
     terms = (
-        BlackoutTerm("freeze and final dump", slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
+        BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
         BlackoutTerm("kernel and initrd", boot, basis),
         BlackoutTerm("agent in the new kernel", _USERSPACE * slow, rate),
         BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * size / _COPY_RATE), f"{mib} MiB; {rate}"),

@@ -15,6 +15,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
 from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
+from kupgrade.core.predict import allowances
 from kupgrade.engines.base import Order
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import Ticket
@@ -77,7 +78,8 @@ class KexecEngine:
         rounds = policy.engine.kexec.predump_rounds
         if rounds:
             steps.append(spec(PreDump(order.store, order.workloads, rounds)))
-        steps.append(spec(Gate(order.workloads, order.store)))
+        limits = allowances(facts, order.workloads, policy.deadline)
+        steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
 
     def _handing_over(self, order: Order) -> tuple[StepSpec, ...]:

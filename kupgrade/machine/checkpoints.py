@@ -59,13 +59,16 @@ class RealCheckpoints:
     systemd: Systemd
     criu: Criu = field(default_factory=Criu)
     network_timeout: float = 30.0
+    round_seconds: dict[str, float] = field(default_factory=dict)  # of each workload's last pre-dump round
     _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         """Round `number`, from 1."""
         images = store_of(store)
         directory = images.round_directory(workload.name, f"pre-{number}")
+        begun = time.monotonic()
         self.criu.pre_dump(self._options(workload, directory, number - 1))
+        self.round_seconds[workload.name] = time.monotonic() - begun
         return _bytes(directory)
 
     def dump(self, store: Store, workload: Workload, rounds: int) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
+from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError, OverBudgetError
 from kupgrade.host import command, nft
 from kupgrade.kernel import cgroup, process
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
+from kupgrade.model.plan import Allowance
 from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, Workload
 
 _INTERVAL = 0.1  # seconds between tries
@@ -30,8 +31,11 @@ class RealHealth:
     places: Places
     checkpoints: RealCheckpoints
 
-    def gate(self, workloads: Sequence[Workload], store: Store) -> None:
-        """Raises when anything is not as planned; changes nothing."""
+    def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
+        """Raises when anything is not as planned; changes nothing.
+
+        The last pre-dump round is what the final dump will at least take. Without one the prediction stands.
+        """
         for workload in workloads:
             found = cgroup.members(workload.cgroup)
             if found != tuple(sorted(workload.pids)):
@@ -41,6 +45,8 @@ class RealHealth:
                     "Plan again",
                 )
             ask(workload.probe, workload.name)
+        for allowance in allowances:
+            check_budget(allowance, self.checkpoints.round_seconds.get(allowance.workload))
         free, held = store_of(store).free_bytes(), store_of(store).used_bytes()
         if free < held // 4:
             raise KupgradeError(
@@ -86,6 +92,17 @@ class RealHealth:
     def facts(self) -> dict[str, str]:
         """Nothing yet that the plan does not hold."""
         return {}
+
+
+def check_budget(allowance: Allowance, measured: float | None) -> None:
+    """Raise OverBudgetError when the last round (seconds; None: not measured) took longer than the dump may."""
+    if measured is None or measured <= allowance.seconds:
+        return
+    raise OverBudgetError(
+        f"The blackout of {allowance.workload} would exceed its limit of {allowance.limit:g} s",
+        f"copying what changed last took {measured:.2f} s; with the rest predicted, {allowance.seconds:.2f} s are left",
+        "Upgrade when it changes less memory, or raise max_blackout",
+    )
 
 
 def take_back(file: FileState) -> None:

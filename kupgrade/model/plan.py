@@ -81,6 +81,15 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """Seconds of a limited blackout that freeze and dump may take; negative: the rest alone is over the limit."""
+
+    workload: str
+    seconds: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A no, explained: the rule, the fact it met, what to do."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from kupgrade.model.plan import Scope
+from kupgrade.model.plan import Allowance, Scope
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import FileState, Store, Workload
 from kupgrade.steps.base import Nothing, UndoContext, register
@@ -29,6 +29,7 @@ class Gate:
     before: ClassVar[type] = Nothing
     workloads: tuple[Workload, ...]
     store: Store
+    allowances: tuple[Allowance, ...] = ()
 
     def describe(self) -> str:
         """One clause."""
@@ -44,7 +45,7 @@ class Gate:
 
     def do(self, host: HasHealth, before: Nothing) -> None:
         """Ask."""
-        host.health.gate(self.workloads, self.store)
+        host.health.gate(self.workloads, self.store, self.allowances)
 
     def undo(self, host: HasHealth, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""

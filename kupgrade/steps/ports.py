@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from kupgrade.model.plan import Allowance
 from kupgrade.model.workload import FileState, Store, Workload
 
 
@@ -198,8 +199,8 @@ class Crossing(Protocol):
 class Health(Protocol):
     """Probes, and the files a probed workload may write meanwhile."""
 
-    def gate(self, workloads: Sequence[Workload], store: Store) -> None:
-        """Ask once more: same processes, room for images, budget; raises when the answer is no."""
+    def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
+        """Ask once more: same processes, room for images, budget as measured; raises when the answer is no."""
 
     def open_files(self, workload: Workload) -> tuple[FileState, ...]:
         """Regular files open for writing."""

@@ -110,7 +110,7 @@ class Conversation:
 
     def _network_and_units(self) -> None:
         network, units, workloads = self.host.network, self.host.units, self.workloads
-        self.ask("the gate", lambda: self.host.health.gate(workloads, self.store))
+        self.ask("the gate", lambda: self.host.health.gate(workloads, self.store, ()))
         self.ask("locked before", network.locked)
         for _ in range(2):
             self.ask("lock", lambda: network.lock(workloads, both=False))

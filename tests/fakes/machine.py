@@ -18,7 +18,7 @@ from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.journal import Journal, encode_line
 from kupgrade.model.codec import encode
 from kupgrade.model.kernel import CommandLine
-from kupgrade.model.plan import Plan
+from kupgrade.model.plan import Allowance, Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.model.workload import FileState, ProbeKind, Store, Workload
 
@@ -750,7 +750,7 @@ class Crossing(_Port):
 
 
 class Health(_Port):
-    def gate(self, workloads: Sequence[Workload], store: Store) -> None:
+    def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
         self.m.act("ask the gate")
         if self.m.behaviour.gate_says_no:
             raise KupgradeError("The gate says no")

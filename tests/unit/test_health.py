@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kupgrade.errors import KupgradeError, NeedsHumanError
-from kupgrade.machine.health import ask, take_back
+from kupgrade.errors import ExitCode, KupgradeError, NeedsHumanError, OverBudgetError
+from kupgrade.machine.health import ask, check_budget, take_back
+from kupgrade.model.plan import Allowance
 from kupgrade.model.workload import FileState, Probe, ProbeKind
 
 
@@ -82,3 +83,15 @@ def test_a_command_probe_asks_its_exit_status(command: tuple[str, ...], healthy:
     else:
         with pytest.raises(KupgradeError, match="not healthy"):
             ask(probe, "demo")
+
+
+@pytest.mark.parametrize(("left", "measured", "over"), [(1.0, 0.5, False), (1.0, None, False), (1.0, 1.5, True)])
+def test_a_measured_round_that_is_too_long_closes_the_gate(left: float, measured: float | None, over: bool) -> None:
+    """What changed last takes longer to copy than the limit leaves: no freeze, exit code 6, and the figures."""
+    allowance = Allowance("web", left, 5.0)
+    if not over:
+        check_budget(allowance, measured)
+        return
+    with pytest.raises(OverBudgetError, match=r"limit of 5 s.*\n?.*1\.50 s") as caught:
+        check_budget(allowance, measured)
+    assert caught.value.code is ExitCode.OVER_BUDGET

@@ -274,6 +274,18 @@ def test_the_prediction_grows_with_memory_and_slowness() -> None:
     assert all(term.basis for term in small.terms)
 
 
+def test_the_gate_knows_what_the_limit_leaves_for_the_dump() -> None:
+    """A limited workload's allowance is its limit without the predicted rest; one without a limit has none."""
+    limited = pf.workload(max_blackout=60.0)
+    facts = pf.facts(workloads=(pf.seen(workload=limited),))
+    (allowance,) = predict.allowances(facts, [limited], 60.0)
+    terms = predict.budget(facts, facts.workloads[0], 60.0).terms
+    assert allowance.seconds == pytest.approx(60.0 - sum(t.seconds for t in terms[1:]), abs=0.01)
+    assert predict.allowances(pf.facts(), [pf.workload()], 60.0) == ()
+    gate = next(s for p in KexecEngine().phases(order(facts=facts)) for s in p.steps if s.kind == "gate")
+    assert [a["workload"] for a in gate.params["allowances"]] == ["demo"]
+
+
 def test_a_workload_with_fate_refuse_forbids_the_upgrade_while_it_runs() -> None:
     """fate = refuse is a no as long as the workload is there."""
     entry = WorkloadPolicy("demo", unit="demo.service", fate=Fate.REFUSE)
