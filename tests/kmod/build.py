@@ -1,8 +1,8 @@
 """Builds the kspawn module for several kernels in a Debian chroot: `python -m tests.kmod.build 6.12 7.3`.
 
 A kernel is named by a prefix of its release; its headers come from the mirror of this machine. Chroots and builds are
-cached by content. What the compiler (W=1), sparse (C=2, with 6.12) or modpost say beside Kbuild's own progress lines fails
-the build. Prints one line a kernel: release and the path of its kspawn.ko.
+cached by content. What the compiler (W=1), sparse (C=2, with 6.12) or modpost say beside Kbuild's own progress lines
+fails the build. Prints one line a kernel: release and the path of its kspawn.ko.
 """
 
 from __future__ import annotations
