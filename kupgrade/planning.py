@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kupgrade.core import planner
@@ -155,7 +155,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
             for need in kernels.config_needs(config, lambda module: _has(read.release, module, root))
             if need.required
         )
-    drivers = devices.drivers_in_use(root, blockfs.mounts(root))
+    drivers = _comparable(devices.drivers_in_use(root, blockfs.mounts(root)), back.release, root)
     presence = kernels.modules_present(read.release, drivers, root)
     problems = tuple(
         f"whether {read.release} has the driver {name} is unknown"
@@ -176,6 +176,20 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
         back_kernel=str(back.kernel),
         back_initrd=str(back.initrd),
         problems=problems,
+    )
+
+
+def _comparable(drivers: Iterable[str], running: KernelRelease, root: Path) -> tuple[str, ...]:
+    """Drivers that a release's module indices can tell of.
+
+    What can only be compiled in (pcieportdrv) stands in no index, of no release: it says nothing that it is absent
+    from the target's. A module that is loaded counts even when the running release's index does not have it.
+    """
+    here = kernels.modules_present(running, drivers, root)
+    return tuple(
+        name
+        for name, found in here.items()
+        if found is not kernels.Presence.MISSING or devices.loaded_as_module(name, root)
     )
 
 

@@ -19,6 +19,11 @@ def _module_of(device: Path) -> set[str]:
     return found
 
 
+def loaded_as_module(name: str, root: Path = Path("/")) -> bool:
+    """Whether `name` was loaded as a module; what is compiled in has no initstate (sysfs-module)."""
+    return (root / "sys/module" / name / "initstate").exists()
+
+
 def drivers_in_use(root: Path, mounts: Iterable[Mount]) -> tuple[str, ...]:
     """Modules behind mounted block devices, physical network interfaces and the file systems on the block devices."""
     found: set[str] = set()

@@ -75,6 +75,32 @@ def test_an_initrd_of_another_release_is_refused(root: Path) -> None:
     assert any("6.1.0-9-amd64" in refusal.fact for refusal in caught.value.refusals)
 
 
+@pytest.mark.parametrize(
+    ("index", "loaded", "missing"),
+    [("", False, ()), ("kernel/drivers/net/a_driver.ko:\n", False, ("a_driver",)), ("", True, ("a_driver",))],
+    ids=["only ever compiled in", "a module of the running release", "loaded from elsewhere"],
+)
+def test_a_driver_is_missing_only_where_it_could_be_a_module(
+    root: Path, put: Put, index: str, loaded: bool, missing: tuple[str, ...]
+) -> None:
+    """What no release's index names is no module; what is loaded, or indexed here, must be there in the target."""
+    device = root / "sys/devices/pci0/0000:00:04.0/net/eth0"
+    device.mkdir(parents=True)
+    (root / "sys/module/a_driver").mkdir(parents=True)
+    (root / "sys/bus/drivers/a").mkdir(parents=True)
+    (root / "sys/bus/drivers/a/module").symlink_to(root / "sys/module/a_driver")
+    (device.parents[1] / "driver").symlink_to(root / "sys/bus/drivers/a")
+    (device / "device").symlink_to(device.parents[1])
+    (root / "sys/class/net").mkdir(parents=True)
+    (root / "sys/class/net/eth0").symlink_to(device)
+    if index:
+        put("usr/lib/modules/" + pf.OLD + "/kernel/drivers/net/a_driver.ko", b"x")
+        put("usr/lib/modules/" + pf.OLD + "/modules.dep", index)
+    if loaded:
+        put("sys/module/a_driver/initstate", "live\n")
+    assert read_target(None, pf.facts(), root).missing_modules == missing
+
+
 def test_missing_modules_and_a_missing_initrd_are_refused(root: Path) -> None:
     """Without its modules, or without an initrd, a kernel cannot come up here."""
     (root / f"usr/lib/modules/{pf.NEW}").rename(root / "away")
