@@ -40,6 +40,7 @@ PARTS: dict[str, set[str]] = {
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
+    "standby": WORDS | MECHANISM,
     "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
     # L4: faces

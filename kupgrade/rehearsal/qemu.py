@@ -65,6 +65,8 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
         *("-device", "virtio-serial-pci,max_ports=4,bus=control", "-device", "virtio-rng-pci"),
         *("-device", "i6300esb", "-action", "watchdog=reset"),
         *("-serial", "chardev:serial0", "-chardev", f"socket,id=serial0,path={state}/serial,server=on,wait=off"),
+        # ttyS1: no one's but that of a kernel which is started beside the first one.
+        *("-serial", "chardev:serial1", "-chardev", f"file,id=serial1,path={state}/serial2.log"),
     ]
     for number, (identity, port) in enumerate((("agent", AGENT_PORT), ("fault", FAULT_PORT)), 1):
         words += ["-chardev", f"socket,id={identity},path={state}/{identity},server=on,wait=off"]
@@ -78,7 +80,7 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
 
 
 def _behind(port: str, number: int) -> tuple[str, ...]:
-    """A PCIe root port of its own for the next device: two kernels pass a bus below such a port between them."""
+    """A PCIe root port of its own for the next device: what two kernels pass on is a bus below such a port."""
     return ("-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number},addr={number + 3:#x}")
 
 

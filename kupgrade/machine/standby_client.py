@@ -1,0 +1,66 @@
+"""The old kernel's end of the talk with the agent in a spawned one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.kernel.window import Channel, Verdict
+from kupgrade.model import standby
+from kupgrade.model.standby import Answer, Request
+
+POLL = 0.0005  # seconds
+TORN_PATIENCE = 1.0  # seconds in which a message must be whole
+
+
+@dataclass
+class StandbyClient:
+    """Asks the agent in the new kernel. `alive` raises when that kernel is known to be dead."""
+
+    channel: Channel
+    alive: Callable[[], None]
+    pause: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def ask(self, verb: str, timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait up to `timeout` seconds for its answer; answers to earlier ones are dropped.
+
+        Raises KupgradeError: dead, silent, or its agent could not do it.
+        """
+        deadline = self.clock() + timeout
+        number = self.channel.last_sent + 1
+        payload = standby.pack(Request(number, verb, arguments))
+        while self.channel.send(payload) is None:
+            self._wait(verb, deadline, timeout)
+        torn = 0.0
+        while True:
+            found = self.channel.take()
+            if found.verdict is Verdict.MESSAGE and found.message is not None:
+                answer = standby.unpack_answer(found.message.payload)
+                if answer.number == number:
+                    return self._result(verb, answer)
+                continue
+            if found.verdict is Verdict.FOREIGN:
+                self.channel.discard()
+                continue
+            if found.verdict is Verdict.TORN:
+                torn = torn or self.clock()
+                if self.clock() - torn > TORN_PATIENCE:
+                    raise KupgradeError("The shared window is damaged", f"no whole answer to {verb}")
+            else:
+                torn = 0.0
+            self._wait(verb, deadline, timeout)
+
+    def _wait(self, verb: str, deadline: float, timeout: float) -> None:
+        if self.clock() > deadline:
+            raise KupgradeError("The agent in the new kernel does not answer", f"{verb} took longer than {timeout:g} s")
+        self.alive()
+        self.pause(POLL)
+
+    def _result(self, verb: str, answer: Answer) -> dict[str, Any]:
+        if answer.error:
+            raise KupgradeError(f"The agent in the new kernel could not do {verb}: {answer.error}", answer.why)
+        return dict(answer.result)

@@ -1,0 +1,54 @@
+"""What the old kernel asks the agent in a spawned one, and its answers, as JSON in messages of the shared window."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kupgrade.errors import BadInputError
+from kupgrade.model.codec import decode, encode
+
+PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; `number` is the asker's own and comes back in the answer."""
+
+    number: int
+    verb: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to request `number`: its result, or `error` (and `why`) when there is none."""
+
+    number: int
+    result: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    why: str = ""
+
+
+def pack(message: Request | Answer) -> bytes:
+    """As the payload of a message."""
+    return json.dumps(encode(message), separators=(",", ":")).encode()
+
+
+def _unpack(payload: bytes) -> Any:
+    try:
+        return json.loads(payload)
+    except ValueError as error:
+        raise BadInputError("A message in the shared window cannot be read", "it is no JSON") from error
+
+
+def unpack_request(payload: bytes) -> Request:
+    """Raises BadInputError."""
+    return decode(Request, _unpack(payload))
+
+
+def unpack_answer(payload: bytes) -> Answer:
+    """Raises BadInputError."""
+    return decode(Answer, _unpack(payload))

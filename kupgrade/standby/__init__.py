@@ -1,0 +1,1 @@
+"""What runs in a spawned kernel until workloads do."""

@@ -1,0 +1,105 @@
+"""What the agent in a spawned kernel can be asked to do."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import BadInputError
+from kupgrade.host import command
+from kupgrade.kernel import cpu
+from kupgrade.kernel.kspawn import Kspawn
+from kupgrade.kernel.libc import read_text
+from kupgrade.model import standby
+
+CRIU_TIMEOUT = 60.0  # seconds
+MODULES_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """This kernel, as far as requests reach; `beater` is the heartbeat's PID."""
+
+    device: Kspawn
+    root: Path
+    beater: int = 0
+
+
+Verb = Callable[[Here, Mapping[str, Any]], Mapping[str, Any]]
+
+
+def _texts(arguments: Mapping[str, Any], name: str) -> list[str]:
+    value = arguments.get(name)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise BadInputError(f"The request names no {name}", f"found {value!r:.60}")
+    return value
+
+
+def ping(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """CLOCK_MONOTONIC of this kernel in seconds."""
+    return {"monotonic": time.monotonic()}
+
+
+def status(here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Release, boot ID, seconds since the start, CPUs, memory in bytes, loaded modules."""
+    memory = {
+        key: int(value.split()[0]) * 1024
+        for key, _, value in (line.partition(":") for line in read_text(here.root / "proc/meminfo").splitlines())
+        if key in ("MemTotal", "MemAvailable")
+    }
+    found = cpu.masks(here.root)
+    return {
+        "release": os.uname().release,
+        "boot_id": read_text(here.root / "proc/sys/kernel/random/boot_id").strip(),
+        "uptime": float(read_text(here.root / "proc/uptime").split()[0]),
+        "online": str(found.online),
+        "present": str(found.present),
+        "memory": memory.get("MemTotal"),
+        "available": memory.get("MemAvailable"),
+        "modules": [line.split()[0] for line in read_text(here.root / "proc/modules").splitlines()],
+    }
+
+
+def modules(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Load `names` with what they need; those built into the kernel are loaded by definition."""
+    names = _texts(arguments, "names")
+    if names:
+        command.run(["modprobe", "-a", "--", *names], timeout=MODULES_TIMEOUT)
+    return {"loaded": names}
+
+
+def criu_check(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`criu check`: whether this kernel has what criu needs; it fills criu's cache of what the kernel can."""
+    done = command.run(["criu", "check"], timeout=CRIU_TIMEOUT, check=False)
+    return {"status": done.status, "said": (done.stdout + done.stderr).strip()[-2000:]}
+
+
+def load_ssdt(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Load an ACPI table (base64 in `table`); the kernel finds the devices in it by itself."""
+    try:
+        table = base64.b64decode(str(arguments.get("table", "")), validate=True)
+    except binascii.Error as error:
+        raise BadInputError("The request holds no table", str(error)) from error
+    here.device.load_ssdt(table)
+    return {"length": len(table)}
+
+
+def stop(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent ends after this answer."""
+    return {}
+
+
+VERBS: dict[str, Verb] = {
+    standby.PING: ping,
+    standby.STATUS: status,
+    standby.MODULES: modules,
+    standby.CRIU_CHECK: criu_check,
+    standby.LOAD_SSDT: load_ssdt,
+    standby.STOP: stop,
+}
