@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.fold import fold
@@ -32,6 +34,9 @@ from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.steps import registry
 
+if TYPE_CHECKING:
+    from kupgrade.machine.beside import RealBeside
+
 registry.load_all()
 
 
@@ -48,6 +53,14 @@ class RealHost:
     boot: RealBoot
     crossing: RealCrossing
     health: RealHealth
+    places: Places
+
+    @functools.cached_property
+    def beside(self) -> RealBeside:
+        """A kernel beside this one. Imported when it is asked for: the agent of the next boot needs none of it."""
+        from kupgrade.machine.beside import RealBeside
+
+        return RealBeside(self.places)
 
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
@@ -78,6 +91,7 @@ def compose(plan: Plan, places: Places) -> RealHost:
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
         health=RealHealth(places, checkpoints),
+        places=places,
     )
 
 

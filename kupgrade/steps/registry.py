@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kupgrade.steps import bootentry, checkpoint, crossing, freeze, health, images, network, services
+from kupgrade.steps import beside, bootentry, checkpoint, crossing, freeze, health, images, network, services
 
-_ALL = (bootentry, checkpoint, crossing, freeze, health, images, network, services)
+_ALL = (beside, bootentry, checkpoint, crossing, freeze, health, images, network, services)
 
 
 def load_all() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +81,14 @@ def test_a_power_cut_without_a_port_is_an_error(power_cut):
     with pytest.raises(KupgradeError, match="power cannot be cut"):
         faults.strike(power_cut, "dump", "effect")
     assert not (power_cut.root / "dev").exists()
+
+
+def test_the_agent_of_the_next_boot_imports_nothing_of_a_kernel_beside() -> None:
+    """Each module it imports is blackout: no spawner, no ACPI tables, no ELF reader."""
+    code = (
+        "import sys, kupgrade.resume\n"
+        "words = ('spawner', 'spawn_box', 'standby', 'acpi', 'kspawn', 'window', 'elftools', 'structlog', 'msgspec')\n"
+        "print([m for m in sys.modules if m.rpartition('.')[2].startswith(words) or m.split('.')[0] in words])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
