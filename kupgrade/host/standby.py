@@ -20,12 +20,14 @@ from kupgrade.host.filetree import DIRECTORY, FileTree
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import KernelRelease
 
-TOOLS = ("sh", "mount", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
+TOOLS = ("mount", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
 OPTIONAL_TOOLS = ("umount", "dmsetup", "losetup", "blockdev", "switch_root", "cat", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # Opened by name at run time, so no ELF file names them: by glibc for ending threads, by kmod for packed modules.
 OPENED_LIBRARIES = ("libgcc_s.so.1", "liblzma.so.5", "libzstd.so.1", "libz.so.1")
 HOST_FILES = ("etc/ld.so.cache", "etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/protocols")
+MERGED = ("bin", "sbin", "lib", "lib64")
+SHELL = "bin/sh"  # of the first process
 DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "mnt", "root", "usr/lib/kupgrade")
 
 MODULES = (
@@ -87,12 +89,15 @@ def entries(
     missing = []
     for name in DIRECTORIES:
         tree.add(CpioEntry(name, DIRECTORY))
+    tree.links(*MERGED)
     for node in _nodes():
         tree.add(node)
     tree.add(CpioEntry("init", stat.S_IFREG | 0o755, INIT))
     for tool in (*TOOLS, *OPTIONAL_TOOLS):
         if not any(tree.program(f"{directory}/{tool}") for directory in TOOL_DIRECTORIES) and tool in TOOLS:
             missing.append(tool)
+    if not tree.program(SHELL):
+        missing.append(f"/{SHELL}")
     for name in OPENED_LIBRARIES:
         if (library := tree.library(name)) is not None:
             tree.program(library)
@@ -113,8 +118,6 @@ def _add_modules(tree: FileTree, found: modules.ModuleFiles, kspawn: Path | None
     missing = [f"{folder}/{name}" for name in found.files if tree.file(f"{folder}/{name}") is None]
     for name in modules.INDEXES:
         tree.file(f"{folder}/{name}")
-    if not any(entry.name == "lib" for entry in tree.entries()):
-        tree.add(CpioEntry("lib/modules", stat.S_IFLNK | 0o777, b"../usr/lib/modules"))
     if kspawn is None:
         own = modules.closure(release, (KSPAWN,), tree.root)
         kspawn = found.folder / own.files[0] if own.files else None

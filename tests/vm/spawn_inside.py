@@ -1,0 +1,176 @@
+"""Run as root in a virtual host: starts a kernel beside the running one and takes everything back, several times.
+
+`spawn_inside.py RELEASE KO OTHER_KO TIMES`: the new kernel's release, kspawn for this kernel and for that one. Prints
+progress to stderr and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host import kernels, standby
+from kupgrade.kernel import cpu, kspawn, memory_blocks
+from kupgrade.machine import spawn_box
+from kupgrade.machine.spawner import Spawner
+from kupgrade.machine.standby_client import StandbyClient
+from kupgrade.model.codec import decode, encode
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.kernel import KernelRelease
+from kupgrade.model.memory import BlockState
+from kupgrade.model.spawn import CpusBefore, Instance, MemoryBefore, Order
+
+UPGRADE = UpgradeId("20260101-000000-abcdef")
+FIRST = (3, 2)
+WINDOW = 64 << 20
+INITRD = Path("/run/standby.cpio")
+PINGS = 200
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic():9.3f} {text}", file=sys.stderr, flush=True)
+
+
+def resources() -> dict[str, Any]:
+    """What must be the same before and after."""
+    online = [each.number for each in memory_blocks.blocks() if each.state is BlockState.ONLINE]
+    zones = [each.zones[:1] for each in memory_blocks.blocks()]
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    return {"cpus": str(cpu.masks().online), "blocks": online, "zones": str(zones), "memory": total}
+
+
+def journaled(value: Any) -> Any:
+    """As another process would have it: out of the journal's JSON."""
+    return decode(type(value), json.loads(json.dumps(encode(value))))
+
+
+def ping(client: StandbyClient) -> list[float]:
+    took = []
+    for _ in range(PINGS):
+        began = time.perf_counter()
+        client.ask("ping")
+        took.append((time.perf_counter() - began) * 1000)
+    return sorted(took)
+
+
+def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    kernel = kernels.locate(KernelRelease(release)).kernel
+    with kspawn.open_device() as device:
+        spawner = Spawner(device)
+        cpus: CpusBefore = journaled(spawner.cpus_before(FIRST))
+        memory: MemoryBefore = journaled(spawner.memory_before())
+        began = time.monotonic()
+        spawner.take_cpus(cpus)
+        result["cpus taken in"] = time.monotonic() - began
+        began = time.monotonic()
+        size = spawn_box.needed_memory(kernel, INITRD, WINDOW)
+        place = spawner.take_memory(memory, size)
+        result["memory taken in"], result["memory"] = time.monotonic() - began, place.size
+        line = Path("/proc/cmdline").read_text()
+        extra = os.environ.get("SPAWN_EXTRA", "")
+        order = Order(UPGRADE, 2, 1, str(kernel), str(INITRD), line, place, WINDOW, serial=2, extra=extra)
+        began = time.monotonic()
+        blueprint = spawner.lay_out(order, cpus)
+        say(f"{blueprint.instance}")
+        say(f"command line: {spawn_box.command_line(blueprint)}")
+        spawner.start(blueprint)
+        result["prepared and started in"] = time.monotonic() - began
+        window = spawner.window(blueprint.instance)
+        try:
+            hello = spawner.await_hello(blueprint.instance, window.channel, timeout)
+            result["hello after"], result["release"], result["boot_id"] = hello.seconds, hello.release, hello.boot_id
+            say(f"hello: {hello}")
+            client = StandbyClient(window.channel, lambda: spawner.check_alive(blueprint.instance, window.channel))
+            took = ping(client)
+            result["ping ms"] = {"median": statistics.median(took), "p99": took[int(PINGS * 0.99)], "max": took[-1]}
+            result["status"] = client.ask("status")
+            beats = window.channel.heartbeat(kspawn_side_new())
+            time.sleep(0.5)
+            result["beats in 0.5 s"] = window.channel.heartbeat(kspawn_side_new()) - beats
+            if number == 0:
+                began = time.monotonic()
+                result["modules"] = client.ask("modules", 60.0, names=["nf_tables", "tcp_diag", "dm_snapshot"])
+                result["modules took"] = time.monotonic() - began
+                began = time.monotonic()
+                result["criu"] = client.ask("run-criu-check", 90.0)
+                result["criu took"] = time.monotonic() - began
+                try:
+                    client.ask("load-ssdt", table="AAAA")
+                except KupgradeError as error:
+                    result["bad ssdt"] = str(error)
+        finally:
+            window.close()
+    # The process was killed: another one goes on from what the journal says.
+    with kspawn.open_device() as device:
+        spawner = Spawner(device)
+        instance: Instance = journaled(blueprint.instance)
+        began = time.monotonic()
+        spawner.fence(instance)
+        result["fenced in"] = time.monotonic() - began
+        with spawner.window(instance) as window:
+            beats = window.channel.heartbeat(kspawn_side_new())
+            time.sleep(0.2)
+            result["still beats"] = window.channel.heartbeat(kspawn_side_new()) - beats
+        began = time.monotonic()
+        spawner.wipe(instance)
+        result["wiped in"] = time.monotonic() - began
+        with spawner.mapped(instance.window) as view:
+            result["window after wipe"] = (
+                hashlib.sha256(view).hexdigest() == hashlib.sha256(bytes(len(view))).hexdigest()
+            )
+        began = time.monotonic()
+        spawner.give_cpus(cpus)
+        spawner.give_cpus(cpus)
+        spawner.give_memory(memory)
+        spawner.give_memory(memory)
+        result["given back in"] = time.monotonic() - began
+        result["left"] = [str(spawner.cpus_taken(cpus)), list(spawner.memory_taken(memory)), device.info().nr_started]
+    return result
+
+
+def kspawn_side_new() -> Any:
+    from kupgrade.kernel.window import Side
+
+    return Side.NEW
+
+
+def main() -> None:
+    release, own, other, times = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    if not Path("/dev/kspawn").exists():
+        subprocess.run(["insmod", str(own)], check=True)
+    began = time.monotonic()
+    built = standby.build(KernelRelease(release), INITRD, ("virtio_net", "virtio_blk", "ext4"), kspawn=other)
+    again = standby.build(KernelRelease(release), INITRD, ("virtio_net", "virtio_blk", "ext4"), kspawn=other)
+    say(f"{built}")
+    before = resources()
+    found: dict[str, Any] = {"initrd": built.size, "built twice in": time.monotonic() - began}
+    found["same"], found["absent"], found["cycles"] = built == again, built.absent, []
+    for number in range(times):
+        try:
+            result = cycle(number, release)
+        except KupgradeError as error:
+            found["error"] = str(error)
+            break
+        result["resources kept"] = resources() == before
+        found["cycles"].append(result)
+        say(f"cycle {number}: {json.dumps(result)}")
+    found["before"], found["after"] = before, resources()
+    found["complaints"] = [
+        line
+        for line in subprocess.run(["dmesg"], capture_output=True, text=True).stdout.splitlines()
+        if any(word in line for word in ("WARNING:", "BUG:", "Oops", "Call Trace", "rcu: INFO"))
+    ]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
