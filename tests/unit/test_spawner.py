@@ -323,6 +323,21 @@ def test_a_hello_is_heard(spawner: Spawner, tmp_path: Path) -> None:
     assert (found.boot_id, found.release) == ("boot", "7.3.4")
 
 
+def test_a_closed_window_is_unmapped_whoever_holds_its_channel(spawner: Spawner, tmp_path: Path) -> None:
+    """Or its memory could not go back; and one that is of another upgrade leaves nothing mapped."""
+    laid = blueprint(spawner, tmp_path)
+    spawner.start(laid)
+    window = spawner.window(laid.instance)
+    held = window.channel
+    window.close()
+    assert window.mapping.closed
+    with pytest.raises(ValueError, match="released"):
+        held.heartbeat(Side.NEW)
+    spawner.wipe(laid.instance)
+    with pytest.raises(BadInputError, match="no shared window"):
+        spawner.window(laid.instance)
+
+
 def test_silence_ends_at_the_deadline(spawner: Spawner, tmp_path: Path) -> None:
     """And a hello of another epoch is silence."""
     laid = blueprint(spawner, tmp_path)
