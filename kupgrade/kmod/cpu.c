@@ -133,7 +133,7 @@ static int kspawn_sipi(unsigned int cpu, u32 apic_id, const u32 *ack)
 	for (i = 0; i < ACK_TIMEOUT_MS; i++) {
 		if (READ_ONCE(*ack))
 			return 0;
-		msleep(1);
+		usleep_range(1000, 2000);
 	}
 	/* It must not wake up later and find another trampoline. */
 	kspawn_send_init(apic_id);

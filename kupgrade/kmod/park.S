@@ -24,7 +24,7 @@
  *
  * A CPU without a slot waits as well, unseen. The code is independent of its
  * address, uses no stack, and touches only mailbox, parameters and its own slot.
- * Assembled with: as --64 park.S (no preprocessor).
+ * Plain assembler, no preprocessor: as --64
  */
 	.set	MAILBOX, -0x1000
 	.set	COMMAND, MAILBOX

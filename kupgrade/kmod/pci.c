@@ -46,8 +46,9 @@ static const struct dev_pm_ops *usable_pm(const struct pci_dev *pdev)
 	return pm;
 }
 
-static int freeze(struct pci_dev *pdev)
+static int freeze(struct kspawn_quiesced *q)
 {
+	struct pci_dev *pdev = q->pdev;
 	struct device *dev = &pdev->dev;
 	const struct dev_pm_ops *pm;
 	int ret = -EOPNOTSUPP;
@@ -70,6 +71,7 @@ static int freeze(struct pci_dev *pdev)
 		goto unlock;
 	}
 	pci_save_state(pdev);
+	q->driver = dev->driver;
 unlock:
 	device_unlock(dev);
 	return ret;
@@ -94,13 +96,13 @@ static int thaw(struct kspawn_quiesced *q)
 			ret = pm->restore(dev);
 	}
 	device_unlock(dev);
-	pm_runtime_put(dev);
 	return ret;
 }
 
 static void forget(struct kspawn_quiesced *q)
 {
 	list_del(&q->list);
+	pm_runtime_put(&q->pdev->dev);
 	pci_dev_put(q->pdev);
 	kfree(q);
 	module_put(THIS_MODULE);
@@ -134,13 +136,12 @@ int kspawn_pci_quiesce(struct kspawn_file *kf, const struct kspawn_pci *p)
 	q = kzalloc(sizeof(*q), GFP_KERNEL);
 	if (!q)
 		goto put;
-	ret = freeze(pdev);
+	q->pdev = pdev;
+	ret = freeze(q);
 	if (ret) {
 		kfree(q);
 		goto put;
 	}
-	q->pdev = pdev;
-	q->driver = pdev->dev.driver;
 	q->owner = owner;
 	list_add(&q->list, &quiesced);
 	__module_get(THIS_MODULE);

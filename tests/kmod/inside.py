@@ -32,12 +32,12 @@ MEMORY = Path("/sys/devices/system/memory")
 DISK = "vda"
 PANIC_VALUE = 0xDEAD
 
-failures = 0
+failures: list[str] = []
 
 
 def check(name: str, good: object, detail: object = "") -> None:
-    global failures
-    failures += not good
+    if not good:
+        failures.append(name)
     print("ok  " if good else "FAIL", name, detail, flush=True)
 
 
@@ -475,6 +475,6 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except Exception:
         traceback.print_exc(file=sys.stdout)
-        failures += 1
+        failures.append("an exception")
     sys.stdout.flush()
-    os._exit(failures > 0)
+    os._exit(bool(failures))
