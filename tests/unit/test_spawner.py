@@ -258,12 +258,13 @@ def test_a_kernel_is_started_where_everything_lies(spawner: Spawner, device: Dev
     assert instance == laid.instance
     assert (instance.apic_ids, instance.later, instance.bsp) == ((6, 4), (0, 2), 0)
     assert device.running[6] == Entry(laid.box.entry, instance.page_tables, laid.box.zero_page)
-    assert spawner.parked(instance) == (4,)
+    with spawner.watch(instance) as watch:
+        assert watch.parked() == (4,)
+        assert watch.registers() == (0, 0)
     assert device.guarded == (6, 4)
     assert os.pread(device.file, 6000, laid.box.initrd.start) == b"initrd" * 1000
     line = os.pread(device.file, 2048, laid.box.cmdline.start).split(b"\0")[0].decode()
     assert line == str(spawn_box.command_line(laid))
-    assert spawner.registers(instance) == (0, 0)
 
 
 def test_starting_again_stops_what_ran_there(spawner: Spawner, device: Device, tmp_path: Path) -> None:
@@ -317,9 +318,9 @@ def test_a_hello_is_heard(spawner: Spawner, tmp_path: Path) -> None:
     """Of this epoch, and once its heart beats."""
     laid = blueprint(spawner, tmp_path)
     spawner.start(laid)
-    with spawner.window(laid.instance) as window:
-        spawner.pause = lambda _: said_hello(spawner, laid.instance) and None
-        found = spawner.await_hello(laid.instance, window.channel, 5.0)
+    with spawner.watch(laid.instance) as watch:
+        watch.pause = lambda _: said_hello(spawner, laid.instance) and None
+        found = watch.await_hello(5.0)
     assert (found.boot_id, found.release) == ("boot", "7.3.4")
 
 
@@ -327,49 +328,55 @@ def test_a_closed_window_is_unmapped_whoever_holds_its_channel(spawner: Spawner,
     """Or its memory could not go back; and one that is of another upgrade leaves nothing mapped."""
     laid = blueprint(spawner, tmp_path)
     spawner.start(laid)
-    window = spawner.window(laid.instance)
-    held = window.channel
-    window.close()
-    assert window.mapping.closed
+    watch = spawner.watch(laid.instance)
+    held = watch.channel
+    watch.close()
+    assert watch.window.mapping.closed
     with pytest.raises(ValueError, match="released"):
         held.heartbeat(Side.NEW)
     spawner.wipe(laid.instance)
     with pytest.raises(BadInputError, match="no shared window"):
-        spawner.window(laid.instance)
+        spawner.watch(laid.instance)
 
 
 def test_silence_ends_at_the_deadline(spawner: Spawner, tmp_path: Path) -> None:
     """And a hello of another epoch is silence."""
     laid = blueprint(spawner, tmp_path)
     spawner.start(laid)
-    with spawner.window(laid.instance) as window:
+    with spawner.watch(laid.instance) as watch:
         said_hello(spawner, laid.instance, epoch=1)
         with pytest.raises(KupgradeError, match="did not answer"):
-            spawner.await_hello(laid.instance, window.channel, 5.0)
+            watch.await_hello(5.0)
 
 
-@pytest.mark.parametrize(("death", "said"), [("panic", "panicked"), ("guard", "reset"), ("halt", "halted")])
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [("panic", "panicked"), ("guard", "a reset: 2 CPUs"), ("register", "power off"), ("halt", "halted")],
+)
 def test_each_death_has_its_name(spawner: Spawner, device: Device, tmp_path: Path, death: str, said: str) -> None:
     """Long before the deadline."""
     laid = blueprint(spawner, tmp_path)
     spawner.start(laid)
-    with spawner.window(laid.instance) as window:
+    with spawner.watch(laid.instance) as watch:
         if death == "panic":
             os.pwrite(device.file, b"\1", laid.instance.window.start + PANIC_FLAG)
         elif death == "guard":
             os.write(device.fired, b"x")
+            os.pwrite(device.file, b"\1", laid.instance.registers)
+        elif death == "register":
+            os.pwrite(device.file, b"\1", laid.instance.registers + acpi.SLEEP_CONTROL)
         else:
             slot = spawn_box.slots_at(laid.instance)
             os.pwrite(device.file, struct.pack("<I", 1), slot + park_code.SLOT_PARKED_OFFSET)
         with pytest.raises(KupgradeError, match=said):
-            spawner.await_hello(laid.instance, window.channel, 1e9)
+            watch.await_hello(1e9)
 
 
 def test_requests_are_answered_in_their_order(spawner: Spawner, tmp_path: Path) -> None:
     """An answer to an earlier request is dropped; an error comes out as one."""
     laid = blueprint(spawner, tmp_path)
     spawner.start(laid)
-    with spawner.window(laid.instance) as window:
+    with spawner.watch(laid.instance) as watch:
         there = said_hello(spawner, laid.instance)
         there.send(standby.pack(Answer(0, {"late": True})))
 
@@ -381,7 +388,7 @@ def test_requests_are_answered_in_their_order(spawner: Spawner, tmp_path: Path) 
             wrong = request.verb == "status"
             there.send(standby.pack(Answer(request.number, {"pong": 1}, "no such thing" if wrong else "", "why not")))
 
-        client = StandbyClient(window.channel, lambda: None, answer, lambda: 0.0)
+        client = StandbyClient(watch.channel, lambda: None, answer, lambda: 0.0)
         assert client.ask("ping") == {"pong": 1}
         with pytest.raises(KupgradeError, match="no such thing: why not"):
             client.ask("status")

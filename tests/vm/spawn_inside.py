@@ -1,7 +1,7 @@
 """Run as root in a virtual host: starts a kernel beside the running one and takes everything back, several times.
 
-`spawn_inside.py RELEASE KO OTHER_KO TIMES`: the new kernel's release, kspawn for this kernel and for that one. Prints
-progress to stderr and one line of JSON.
+`spawn_inside.py cycles RELEASE KO OTHER_KO TIMES`: the new kernel's release, kspawn for this kernel and for that one.
+`spawn_inside.py deaths ...`: the new kernel panics, resets, switches off. Prints progress to stderr, one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import kernels, standby
+from kupgrade.host.initramfs import CpioEntry, append_cpio
 from kupgrade.kernel import cpu, kspawn, memory_blocks
 from kupgrade.machine import spawn_box
 from kupgrade.machine.spawner import Spawner
@@ -84,18 +85,17 @@ def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
         say(f"command line: {spawn_box.command_line(blueprint)}")
         spawner.start(blueprint)
         result["prepared and started in"] = time.monotonic() - began
-        window = spawner.window(blueprint.instance)
-        try:
-            hello = spawner.await_hello(blueprint.instance, window.channel, timeout)
+        with spawner.watch(blueprint.instance) as watch:
+            hello = watch.await_hello(timeout)
             result["hello after"], result["release"], result["boot_id"] = hello.seconds, hello.release, hello.boot_id
             say(f"hello: {hello}")
-            client = StandbyClient(window.channel, lambda: spawner.check_alive(blueprint.instance, window.channel))
+            client = watch.client()
             took = ping(client)
             result["ping ms"] = {"median": statistics.median(took), "p99": took[int(PINGS * 0.99)], "max": took[-1]}
             result["status"] = client.ask("status")
-            beats = window.channel.heartbeat(kspawn_side_new())
+            beats = watch.beats()
             time.sleep(0.5)
-            result["beats in 0.5 s"] = window.channel.heartbeat(kspawn_side_new()) - beats
+            result["beats in 0.5 s"] = watch.beats() - beats
             if number == 0:
                 began = time.monotonic()
                 result["modules"] = client.ask("modules", 60.0, names=["nf_tables", "tcp_diag", "dm_snapshot"])
@@ -107,8 +107,6 @@ def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
                     client.ask("load-ssdt", table="AAAA")
                 except KupgradeError as error:
                     result["bad ssdt"] = str(error)
-        finally:
-            window.close()
     # The process was killed: another one goes on from what the journal says.
     with kspawn.open_device() as device:
         spawner = Spawner(device)
@@ -116,10 +114,10 @@ def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
         began = time.monotonic()
         spawner.fence(instance)
         result["fenced in"] = time.monotonic() - began
-        with spawner.window(instance) as window:
-            beats = window.channel.heartbeat(kspawn_side_new())
+        with spawner.watch(instance) as watch:
+            beats = watch.beats()
             time.sleep(0.2)
-            result["still beats"] = window.channel.heartbeat(kspawn_side_new()) - beats
+            result["still beats"] = watch.beats() - beats
         began = time.monotonic()
         spawner.wipe(instance)
         result["wiped in"] = time.monotonic() - began
@@ -137,32 +135,68 @@ def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
     return result
 
 
-def kspawn_side_new() -> Any:
-    from kupgrade.kernel.window import Side
-
-    return Side.NEW
+def deaths(release: str) -> dict[str, Any]:
+    """How each end of the new kernel is seen from here; this kernel goes on."""
+    result: dict[str, Any] = {}
+    kernel = kernels.locate(KernelRelease(release)).kernel
+    deadly = INITRD.with_name("deadly.cpio")
+    with kspawn.open_device() as device:
+        spawner = Spawner(device)
+        cpus, memory = spawner.cpus_before(FIRST), spawner.memory_before()
+        spawner.take_cpus(cpus)
+        place = spawner.take_memory(memory, spawn_box.needed_memory(kernel, INITRD, WINDOW) + (1 << 20))
+        for key in ("c", "b", "o"):
+            script = standby.INIT.replace(
+                b"until ", b"(sleep 6; echo %s > /proc/sysrq-trigger) &\nuntil " % key.encode()
+            )
+            append_cpio(INITRD, [CpioEntry("init", 0o100755, script)], deadly)
+            line = Path("/proc/cmdline").read_text()
+            order = Order(UPGRADE, 2, 1, str(kernel), str(deadly), line, place, WINDOW, serial=2)
+            blueprint = spawner.lay_out(order, cpus)
+            spawner.start(blueprint)
+            began = time.monotonic()
+            with spawner.watch(blueprint.instance) as watch:
+                try:
+                    hello = watch.await_hello(60.0)
+                    say(f"{hello}")
+                    while time.monotonic() - began < 60.0:
+                        watch.check_alive()
+                        time.sleep(0.001)
+                    said = "nothing"
+                except KupgradeError as error:
+                    said = str(error)
+                result[key] = [said, time.monotonic() - began, watch.registers()]
+            say(f"{key}: {result[key]}")
+            spawner.fence(blueprint.instance)
+            spawner.wipe(blueprint.instance)
+        spawner.give_cpus(cpus)
+        spawner.give_memory(memory)
+    return result
 
 
 def main() -> None:
-    release, own, other, times = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    verb, release, own, other = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
     if not Path("/dev/kspawn").exists():
         subprocess.run(["insmod", str(own)], check=True)
     began = time.monotonic()
-    built = standby.build(KernelRelease(release), INITRD, ("virtio_net", "virtio_blk", "ext4"), kspawn=other)
-    again = standby.build(KernelRelease(release), INITRD, ("virtio_net", "virtio_blk", "ext4"), kspawn=other)
+    modules = ("virtio_net", "virtio_blk", "ext4")
+    built = standby.build(KernelRelease(release), INITRD, modules, kspawn=other)
+    found: dict[str, Any] = {"initrd": built.size, "built in": time.monotonic() - began, "absent": built.absent}
     say(f"{built}")
     before = resources()
-    found: dict[str, Any] = {"initrd": built.size, "built twice in": time.monotonic() - began}
-    found["same"], found["absent"], found["cycles"] = built == again, built.absent, []
-    for number in range(times):
-        try:
-            result = cycle(number, release)
-        except KupgradeError as error:
-            found["error"] = str(error)
-            break
-        result["resources kept"] = resources() == before
-        found["cycles"].append(result)
-        say(f"cycle {number}: {json.dumps(result)}")
+    try:
+        if verb == "deaths":
+            found["deaths"] = deaths(release)
+        else:
+            found["same"] = built == standby.build(KernelRelease(release), INITRD, modules, kspawn=other)
+            found["cycles"] = []
+            for number in range(int(sys.argv[5])):
+                result = cycle(number, release)
+                result["resources kept"] = resources() == before
+                found["cycles"].append(result)
+                say(f"cycle {number}: {json.dumps(result)}")
+    except KupgradeError as error:
+        found["error"] = str(error)
     found["before"], found["after"] = before, resources()
     found["complaints"] = [
         line
