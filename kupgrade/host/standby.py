@@ -20,7 +20,7 @@ from kupgrade.host.filetree import DIRECTORY, FileTree
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import KernelRelease
 
-TOOLS = ("mount", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
+TOOLS = ("mount", "mkdir", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
 OPTIONAL_TOOLS = ("umount", "dmsetup", "losetup", "blockdev", "switch_root", "cat", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # Opened by name at run time, so no ELF file names them: by glibc for ending threads, by kmod for packed modules.
@@ -33,6 +33,7 @@ DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "mnt", "root", "usr/li
 MODULES = (
     *("nd_e820", "nd_pmem", "dm_snapshot", "loop", "nf_tables", "nft_compat", "nf_conntrack", "nft_ct"),
     *("unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "af_packet_diag", "raw_diag"),
+    *("tun", "veth"),  # criu asks what the kernel can do by making one
 )
 KSPAWN = "kspawn"
 KSPAWN_PLACE = "usr/lib/kupgrade"
@@ -48,6 +49,9 @@ mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /dev/pts
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 /sys/fs/cgroup
 ip link set lo up
 until python3 -sP -m kupgrade.standby; do
