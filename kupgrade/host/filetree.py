@@ -67,6 +67,15 @@ class FileTree:
             done.append(part)
         return "/".join(done), tuple(links)
 
+    def links(self, *names: str) -> None:
+        """Add each of these names that is a link, with what it leads to as a directory (merged /usr: /bin, /lib)."""
+        for name in names:
+            resolved = self.resolve(name)
+            if resolved is not None and resolved[1]:
+                for link in resolved[1]:
+                    self.add(link)
+                self.add(CpioEntry(resolved[0], DIRECTORY))
+
     def file(self, name: str) -> str | None:
         """Add a file with the links that lead to it; returns its name without links, None when there is none."""
         resolved = self.resolve(name)

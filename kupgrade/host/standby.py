@@ -20,17 +20,20 @@ from kupgrade.host.filetree import DIRECTORY, FileTree
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import KernelRelease
 
-TOOLS = ("sh", "mount", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
+TOOLS = ("mount", "mkdir", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
 OPTIONAL_TOOLS = ("umount", "dmsetup", "losetup", "blockdev", "switch_root", "cat", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # Opened by name at run time, so no ELF file names them: by glibc for ending threads, by kmod for packed modules.
 OPENED_LIBRARIES = ("libgcc_s.so.1", "liblzma.so.5", "libzstd.so.1", "libz.so.1")
 HOST_FILES = ("etc/ld.so.cache", "etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/protocols")
+MERGED = ("bin", "sbin", "lib", "lib64")
+SHELL = "bin/sh"  # of the first process
 DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "mnt", "root", "usr/lib/kupgrade")
 
 MODULES = (
     *("nd_e820", "nd_pmem", "dm_snapshot", "loop", "nf_tables", "nft_compat", "nf_conntrack", "nft_ct"),
     *("unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "af_packet_diag", "raw_diag"),
+    *("tun", "veth"),  # criu asks what the kernel can do by making one
 )
 KSPAWN = "kspawn"
 KSPAWN_PLACE = "usr/lib/kupgrade"
@@ -46,6 +49,9 @@ mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /dev/pts
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 /sys/fs/cgroup
 ip link set lo up
 until python3 -sP -m kupgrade.standby; do
@@ -87,12 +93,15 @@ def entries(
     missing = []
     for name in DIRECTORIES:
         tree.add(CpioEntry(name, DIRECTORY))
+    tree.links(*MERGED)
     for node in _nodes():
         tree.add(node)
     tree.add(CpioEntry("init", stat.S_IFREG | 0o755, INIT))
     for tool in (*TOOLS, *OPTIONAL_TOOLS):
         if not any(tree.program(f"{directory}/{tool}") for directory in TOOL_DIRECTORIES) and tool in TOOLS:
             missing.append(tool)
+    if not tree.program(SHELL):
+        missing.append(f"/{SHELL}")
     for name in OPENED_LIBRARIES:
         if (library := tree.library(name)) is not None:
             tree.program(library)
@@ -113,8 +122,6 @@ def _add_modules(tree: FileTree, found: modules.ModuleFiles, kspawn: Path | None
     missing = [f"{folder}/{name}" for name in found.files if tree.file(f"{folder}/{name}") is None]
     for name in modules.INDEXES:
         tree.file(f"{folder}/{name}")
-    if not any(entry.name == "lib" for entry in tree.entries()):
-        tree.add(CpioEntry("lib/modules", stat.S_IFLNK | 0o777, b"../usr/lib/modules"))
     if kspawn is None:
         own = modules.closure(release, (KSPAWN,), tree.root)
         kspawn = found.folder / own.files[0] if own.files else None

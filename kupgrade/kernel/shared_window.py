@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 
+from kupgrade.errors import BadInputError
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.window import Channel, Side, channel_size
 from kupgrade.model.ids import UpgradeId
@@ -31,9 +32,15 @@ class SharedWindow:
     def open(cls, device: Kspawn, window: MemoryRange, side: Side, upgrade: UpgradeId, epoch: int) -> SharedWindow:
         """Map it. Raises KernelError, and BadInputError when it was not made for this upgrade."""
         mapping = device.map(window.start, window.size)
-        whole = memoryview(mapping)
-        head = whole[: channel_size()]
-        return cls(mapping, Channel(head, side, upgrade, epoch), whole[channel_size() :])
+        with memoryview(mapping) as whole:
+            head, files = whole[: channel_size()], whole[channel_size() :]
+        try:
+            return cls(mapping, Channel(head, side, upgrade, epoch), files)
+        except BadInputError:
+            head.release()
+            files.release()
+            mapping.close()
+            raise
 
     def __enter__(self) -> SharedWindow:
         return self
@@ -42,10 +49,7 @@ class SharedWindow:
         self.close()
 
     def close(self) -> None:
-        """Let go of the mapping; while somebody holds a view or the channel, it goes with that."""
+        """Unmap it: while it is mapped its memory cannot go online. Nobody may hold a view of `files` any more."""
+        self.channel.release()
         self.files.release()
-        del self.channel
-        try:
-            self.mapping.close()
-        except BufferError:
-            pass
+        self.mapping.close()

@@ -280,6 +280,11 @@ class Channel:
         count: int = self._words[(self._page(side) + _BEAT) // 8]
         return count
 
+    def release(self) -> None:
+        """Let go of the buffer, so that the mapping behind it can go; the channel is of no use any more."""
+        self._words.release()
+        self._buffer.release()
+
     @property
     def panic(self) -> int:
         """What the new kernel's panic notifier left; 0 while it lives."""

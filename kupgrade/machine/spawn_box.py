@@ -26,6 +26,7 @@ from kupgrade.model.spawn import LOW_PARAMETER, CpusBefore, Instance, Order, par
 
 SEGMENT = 0xEE  # of the one bus of configuration space that a new kernel starts with; nothing is on it
 MIB = 1 << 20
+PAGE = 4096
 SEED = 32  # bytes of randomness; there is no other source that early
 
 
@@ -168,6 +169,24 @@ def slots_at(instance: Instance) -> int:
 def slot_ids(instance: Instance) -> tuple[int, ...]:
     """The APIC IDs of the slots, in their order."""
     return (*instance.apic_ids, *instance.later)
+
+
+def control_area(instance: Instance) -> MemoryRange:
+    """The part of the box with mailbox, park code, slots and registers."""
+    return MemoryRange.between(instance.box.start, instance.registers + PAGE)
+
+
+def parked(control: memoryview, instance: Instance) -> tuple[int, ...]:
+    """The APIC IDs of the CPUs that wait in the park loop; `control` begins where the box does."""
+    at = slots_at(instance) - instance.box.start
+    with control[at : at + len(slot_ids(instance)) * park_code.SLOT.size] as table:
+        return tuple(apic_id for apic_id, waits in park_code.SLOT.iter_unpack(bytes(table)) if waits)
+
+
+def registers(control: memoryview, instance: Instance) -> tuple[int, int]:
+    """The reset and the sleep control register; `control` begins where the box does."""
+    at = instance.registers - instance.box.start
+    return control[at + acpi.RESET_REGISTER], control[at + acpi.SLEEP_CONTROL]
 
 
 def parts(blueprint: Blueprint) -> Iterator[Part]:

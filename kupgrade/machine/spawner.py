@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,15 +16,16 @@ from pathlib import Path
 from kupgrade.core import blocks
 from kupgrade.core.blocks import Attempt, GiveBack, Taken, TakeOffline
 from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedError
-from kupgrade.kernel import acpi, cpu, memory_blocks, park_code
+from kupgrade.kernel import acpi, cpu, memory_blocks
 from kupgrade.kernel.kspawn import Entry, Kspawn
-from kupgrade.kernel.shared_window import SharedWindow, part_for_channel
-from kupgrade.kernel.window import Channel, Side, format_window
+from kupgrade.kernel.shared_window import part_for_channel
+from kupgrade.kernel.window import format_window
 from kupgrade.kernel.window_files import wipe
-from kupgrade.machine.spawn_box import Blueprint, lay_out, parts, slot_ids, slots_at
+from kupgrade.machine.spawn_box import Blueprint, lay_out, parked, parts
+from kupgrade.machine.spawn_watch import Watch
 from kupgrade.model.machine import CpuSet, MemoryRange
 from kupgrade.model.memory import BlockState
-from kupgrade.model.spawn import BlockBefore, CpusBefore, GivenCpu, Instance, MemoryBefore, Order, Standby
+from kupgrade.model.spawn import BlockBefore, CpusBefore, GivenCpu, Instance, MemoryBefore, Order
 
 PARK_PATIENCE = 5.0  # seconds
 POLL = 0.005
@@ -151,7 +150,7 @@ class Spawner:
             self._write(blueprint, memory)
             try:
                 for apic_id in instance.apic_ids[1:]:
-                    self._park(instance, apic_id)
+                    self._park(instance, apic_id, memory)
                 self.guard(instance)
                 entry = Entry(blueprint.box.entry, instance.page_tables, blueprint.box.zero_page)
                 self.device.start(instance.apic_ids[0], entry)
@@ -167,25 +166,13 @@ class Spawner:
         window = part_for_channel(blueprint.instance.window)
         format_window(memory[window.start - base : window.end - base], blueprint.instance.upgrade)
 
-    def _park(self, instance: Instance, apic_id: int) -> None:
+    def _park(self, instance: Instance, apic_id: int, memory: memoryview) -> None:
         self.device.start(apic_id, Entry(instance.park, instance.page_tables))
         deadline = self.clock() + PARK_PATIENCE
-        while apic_id not in self.parked(instance):
+        while apic_id not in parked(memory, instance):
             if self.clock() > deadline:
                 raise KupgradeError(f"The CPU with APIC ID {apic_id} does not wait for its kernel", "it was started")
             self.pause(POLL)
-
-    def parked(self, instance: Instance) -> tuple[int, ...]:
-        """The APIC IDs of the CPUs that wait in the park loop: not started yet, taken offline there, or halted."""
-        count = len(slot_ids(instance))
-        at = slots_at(instance)
-        start = at // 4096 * 4096
-        size = -(-(at - start + count * park_code.SLOT.size) // 4096) * 4096
-        with self.mapped(MemoryRange(start, size), writable=False) as memory:
-            table = memory[at - start : at - start + count * park_code.SLOT.size]
-            found = tuple(apic_id for apic_id, waits in park_code.SLOT.iter_unpack(table) if waits)
-            table.release()
-        return found
 
     def guard(self, instance: Instance) -> None:
         """From now on a reset or power-off that the new kernel wants stops its CPUs instead of the machine.
@@ -219,42 +206,9 @@ class Spawner:
         with self.mapped(instance.box) as memory:
             wipe(memory)
 
-    def window(self, instance: Instance) -> SharedWindow:
-        """The old kernel's end of the shared window; the caller closes it."""
-        return SharedWindow.open(self.device, instance.window, Side.OLD, instance.upgrade, instance.epoch)
-
-    def await_hello(self, instance: Instance, channel: Channel, timeout: float) -> Standby:
-        """Wait up to `timeout` seconds for its agent. Raises KupgradeError that says what was seen instead."""
-        began, beats = self.clock(), channel.heartbeat(Side.NEW)
-        while self.clock() - began < timeout:
-            hello = channel.hello_of(Side.NEW)
-            if hello is not None and hello.epoch == instance.epoch and channel.heartbeat(Side.NEW) != beats:
-                return Standby(hello.boot_id, hello.release, round(self.clock() - began, 3))
-            self.check_alive(instance, channel)
-            self.pause(POLL)
-        raise KupgradeError(
-            "The new kernel did not answer",
-            f"no word from its agent within {timeout:g} s",
-            "Start it with a serial port of its own and read what it says",
-        )
-
-    def check_alive(self, instance: Instance, channel: Channel) -> None:
-        """Raises KupgradeError when it is known to be dead: panic, reset, power-off, halt."""
-        if channel.panic:
-            raise KupgradeError("The new kernel panicked", f"its panic flag says {channel.panic:#x}")
-        if select.select([self.device.fd], [], [], 0)[0]:
-            event = self.device.read_event()
-            wish = "a reset" if event.value & 0xFF else "power off"
-            raise KupgradeError(f"The new kernel wanted {wish}", f"{event.nr_stopped} CPUs were stopped")
-        if set(instance.apic_ids) <= set(self.parked(instance)):
-            raise KupgradeError("The new kernel halted", "all its CPUs wait in the park loop")
-
-    def registers(self, instance: Instance) -> tuple[int, int]:
-        """Its reset and its sleep control register as it left them; 0 and 0 while it wants neither."""
-        start = instance.registers // 4096 * 4096
-        with self.mapped(MemoryRange(start, 4096), writable=False) as memory:
-            reset, sleep = struct.unpack_from("<2B", memory, instance.registers - start)
-        return reset, sleep
+    def watch(self, instance: Instance) -> Watch:
+        """An eye on it, and the talk with its agent; the caller closes it."""
+        return Watch.open(self.device, instance, self.pause, self.clock)
 
     @contextlib.contextmanager
     def mapped(self, where: MemoryRange, *, writable: bool = True) -> Iterator[memoryview]:

@@ -18,6 +18,8 @@ from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
 from kupgrade.model import standby
 
+# criu looks for what these bring, and not all of them come by themselves when it does.
+CRIU_MODULES = ("tun", "veth", "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag")
 CRIU_TIMEOUT = 60.0  # seconds
 MODULES_TIMEOUT = 30.0
 
@@ -76,6 +78,8 @@ def modules(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def criu_check(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
     """`criu check`: whether this kernel has what criu needs; it fills criu's cache of what the kernel can."""
+    for name in CRIU_MODULES:
+        command.run(["modprobe", "-q", "--", name], timeout=MODULES_TIMEOUT, check=False)
     done = command.run(["criu", "check"], timeout=CRIU_TIMEOUT, check=False)
     return {"status": done.status, "said": (done.stdout + done.stderr).strip()[-2000:]}
 

@@ -1,0 +1,113 @@
+"""A second kernel starts beside the running one, is spoken to, and everything it was given comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.rehearsal.cache import Cache
+from kupgrade.rehearsal.link import Link
+from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.suites import Archive, mirror
+from tests.kmod import build
+from tests.vm import spawn_inside
+from tests.vm.conftest import say
+
+pytestmark = pytest.mark.vm
+
+TIMES = 5
+SECONDS_TO_HELLO = 30.0  # under emulation on a busy machine; 5 to 10 are usual
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A virtual host with four CPUs and kspawn for both kernels in /root."""
+
+    link: Link
+    state: Path
+    release: str
+
+
+@pytest.fixture(params=[("trixie", "trixie-backports"), ("trixie-backports", "trixie")], ids=["newer", "older"])
+def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
+    """The new kernel is newer, or older, than the one that it is started beside."""
+    line = virtual_host.command_line("no_ipi_broadcast=1")
+    try:
+        host = virtual_host.build(*request.param, say, line=line)
+        archive = Archive(Cache.default(), mirror())
+        releases = (host.old_release, host.new_release)
+        built = [
+            build.module(archive, build.choose(archive, each.removesuffix(f"-{build.FLAVOUR}"))) for each in releases
+        ]
+    except KupgradeError as error:
+        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
+            raise
+        pytest.skip(f"no virtual host here: {error}")
+    with ExitStack() as stack:
+        state = qemu.run_directory()
+        network = Network.create()
+        stack.callback(network.close)
+        running = qemu.start(host.tools, host.machine(4096, 4), state, network.tap())
+        stack.callback(running.stop)
+        link = stack.enter_context(closing(Link(state / "agent")))
+        link.wait_boot(240.0)
+        for name, module in zip(("own", "other"), built, strict=True):
+            link.write(f"/root/{name}.ko", module.read_bytes())
+        link.write("/root/spawn_inside.py", Path(spawn_inside.__file__).read_bytes())
+        yield Beside(link, state, host.new_release)
+
+
+def inside(host: Beside, verb: str, times: int = 1) -> dict[str, Any]:
+    script = ["/usr/bin/python3", "/root/spawn_inside.py", verb]
+    done = host.link.run([*script, host.release, "/root/own.ko", "/root/other.ko", str(times)], timeout=400.0)
+    print(done.stderr, file=sys.stderr)
+    assert done.status == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    console = (host.state / "serial2.log").read_text(errors="replace")
+    assert "error" not in found, f"{found['error']}\n{console[-3000:]}"
+    assert not found["complaints"]
+    assert found["before"] == found["after"]
+    return found
+
+
+def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Beside) -> None:
+    """Five times in a row: it says hello, beats, answers, is fenced; all CPUs and all memory are as before."""
+    found = inside(beside, "cycles", TIMES)
+    assert found["same"], "two builds of one standby initramfs differ"
+    assert len(found["cycles"]) == TIMES
+    assert len({cycle["boot_id"] for cycle in found["cycles"]}) == TIMES
+    for cycle in found["cycles"]:
+        assert cycle["release"] == cycle["status"]["release"] == beside.release
+        assert cycle["hello after"] < SECONDS_TO_HELLO
+        assert cycle["status"]["online"] == "0-1"
+        assert cycle["beats in 0.5 s"] > 10
+        assert cycle["still beats"] == 0
+        assert cycle["window after wipe"]
+        assert cycle["left"] == ["", [], 0]
+        assert cycle["resources kept"]
+    first = found["cycles"][0]
+    assert "nf_tables" in first["modules"]["loaded"]
+    assert first["criu"]["status"] == 0, first["criu"]["said"]
+    assert "KSPAWN_ACPI" in first["bad ssdt"]
+    hellos = sorted(cycle["hello after"] for cycle in found["cycles"])
+    print(f"hello after {hellos} s, ping {[cycle['ping ms']['median'] for cycle in found['cycles']]} ms")
+
+
+def test_the_end_of_the_new_kernel_is_not_the_end_of_this_one(beside: Beside) -> None:
+    """A panic, a reset and a power-off there are told apart within moments; the machine goes on with all it had."""
+    boots = len(beside.link.boots)
+    found = inside(beside, "deaths")["deaths"]
+    assert "panicked" in found["c"][0]
+    assert "a reset" in found["b"][0]
+    assert "power off" in found["o"][0]
+    assert len(beside.link.boots) == boots
