@@ -6,9 +6,8 @@ it there. It is an aid, not the truth: the journal's before-images are what is g
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,11 +17,9 @@ from kupgrade.host.durable import write_durably
 from kupgrade.kernel import kspawn
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
-from kupgrade.kernel.window import Channel, Side
 from kupgrade.machine.places import Places
 from kupgrade.machine.spawn_box import Blueprint
 from kupgrade.machine.spawner import Spawner
-from kupgrade.machine.standby_client import StandbyClient
 from kupgrade.model import standby as words
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.ids import UpgradeId
@@ -182,8 +179,8 @@ class RealBeside:
             )
         try:
             spawner.start(made)
-            with self._channel(instance) as channel:
-                return spawner.await_hello(instance, channel, timeout)
+            with spawner.watch(instance) as watch:
+                return watch.await_hello(timeout)
         except KupgradeError:
             spawner.fence(instance)
             raise
@@ -193,23 +190,11 @@ class RealBeside:
         spawner = self._spawner()
         try:
             spawner.guard(instance)
-            with self._channel(instance) as channel:
-                if channel.hello_of(Side.NEW) is None:
-                    return False
-                client = StandbyClient(channel, lambda: spawner.check_alive(instance, channel))
-                client.ask(words.PING, ANSWER_TIMEOUT)
+            with spawner.watch(instance) as watch:
+                watch.client().ask(words.PING, ANSWER_TIMEOUT)
         except KupgradeError:
-            return False
+            return False  # dead, silent, or never started: either way it is not the kernel that was wanted
         return True
-
-    @contextlib.contextmanager
-    def _channel(self, instance: Instance) -> Iterator[Channel]:
-        with self._spawner().window(instance) as window:
-            channel = window.channel
-            try:
-                yield channel
-            finally:
-                del channel
 
     def fence(self, instance: Instance) -> None:
         """See the port."""
