@@ -17,6 +17,7 @@ from kupgrade.machine.standby_client import StandbyClient
 from kupgrade.model.spawn import Instance, Standby
 
 POLL = 0.005  # seconds
+GUARD_PATIENCE = 0.1  # seconds from what a guard sees to its event: it stops the CPUs first
 
 
 @dataclass
@@ -101,12 +102,11 @@ class Watch:
         """Raises KupgradeError when it is known to be dead: panic, reset, power-off, halt."""
         if self.channel.panic:
             raise KupgradeError("The new kernel panicked", f"its panic flag says {self.channel.panic:#x}")
-        stopped = ""
-        if select.select([self.device.fd], [], [], 0)[0]:
-            stopped = f"{self.device.read_event().nr_stopped} CPUs were stopped"
         reset, sleep = self.registers()
         if reset or sleep:
-            wish = "a reset" if reset else "power off"
-            raise KupgradeError(f"The new kernel wanted {wish}", stopped or "it was seen in its registers")
+            wish, why = "a reset" if reset else "power off", "no guard was set: it may have done worse"
+            if select.select([self.device.fd], [], [], GUARD_PATIENCE)[0]:
+                why = f"the guard stopped {self.device.read_event().nr_stopped} CPUs"
+            raise KupgradeError(f"The new kernel wanted {wish}", why)
         if set(self.instance.apic_ids) <= set(self.parked()):
             raise KupgradeError("The new kernel halted", "all its CPUs wait in the park loop")

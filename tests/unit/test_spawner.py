@@ -351,7 +351,12 @@ def test_silence_ends_at_the_deadline(spawner: Spawner, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("death", "said"),
-    [("panic", "panicked"), ("guard", "a reset: 2 CPUs"), ("register", "power off"), ("halt", "halted")],
+    [
+        ("panic", "panicked"),
+        ("guard", "a reset: the guard stopped 2 CPUs"),
+        ("register", "power off: no guard"),
+        ("halt", "halted"),
+    ],
 )
 def test_each_death_has_its_name(spawner: Spawner, device: Device, tmp_path: Path, death: str, said: str) -> None:
     """Long before the deadline."""

@@ -108,6 +108,6 @@ def test_the_end_of_the_new_kernel_is_not_the_end_of_this_one(beside: Beside) ->
     boots = len(beside.link.boots)
     found = inside(beside, "deaths")["deaths"]
     assert "panicked" in found["c"][0]
-    assert "a reset" in found["b"][0]
-    assert "power off" in found["o"][0]
+    assert "a reset: the guard stopped" in found["b"][0]
+    assert "power off: the guard stopped" in found["o"][0]
     assert len(beside.link.boots) == boots
