@@ -1,0 +1,52 @@
+"""The journaled steps that prepare a kernel beside this one, on a real machine, killed in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kupgrade.rehearsal import inside
+from tests.vm import beside_inside
+from tests.vm.test_spawn import Beside, beside
+
+pytestmark = pytest.mark.vm
+
+__all__ = ["beside"]  # the fixture
+
+INSTALL = """
+set -e
+for pair in own:$(uname -r) other:{release}; do
+    folder=/usr/lib/modules/${{pair#*:}}/extra
+    mkdir -p $folder && cp /root/${{pair%%:*}}.ko $folder/kspawn.ko && depmod ${{pair#*:}}
+done
+umask 077
+kupgrade plan --kernel {release} --store disk --out /root/plan.json
+"""
+KILLS = ("", "take-cpus:intent", "take-memory:effect", "spawn-kernel:intent", "spawn-kernel:effect")
+KILLS_BACK = ("spawn-kernel:undo-intent", "take-memory:undo-effect")
+
+
+@pytest.mark.parametrize("beside", [("trixie", "trixie-backports")], indirect=True, ids=["newer"])
+def test_the_steps_give_everything_back_wherever_they_are_killed(beside: Beside) -> None:
+    """Killed before and after effects and on the way back, gone on from the journal: all CPUs and memory come back."""
+    link = beside.link
+    link.write("/root/beside_inside.py", Path(beside_inside.__file__).read_bytes())
+    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", inside.POLICY.encode())
+    inside.shell(link, "systemctl start demo.service", 120.0)
+    inside.shell(link, INSTALL.format(release=beside.release), 200.0)
+    for number, kill in enumerate((*KILLS, *KILLS_BACK)):
+        words = ["/usr/bin/python3", "/root/beside_inside.py", "/root/plan.json", f"/root/journal-{number}"]
+        done = link.run([*words, kill], timeout=240.0)
+        if kill:
+            assert done.status == -9, (kill, done.stdout, done.stderr[-3000:])
+            done = link.run([*words, ""], timeout=240.0)
+        assert done.status == 0, (kill, done.stderr[-3000:])
+        found = json.loads(done.stdout.splitlines()[-1])
+        failed = [line for line in done.stderr.splitlines() if " failed " in line]
+        print(kill, found["figures"])
+        assert not failed, (kill, failed)
+        assert found["outcome"] == "rolled-back", kill
+        assert found["before"] == found["after"], kill
+        assert "spawn-kernel" in found["figures"], kill
