@@ -48,6 +48,7 @@ def rehearse(
     """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
     from kupgrade.rehearsal import faults, scenario
     from kupgrade.rehearsal import report as reports
+    from kupgrade.steps import registry
 
     if memory > 65536 // 4:
         raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
@@ -63,7 +64,7 @@ def rehearse(
         new=new,
         memory=memory,
         dirty=dirty,
-        fault=faults.parse(fault) if fault else None,
+        fault=faults.parse(fault, registry.names()) if fault else None,
         keep=keep,
         boot=boot,
         timeout=timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kupgrade.errors import UsageError
@@ -39,6 +40,11 @@ class Fault:
         return self.kind == "power-cut" and (self.step, self.moment) not in _PROTECTED
 
     @property
+    def leaves_itself(self) -> bool:
+        """Where it strikes no file can be written any more, so its own file stays armed."""
+        return self.moment == "frozen"
+
+    @property
     def armed(self) -> dict[str, str]:
         """The content of the file that arms kupgrade's own fault points; empty when the lab produces the fault."""
         if self.kind in INITRD_SCRIPTS or self.kind == "bad-initrd":
@@ -46,12 +52,17 @@ class Fault:
         return {"fault": self.kind, "step": self.step, "moment": self.moment}
 
 
-def parse(text: str) -> Fault:
-    """KIND, or KIND@STEP with an optional :MOMENT (default intent); raises UsageError."""
+def parse(text: str, steps: Collection[str] = ()) -> Fault:
+    """KIND, or KIND@STEP with an optional :MOMENT (default intent); raises UsageError.
+
+    `steps`: every step there is, `commit` aside; empty: any is taken.
+    """
     kind, at, rest = text.partition("@")
     step, _, moment = rest.partition(":")
     if kind in AT_STEP and at and step:
         moment = moment or "intent"
+        if steps and step not in {*steps, "commit"}:
+            raise UsageError(f"{step!r} is no step", "", f"Known are commit, {', '.join(sorted(steps))}")
         if moment in MOMENTS:
             return Fault(kind, step, moment)
     elif kind in WHOLE and not at:

@@ -40,6 +40,7 @@ find /var/lib/kupgrade/images /run/kupgrade/pmem -name '*.img' 2>/dev/null | gre
 grep -q /run/kupgrade/pmem /proc/mounts && echo "the mounted image store"
 pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"
+test -e /var/lib/kupgrade/fault.json && echo "a fault that never struck"
 env=/boot/grub/grubenv
 test -e $env && ! grep -qF "saved_entry=gnulinux-$(uname -r)-" $env && echo "another kernel as the boot default"
 true
@@ -118,8 +119,10 @@ def system_log(link: Link) -> str:
     return shell(link, f'{script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done', 180.0)
 
 
-def leftovers(link: Link) -> tuple[str, ...]:
-    """What an ended upgrade must not leave behind."""
+def leftovers(link: Link, fault: Fault | None = None) -> tuple[str, ...]:
+    """What an ended upgrade must not leave behind; `fault` is the one that was armed."""
+    if fault is not None and fault.leaves_itself:
+        shell(link, "rm -f /var/lib/kupgrade/fault.json")
     return tuple(line for line in shell(link, _LEFTOVERS).splitlines() if line)
 
 

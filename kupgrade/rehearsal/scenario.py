@@ -116,7 +116,7 @@ def _upgrade(
     try:
         after = inside.look(link, lambda: network.connect(PORT, 30.0))
         journal = records(inside.journal(link))
-        leftovers = inside.leftovers(link)
+        leftovers = inside.leftovers(link, options.fault)
         running_release = link.boots[-1].release
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)

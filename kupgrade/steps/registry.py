@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from kupgrade.steps import beside, bootentry, checkpoint, crossing, freeze, health, images, network, services
+from kupgrade.steps.base import kinds
 
 _ALL = (beside, bootentry, checkpoint, crossing, freeze, health, images, network, services)
+
+
+def names() -> tuple[str, ...]:
+    """The kinds of all steps, sorted."""
+    load_all()
+    return kinds()
 
 
 def load_all() -> int:

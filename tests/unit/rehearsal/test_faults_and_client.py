@@ -36,6 +36,22 @@ def test_a_misspelt_fault_is_a_usage_error_that_lists_the_known_ones(text: str) 
     assert "panic-new-kernel" in caught.value.remedy
 
 
+def test_a_step_that_does_not_exist_is_refused() -> None:
+    """A fault at a misspelt step would never strike, and what it was to show would seem shown."""
+    steps = ("dump", "cross")
+    assert parse("kill-tool@cross:effect", steps).step == "cross"
+    assert parse("power-cut@commit", steps).moment == "intent"
+    with pytest.raises(UsageError, match=r"dumb.*no step") as caught:
+        parse("kill-tool@dumb", steps)
+    assert "dump" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("text", "alone"), [("kill-tool@cross:frozen", True), ("kill-tool@cross", False)])
+def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone: bool) -> None:
+    """Everywhere else a fault that is still armed afterwards never struck, which the judge has to know."""
+    assert parse(text).leaves_itself is alone
+
+
 def serve(listener: socket.socket, pause_at: int, pause: float, stop_at: int) -> None:
     connection, _ = listener.accept()
     with connection, connection.makefile("rb") as lines:
