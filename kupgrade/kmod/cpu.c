@@ -19,7 +19,8 @@
 #define ACK_TIMEOUT_MS	1000
 /* From INIT to SIPI, and between the edges of INIT: as Linux on old hardware. */
 #define INIT_DELAY_US	10000
-#define SIPI_DELAY_US	300
+/* For the first SIPI; an emulated CPU may have to wait for its turn. */
+#define SIPI_PATIENCE_MS	20
 /* An xAPIC takes an IPI within microseconds; a broken one must not hang us. */
 #define ICR_SPINS	100000
 
@@ -121,19 +122,29 @@ int kspawn_cpu_check(u32 apic_id, u32 flags)
 	return -ENODEV;
 }
 
+static bool kspawn_acked(const u32 *ack, unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
+
+	while (!READ_ONCE(*ack) && time_before(jiffies, end))
+		usleep_range(100, 200);
+	return READ_ONCE(*ack);
+}
+
 static int kspawn_sipi(unsigned int cpu, u32 apic_id, const u32 *ack)
 {
 	int i;
 
 	kspawn_send_init(apic_id);
+	/*
+	 * A second one only if the first was missed. An emulated CPU latches it
+	 * while it waits for its turn, takes a later INIT first and then this:
+	 * what was stopped would run again.
+	 */
 	for (i = 0; i < 2; i++) {
 		kspawn_icr(apic_id, APIC_DM_STARTUP | (kspawn_trampoline() >> PAGE_SHIFT));
-		udelay(SIPI_DELAY_US);
-	}
-	for (i = 0; i < ACK_TIMEOUT_MS; i++) {
-		if (READ_ONCE(*ack))
+		if (kspawn_acked(ack, i ? ACK_TIMEOUT_MS : SIPI_PATIENCE_MS))
 			return 0;
-		usleep_range(1000, 2000);
 	}
 	/* It must not wake up later and find another trampoline. */
 	kspawn_send_init(apic_id);
