@@ -14,12 +14,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.errors import BadInputError, KernelError, KupgradeError
+from kupgrade.errors import BadInputError, KernelError, KupgradeError, ToolError
 from kupgrade.host import command
 
 SECTOR = 512  # bytes; all of device-mapper counts in these
 CHUNK = 8  # sectors: 4 KiB, a file system block, so that little more is copied than was written
 _TIMEOUT = 60.0  # seconds
+_ABSENT = "Device does not exist"  # dmsetup's word; its exit status is the same for every failure
 _USAGE = re.compile(r"(\d+)/(\d+) (\d+)")
 
 
@@ -87,9 +88,13 @@ def node(name: str) -> Path:
 
 
 def status(name: str) -> Status | None:
-    """None: there is no such device."""
-    if command.run(["dmsetup", "info", name], timeout=_TIMEOUT, check=False).status != 0:
-        return None
+    """None: there is no such device. Raises ToolError when dmsetup cannot tell."""
+    argv = ("dmsetup", "info", name)
+    done = command.run(argv, timeout=_TIMEOUT, check=False)
+    if done.status != 0:
+        if _ABSENT in done.stderr + done.stdout:
+            return None
+        raise ToolError(argv, done.status, done.stderr or done.stdout, "Run as root, with dm_mod loaded")
     return parse_status(command.run(["dmsetup", "status", name], timeout=_TIMEOUT).stdout)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command, standby
 from kupgrade.host.durable import write_durably
 from kupgrade.kernel import kspawn
@@ -186,14 +186,19 @@ class RealBeside:
             raise
 
     def answers(self, instance: Instance) -> bool | None:
-        """See the port. The guard is armed again: it died with the process that had it."""
-        spawner = self._spawner()
+        """See the port. The guard is armed again: it died with the process that had it.
+
+        Dead, silent, or never started is a no; a device or a window that cannot be had tells nothing.
+        """
         try:
+            spawner = self._spawner()
             spawner.guard(instance)
             with spawner.watch(instance) as watch:
                 watch.client().ask(words.PING, ANSWER_TIMEOUT)
+        except KernelError:
+            return None
         except KupgradeError:
-            return False  # dead, silent, or never started: either way it is not the kernel that was wanted
+            return False
         return True
 
     def fence(self, instance: Instance) -> None:

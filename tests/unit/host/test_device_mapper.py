@@ -46,6 +46,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tool.write_text(
         f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n[ ! -e {tmp_path}/fail-$1 ] || exit 1\n'
         f'[ "$1" != status ] || cat {tmp_path}/status\n'
+        f'[ "$1" != info ] || [ ! -e {tmp_path}/absent ] || {{ echo "Device does not exist."; exit 1; }}\n'
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
@@ -80,11 +81,18 @@ def test_a_store_that_was_used_before_is_not_taken_over(calls: Path) -> None:
 
 
 def test_a_missing_device_is_no_status_and_nothing_to_remove(calls: Path) -> None:
-    """dmsetup info fails: None, and remove does nothing."""
-    (calls / "fail-info").touch()
+    """dmsetup says so: None, and remove does nothing."""
+    (calls / "absent").touch()
     assert dm.status("root") is None
     dm.remove("root")
     assert "remove --retry root" not in noted(calls)
+
+
+def test_a_dmsetup_that_cannot_tell_is_no_missing_device(calls: Path) -> None:
+    """Any other failure is an error: what is not known to be gone is not taken for gone."""
+    (calls / "fail-info").touch()
+    with pytest.raises(ToolError):
+        dm.status("root")
 
 
 @pytest.mark.parametrize("found", [None, Status(Target.SNAPSHOT, 8, failure="Invalid")])
