@@ -10,7 +10,7 @@ from pathlib import Path
 from kupgrade.host.command import run
 from kupgrade.rehearsal import bootdisk, rootfs, spawn_module, tree
 from kupgrade.rehearsal.cache import Cache, key
-from kupgrade.rehearsal.packages import KernelPackages
+from kupgrade.rehearsal.packages import SUITES, KernelPackages
 from kupgrade.rehearsal.qemu import Machine
 from kupgrade.rehearsal.suites import Archive, mirror
 from kupgrade.rehearsal.toolbox import Progress, Toolbox, toolbox
@@ -91,7 +91,8 @@ def build(
     line = command_line() if line is None else line
     archive = Archive(cache, mirror())
     progress("asking the mirror for kernels")
-    chosen = [archive.kernel(wanted) for wanted in (old, *([new] if isinstance(new, str) else new))]
+    suites = spawn_module.SUITES if kspawn else SUITES  # without headers there is no module
+    chosen = [archive.kernel(wanted, suites=suites) for wanted in (old, *([new] if isinstance(new, str) else new))]
     progress(f"from {chosen[0].release} to {', '.join(kernel.release for kernel in chosen[1:])}")
     tools = toolbox(archive, progress)
     base = rootfs.base(archive, progress)
