@@ -40,13 +40,13 @@ PARTS: dict[str, set[str]] = {
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
-    "standby": WORDS | MECHANISM,
     "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
     # L4: faces
     "log": WORDS | {"core"},
     "worker": WORDS | MECHANISM | {"journal"},
     "resume": WORDS | {"journal", "statedir", "machine", "log"},
+    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine"},
     "rehearsal": WORDS | {"core", "host", "journal"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}

@@ -2,7 +2,8 @@
 
 The same answer after Ctrl-C, a power cut, or in the new kernel. Three step kinds carry meaning here: `cross` passes
 authority, `dump` makes the images that may be restored, `thaw` is the output commit (after its intent is on disk the
-images are dead, whatever happened next).
+images are dead, whatever happened next). With a kernel beside this one authority passes by `hand-over`, and `take-disk`,
+the first write to what the old kernel has mounted, comes before `thaw` and after the commit.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from kupgrade.model.ids import Ticket
 from kupgrade.model.plan import Scope, Side
 from kupgrade.model.record import Now, Outcome, State, StepStatus
+from kupgrade.model.workload import StoreKind
 
 CROSS = "cross"
+HAND_OVER = "hand-over"
+TAKE_DISK = "take-disk"
 DUMP = "dump"
 FREEZE = "freeze"
 THAW = "thaw"
@@ -26,6 +30,8 @@ MARK_GOOD = "mark-good"
 REPEATED = frozenset(
     {
         "stage-initrd",
+        "ready-standby",
+        "ship-images",
         "gate",
         "arm-watchdog",
         "probe",
@@ -34,6 +40,10 @@ REPEATED = frozenset(
         "release-units",
         "wipe-images",
         "unstage-initrd",
+        "take-disk",
+        "start-system",
+        "adopt-units",
+        "retire-old",
     }
 )
 
@@ -92,9 +102,20 @@ def status_of(state: State, kind: str) -> StepStatus:
     return StepStatus.NEW if index is None else state.steps[index].status
 
 
+def crossing_of(state: State) -> int | None:
+    """The position of the step that passes authority, or None."""
+    return next((i for i, spec in enumerate(state.plan.steps) if spec.kind in (CROSS, HAND_OVER)), None)
+
+
 def armed(state: State) -> bool:
     """Whether the crossing has been started."""
-    return status_of(state, CROSS) is not StepStatus.NEW
+    index = crossing_of(state)
+    return index is not None and state.steps[index].status is not StepStatus.NEW
+
+
+def volatile(state: State) -> bool:
+    """Whether the images are in memory only: a restart of the machine ends them."""
+    return state.plan.store == StoreKind.WINDOW.value
 
 
 def jump_cut_short(state: State) -> bool:
@@ -117,6 +138,8 @@ def images_valid(state: State) -> bool:
     step = state.steps[dump]
     if status_of(state, THAW) is not StepStatus.NEW or state.committed:
         return False
+    if volatile(state) and state.fell_back:
+        return False
     freeze = step_index(state, FREEZE)
     if freeze is not None and state.steps[freeze].status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE):
         return False
@@ -130,7 +153,7 @@ def images_valid(state: State) -> bool:
 def _same_boot(state: State, now: Now) -> Decision:
     if state.undoing:
         return _undo_next(state, now)
-    cross = step_index(state, CROSS)
+    cross = crossing_of(state)
     for index, step in enumerate(state.steps):
         spec = state.plan.steps[index]
         match step.status:
@@ -176,7 +199,7 @@ def _run_new(state: State, index: int) -> Decision:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the new kernel, which has not claimed", index)
     if side is Side.OLD and state.crossed:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the old kernel", index)
-    if spec.kind == THAW and not state.committed:
+    if spec.kind in (TAKE_DISK, THAW) and not state.committed:
         return Decision(Action.COMMIT, "restored and verified in the dark")
     if state.cold and spec.scope is Scope.BOOT:
         return _skip_dead(state, index)
@@ -244,7 +267,7 @@ def _undo_applies(state: State, index: int, now: Now) -> bool:
     if spec.scope is not Scope.BOOT:
         return True
     # Effects of an earlier boot are gone with it; the crossing itself is undone only from the new kernel.
-    if spec.kind == CROSS:
+    if spec.kind in (CROSS, HAND_OVER):
         return step.boot_id == now.boot_id or (state.crossed and not state.fell_back)
     if spec.kind == FREEZE:
         # In a later boot its undo thaws the restored copies.
@@ -265,7 +288,8 @@ def _must_reenter(state: State, now: Now) -> bool:
 
 def _other_boot(state: State, now: Now) -> Decision:
     plan = state.plan
-    at_stake = state.committed or images_valid(state)
+    lost = volatile(state) and not _has_ticket(state, now)
+    at_stake = state.committed or (images_valid(state) and not lost)
     if now.release not in (plan.old_release, plan.new_release) and at_stake:
         return Decision(Action.ASK_HUMAN, f"{now.release} runs, which is neither the old nor the new release")
     if state.committed:
@@ -292,7 +316,7 @@ def _has_ticket(state: State, now: Now) -> bool:
 
 def _armed_epoch(state: State) -> int:
     """The epoch that the crossing put on the command line; each claim raises the journal's own by one."""
-    index = step_index(state, CROSS)
+    index = crossing_of(state)
     before = state.steps[index].before if index is not None else None
     return int((before or {}).get("epoch", 1))
 
@@ -306,6 +330,6 @@ def _fall_back_reason(state: State) -> str:
 
 
 def _foreign_reboot(state: State, now: Now) -> Decision:
-    if images_valid(state) and now.release != state.plan.old_release:
+    if images_valid(state) and not volatile(state) and now.release != state.plan.old_release:
         return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
     return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")

@@ -40,6 +40,7 @@ class Taken:
 
     cpus: CpusBefore | None = None
     memory: MemoryRange | None = None
+    instance: Instance | None = None
 
 
 @dataclass
@@ -177,6 +178,7 @@ class RealBeside:
                 "its image, initramfs or this host changed",
                 "Plan again",
             )
+        self._note(replace(self._noted(), instance=instance))
         try:
             spawner.start(made)
             with spawner.watch(instance) as watch:
@@ -200,6 +202,13 @@ class RealBeside:
         except KupgradeError:
             return False
         return True
+
+    def started(self) -> tuple[Spawner, Instance]:
+        """The spawner and the kernel that it started last. Raises KupgradeError when there is none."""
+        instance = self._noted().instance
+        if instance is None:
+            raise KupgradeError("No kernel was started beside this one", "nothing is noted in /run")
+        return self._spawner(), instance
 
     def fence(self, instance: Instance) -> None:
         """See the port."""
