@@ -47,7 +47,6 @@ class Log(Protocol):
         ...
 
 
-
 # `by` of an UNDO_REQUESTED record.
 BY_TOOL = "kupgrade"
 

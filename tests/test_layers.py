@@ -93,12 +93,7 @@ def test_every_part_has_its_place() -> None:
 def test_the_table_itself_goes_down_only() -> None:
     """Every part names only parts that stand above it in the table, so there can be no circle."""
     order = list(PARTS)
-    wrong = [
-        (part, used)
-        for part, uses in PARTS.items()
-        for used in uses
-        if order.index(used) >= order.index(part)
-    ]
+    wrong = [(part, used) for part, uses in PARTS.items() for used in uses if order.index(used) >= order.index(part)]
     assert not wrong
 
 

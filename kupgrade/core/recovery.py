@@ -2,8 +2,8 @@
 
 The same answer after Ctrl-C, a power cut, or in the new kernel. Three step kinds carry meaning here: `cross` passes
 authority, `dump` makes the images that may be restored, `thaw` is the output commit (after its intent is on disk the
-images are dead, whatever happened next). With a kernel beside this one authority passes by `hand-over`, and `take-disk`,
-the first write to what the old kernel has mounted, comes before `thaw` and after the commit.
+images are dead, whatever happened next). With a kernel beside this one authority passes by `hand-over`; `take-disk`,
+the first write to what the old kernel has mounted, comes after the commit and before `thaw`.
 """
 
 from __future__ import annotations

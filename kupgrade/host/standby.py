@@ -20,8 +20,10 @@ from kupgrade.host.filetree import DIRECTORY, FileTree
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import KernelRelease
 
-TOOLS = ("mount", "mkdir", "sleep", "cat", "python3", "criu", "modprobe", "insmod", "ip", "nft", "dmsetup", "losetup")
-TOOLS = (*TOOLS, "blkid", "switch_root")
+TOOLS = (
+    *("mount", "mkdir", "sleep", "cat", "python3", "criu", "modprobe", "insmod", "ip", "nft"),
+    *("dmsetup", "losetup", "switch_root"),
+)
 OPTIONAL_TOOLS = ("umount", "blockdev", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # Opened by name at run time, so no ELF file names them: by glibc for ending threads, by kmod for packed modules.

@@ -48,7 +48,6 @@ class RealBeside:
     """A kernel beside this one. The device stays open once it is used: the guard lives as long as it."""
 
     places: Places
-    serial: int = 0  # number of a serial port that is to be the new kernel's own; 0: none
     _device: Kspawn | None = field(default=None, repr=False)
 
     @property
@@ -162,7 +161,7 @@ class RealBeside:
             cmdline=read_text(self.root / "proc/cmdline").strip(),
             memory=memory,
             window=order.window,
-            serial=self.serial,
+            serial=order.serial,
             extra=order.extra,
         )
         return self._spawner().lay_out(wanted, cpus)

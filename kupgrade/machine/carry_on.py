@@ -10,14 +10,14 @@ from pathlib import Path
 from kupgrade.errors import ExitCode, NeedsHumanError
 from kupgrade.machine import host, standing
 from kupgrade.machine.places import Places
-from kupgrade.model.handover import Stage, TakeOver
+from kupgrade.model.handover import Stage
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
 LOCK = "early.lock"  # the boot's own agent waits for it
 
 
-def run(order: TakeOver) -> int:
+def run() -> int:
     """Claim, restore, commit, and everything after it; the exit code. Raises KupgradeError.
 
     What goes wrong before the commit is told to the old kernel at once: undoing it here would only make the way back

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
@@ -62,7 +62,6 @@ class RealHandover:
     places: Places
     libc: Libc
     beside: RealBeside
-    deadline: float = 60.0  # seconds the new kernel has to commit
     _ports: dict[tuple[str, ...], tuple[Movable, ...]] = field(default_factory=dict)
 
     # Before the blackout
@@ -77,14 +76,14 @@ class RealHandover:
             client.ask(standby.CRIU_CHECK, READY_TIMEOUT)
             return str(client.ask(standby.PREPARE, READY_TIMEOUT, tcp=tcp, udp=udp).get("criu", ""))
 
-    def ship(self, store: Store, workloads: Sequence[Workload], *, final: bool) -> int:
+    def ship(self, store: Store) -> int:
         """See the port."""
         with self._watching() as watch:
-            return shipping.ship(watch, Path(store.path), final=final)
+            return shipping.ship(watch, Path(store.path), final=False)
 
     # The blackout
 
-    def hand_over(self, store: Store, workloads: Sequence[Workload], disk: DiskFound, ports: Sequence[str]) -> None:
+    def hand_over(self, store: Store, disk: DiskFound, ports: Sequence[str], deadline: float) -> None:
         """See the port."""
         spawner, instance = self.beside.started()
         movables = self._movables(ports)
@@ -96,7 +95,7 @@ class RealHandover:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
                 shipping.ship(watch, Path(store.path), final=True)
-                note = Note(instance, tuple(ports), store, told=False, deadline=time.monotonic() + self.deadline)
+                note = Note(instance, tuple(ports), store, told=False, deadline=time.monotonic() + deadline)
                 self._put(note)
                 try:
                     self._freeze()
@@ -104,7 +103,7 @@ class RealHandover:
                     buses.quiesce(spawner.device, movables)
                     faults.strike(self.places, "hand-over", "quiesced")
                     self._put(Note(note.instance, note.ports, store, told=True, deadline=note.deadline))
-                    order = TakeOver(**{**_fields(order), "clock": time.time()})
+                    order = replace(order, clock=time.time())
                     watch.client().ask(standby.TAKE_OVER, ASK_TIMEOUT, order=encode(order))
                     faults.strike(self.places, "hand-over", "told")
                     self._attend(watch, spawner, note)
@@ -149,7 +148,7 @@ class RealHandover:
             elif now - last_beat > STALL:
                 raise KupgradeError("The new kernel stands still", f"no heartbeat for {STALL:g} s")
             if now > note.deadline:
-                raise KupgradeError("The new kernel did not commit in time", f"{self.deadline:g} s are over")
+                raise KupgradeError("The new kernel did not commit in time", "its deadline is over")
             if self.places.rollback_request.exists():
                 raise KupgradeError("The operator asked to roll back", self.places.rollback_request.read_text().strip())
             if now - asked > ASK_EVERY:
@@ -267,7 +266,3 @@ class RealHandover:
             return decode(Note, json.loads(path.read_text()), str(path))
         except FileNotFoundError:
             return None
-
-
-def _fields(order: TakeOver) -> dict[str, object]:
-    return {name: getattr(order, name) for name in TakeOver.__slots__}

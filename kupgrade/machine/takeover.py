@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.systemd import Systemd
@@ -38,7 +37,6 @@ class RealTakeover:
     systemd: Systemd
     checkpoints: RealCheckpoints
     uuid: str
-    _told: bool = field(default=False)
 
     def give_up(self, reason: str) -> None:
         """See the port."""
@@ -93,7 +91,7 @@ class RealTakeover:
             restorer.pidfile_path(self.places, workload.name).write_text(f"{workload.root_pid}\n")
             restorer.open_gate(self.places, workload.name, 0)
         for workload in mine:
-            _await(lambda w=workload: self.checkpoints.adopted_yet(w), deadline, f"{workload.unit} did not adopt")  # type: ignore[misc]
+            _await(partial(self.checkpoints.adopted_yet, workload), deadline, f"{workload.unit} did not adopt")
 
     def retire(self, ports: Sequence[str], timeout: float) -> dict[str, float | int | str]:
         """See the port."""
@@ -112,13 +110,8 @@ class RealTakeover:
         return (self.places.run / INHERITED).exists()
 
 
-def _await(there: object, deadline: float, what: str) -> None:
-    while not there():  # type: ignore[operator]
+def _await(there: Callable[[], bool], deadline: float, what: str) -> None:
+    while not there():
         if time.monotonic() > deadline:
             raise KupgradeError(what, "its time is over")
         time.sleep(POLL)
-
-
-def root_of(path: Path) -> int:
-    """The device number of the file system that holds `path`."""
-    return os.stat(path).st_dev

@@ -174,7 +174,7 @@ def _carry_on(here: Here, order: TakeOver) -> int:
     if not Child.inside:
         new_root.enter(order, Libc())
     new_root.await_links(order.links)
-    return carry_on.run(order)
+    return carry_on.run()
 
 
 def foreign(cmdline: CommandLine) -> bool:

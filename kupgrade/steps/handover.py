@@ -71,7 +71,6 @@ class ShipImages:
     irreversible: ClassVar[bool] = False
     before: ClassVar[type] = Nothing
     store: Store
-    workloads: tuple[Workload, ...]
 
     def describe(self) -> str:
         """One clause."""
@@ -87,7 +86,7 @@ class ShipImages:
 
     def do(self, host: HasHandover, before: Nothing) -> Figures:
         """Ship; bytes."""
-        return {"bytes": host.handover.ship(self.store, self.workloads, final=False)}
+        return {"bytes": host.handover.ship(self.store)}
 
     def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""
@@ -120,6 +119,7 @@ class HandOver:
     fstype: str
     options: str
     cow: int
+    deadline: float  # seconds the new kernel has to commit
 
     def describe(self) -> str:
         """One clause."""
@@ -136,7 +136,7 @@ class HandOver:
     def do(self, host: HasHandover, before: Armed) -> None:
         """Does not return when it works: this kernel ends."""
         disk = DiskFound(self.uuid, self.fstype, self.options, self.cow)
-        host.handover.hand_over(self.store, self.workloads, disk, self.ports)
+        host.handover.hand_over(self.store, disk, self.ports, self.deadline)
 
     def undo(self, host: HasBothSides, before: Armed, context: UndoContext) -> None:
         """In the new kernel: ask to be stopped. In the old one: what a killed worker left is settled first."""

@@ -25,11 +25,11 @@ class Handover(Protocol):
     def ready(self, modules: Sequence[str], workloads: Sequence[Workload]) -> str:
         """Let the new kernel load what its devices need, warm criu up and lock its network; criu's complaint, or ""."""
 
-    def ship(self, store: Store, workloads: Sequence[Workload], *, final: bool) -> int:
-        """Copy images through the window into the new kernel's memory; bytes."""
+    def ship(self, store: Store) -> int:
+        """Copy the rounds so far through the window into the new kernel's memory; bytes."""
 
-    def hand_over(self, store: Store, workloads: Sequence[Workload], disk: DiskFound, ports: Sequence[str]) -> None:
-        """Freeze file systems, quiesce the devices behind `ports`, let the new kernel take over; watch it.
+    def hand_over(self, store: Store, disk: DiskFound, ports: Sequence[str], deadline: float) -> None:
+        """Freeze file systems, quiesce the devices behind `ports`, let the new kernel take over; watch it (seconds).
 
         Raises KupgradeError when it failed before its commit: then everything is back. Else this kernel ends in here.
         """
