@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import crossing_of
+from kupgrade.core.stakes import crossing_of
 from kupgrade.model.record import Record, RecordKind, State
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked

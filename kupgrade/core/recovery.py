@@ -11,17 +11,23 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from kupgrade.core.stakes import (
+    CROSS,
+    DUMP,
+    FREEZE,
+    HAND_OVER,
+    THAW,
+    armed,
+    crossing_of,
+    images_valid,
+    step_index,
+    volatile,
+)
 from kupgrade.model.ids import Ticket
 from kupgrade.model.plan import Scope, Side
 from kupgrade.model.record import Now, Outcome, State, StepStatus
-from kupgrade.model.workload import StoreKind
 
-CROSS = "cross"
-HAND_OVER = "hand-over"
 TAKE_DISK = "take-disk"
-DUMP = "dump"
-FREEZE = "freeze"
-THAW = "thaw"
 MARK_GOOD = "mark-good"
 
 # Kinds whose verify sees less than their do does: a question asked (was the answer yes?), a deed with a second half
@@ -89,65 +95,6 @@ def decide(state: State, now: Now) -> Decision:
     if now.boot_id == state.boot_id:
         return _same_boot(state, now)
     return _other_boot(state, now)
-
-
-def step_index(state: State, kind: str) -> int | None:
-    """The position of the first step of `kind`, or None."""
-    return next((i for i, spec in enumerate(state.plan.steps) if spec.kind == kind), None)
-
-
-def status_of(state: State, kind: str) -> StepStatus:
-    """The status of the first step of `kind`; NEW when the plan has none."""
-    index = step_index(state, kind)
-    return StepStatus.NEW if index is None else state.steps[index].status
-
-
-def crossing_of(state: State) -> int | None:
-    """The position of the step that passes authority, or None."""
-    return next((i for i, spec in enumerate(state.plan.steps) if spec.kind in (CROSS, HAND_OVER)), None)
-
-
-def armed(state: State) -> bool:
-    """Whether the crossing has been started."""
-    index = crossing_of(state)
-    return index is not None and state.steps[index].status is not StepStatus.NEW
-
-
-def volatile(state: State) -> bool:
-    """Whether the images are in memory only: a restart of the machine ends them."""
-    return state.plan.store == StoreKind.WINDOW.value
-
-
-def jump_cut_short(state: State) -> bool:
-    """Whether a worker may have been killed between the freeze of the file systems and a jump, in this boot.
-
-    Then nothing can be recorded before they are thawed; to thaw file systems that are not frozen changes nothing.
-    """
-    return armed(state) or state.reentries > 0
-
-
-def images_valid(state: State) -> bool:
-    """Whether no copy of the workloads has run since the dump: its images, if they are complete, may be restored.
-
-    Dead after the intent to thaw: in the new kernel (thaw) as in the old one (undo of freeze), or once the undo of
-    the dump has begun in the boot in which it was made, because that undo withdraws the images before the thaw.
-    """
-    dump = step_index(state, DUMP)
-    if dump is None:
-        return False
-    step = state.steps[dump]
-    if status_of(state, THAW) is not StepStatus.NEW or state.committed:
-        return False
-    if volatile(state) and state.fell_back:
-        return False
-    freeze = step_index(state, FREEZE)
-    if freeze is not None and state.steps[freeze].status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE):
-        return False
-    if step.status in (StepStatus.DONE, StepStatus.STARTED):
-        # STARTED: the originals were frozen and did not run again; whether the dump was finished, the mark tells.
-        return True
-    undone = step.status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE)
-    return undone and step.undo_boot_id != step.boot_id
 
 
 def _same_boot(state: State, now: Now) -> Decision:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kupgrade.core.recovery import CROSS, HAND_OVER, THAW, Action, Decision, images_valid, status_of
+from kupgrade.core.recovery import Action, Decision
+from kupgrade.core.stakes import CROSS, HAND_OVER, THAW, images_valid, status_of
 from kupgrade.model.plan import Side
 from kupgrade.model.record import Outcome, Stage, State, StepStatus
 

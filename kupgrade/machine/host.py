@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import HAND_OVER, jump_cut_short, step_index
+from kupgrade.core.stakes import HAND_OVER, jump_cut_short, step_index
 from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
