@@ -40,6 +40,7 @@ class Taken:
 
     cpus: CpusBefore | None = None
     memory: MemoryRange | None = None
+    instance: Instance | None = None
 
 
 @dataclass
@@ -47,7 +48,6 @@ class RealBeside:
     """A kernel beside this one. The device stays open once it is used: the guard lives as long as it."""
 
     places: Places
-    serial: int = 0  # number of a serial port that is to be the new kernel's own; 0: none
     _device: Kspawn | None = field(default=None, repr=False)
 
     @property
@@ -161,7 +161,7 @@ class RealBeside:
             cmdline=read_text(self.root / "proc/cmdline").strip(),
             memory=memory,
             window=order.window,
-            serial=self.serial,
+            serial=order.serial,
             extra=order.extra,
         )
         return self._spawner().lay_out(wanted, cpus)
@@ -177,6 +177,7 @@ class RealBeside:
                 "its image, initramfs or this host changed",
                 "Plan again",
             )
+        self._note(replace(self._noted(), instance=instance))
         try:
             spawner.start(made)
             with spawner.watch(instance) as watch:
@@ -200,6 +201,13 @@ class RealBeside:
         except KupgradeError:
             return False
         return True
+
+    def started(self) -> tuple[Spawner, Instance]:
+        """The spawner and the kernel that it started last. Raises KupgradeError when there is none."""
+        instance = self._noted().instance
+        if instance is None:
+            raise KupgradeError("No kernel was started beside this one", "nothing is noted in /run")
+        return self._spawner(), instance
 
     def fence(self, instance: Instance) -> None:
         """See the port."""

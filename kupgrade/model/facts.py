@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kupgrade.model.spawn_facts import SpawnFacts
 from kupgrade.model.workload import Workload
 
 
@@ -105,6 +106,7 @@ class Facts:
     checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
     early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
     unknown: Mapping[str, str] = field(default_factory=dict)
+    spawn: SpawnFacts | None = None  # None: not asked
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -122,7 +124,7 @@ class Facts:
         for entry in self.workloads:
             pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
             found[f"processes of {entry.name}"] = pids
-        return found
+        return {**found, **(self.spawn.values if self.spawn else {})}
 
     @property
     def digest(self) -> str:
