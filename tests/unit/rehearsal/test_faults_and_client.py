@@ -103,3 +103,21 @@ def test_a_closed_connection_counts_as_a_reset() -> None:
     """A server that closes early is a lost connection, not a short run."""
     seen = run(stop_at=10).recording
     assert seen.resets == 1 and len(seen.answered) == 10
+
+
+def test_a_pause_divides_what_one_connection_saw() -> None:
+    """Requests before and after a pause are judged apart, over the same connection, and the pause is no gap."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, -1, 0.0, -1), daemon=True).start()
+        client = Client(socket.create_connection(listener.getsockname()), 0.005)
+        time.sleep(0.2)
+        first = client.pause(2.0)
+        time.sleep(0.3)
+        client.go_on()
+        time.sleep(0.2)
+        second = client.pause(2.0)
+        whole = client.stop(2.0)
+    assert len(first.sent) == len(first.answered) > 10
+    assert len(second.sent) == len(second.answered) > 10
+    assert second.longest_gap < 0.2 < whole.longest_gap
+    assert len(whole.sent) == len(first.sent) + len(second.sent) and whole.in_order
