@@ -96,7 +96,7 @@ class SpawnEngine:
                     serial=options.serial,
                 )
             ),
-            spec(ReadyStandby(choice.modules, order.workloads)),
+            spec(ReadyStandby(choice.modules, order.workloads, WRITES)),
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
@@ -133,7 +133,6 @@ class SpawnEngine:
                     uuid=choice.root_uuid,
                     fstype=choice.root_fstype,
                     options=choice.root_options,
-                    cow=WRITES,
                     deadline=options.restore_deadline,
                 )
             ),

@@ -66,7 +66,7 @@ class RealHandover:
 
     # Before the blackout
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload]) -> str:
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int) -> str:
         """See the port."""
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
         udp = sorted({port for w in workloads for port in w.udp_ports})
@@ -74,7 +74,7 @@ class RealHandover:
             client = watch.client()
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
             client.ask(standby.CRIU_CHECK, READY_TIMEOUT)
-            return str(client.ask(standby.PREPARE, READY_TIMEOUT, tcp=tcp, udp=udp).get("criu", ""))
+            return str(client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp).get("criu", ""))
 
     def ship(self, store: Store) -> int:
         """See the port."""
@@ -121,7 +121,7 @@ class RealHandover:
         environment = {"KUPGRADE_FAULTS": "1"} if faults.passed_on() else {}
         encoded = base64.b64encode(table).decode()
         return TakeOver(
-            encoded, disk.uuid, disk.fstype, disk.options, disk.cow, store.path, tuple(links), time.time(), environment
+            encoded, disk.uuid, disk.fstype, disk.options, store.path, tuple(links), time.time(), environment
         )
 
     def _freeze(self) -> None:
