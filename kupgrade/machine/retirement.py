@@ -11,27 +11,24 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from kupgrade.core import inheritance
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.kernel import cpu, cpu_numbers, memory_blocks
-from kupgrade.kernel.kspawn import Entry, Kspawn
-from kupgrade.kernel.libc import read_text
+from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.machine import buses, spawn_box
+from kupgrade.machine.own_park import Loop, own_box
 from kupgrade.machine.standby_client import AgentError, StandbyClient
 from kupgrade.model import standby
 from kupgrade.model.codec import encode
-from kupgrade.model.kernel import CommandLine
-from kupgrade.model.machine import MemoryRange, PciAddress
+from kupgrade.model.machine import PciAddress
 from kupgrade.model.pci import Movable
-from kupgrade.model.spawn import BOX_PARAMETER, Instance, parse_range
+from kupgrade.model.spawn import Instance
 from kupgrade.model.standby import Legacy
 
-PARK_PATIENCE = 5.0  # seconds for a CPU to be in the loop
-POLL = 0.002
 ONLINE_TIMEOUT = 30.0  # seconds for the new kernel to run on a CPU
 TABLE_TIMEOUT = 30.0
 
@@ -55,20 +52,22 @@ class Retirement:
     told: Told = _untold
 
     @property
-    def entry(self) -> Entry:
-        """The new kernel's park loop."""
-        return Entry(self.instance.park, self.instance.page_tables)
+    def loop(self) -> Loop:
+        """Where the new kernel's CPUs wait."""
+        return replace(Loop.of(self.device, self.instance), pause=self.pause, clock=self.clock)
 
-    def waiting(self) -> tuple[int, ...]:
-        """The APIC IDs of the CPUs in the new kernel's park loop. Raises KernelError."""
-        area = spawn_box.control_area(self.instance)
-        mapping = self.device.map(area.start, area.size, writable=False)
-        with contextlib.closing(mapping), memoryview(mapping) as control:
-            return spawn_box.parked(control, self.instance)
+    @property
+    def own(self) -> Loop | None:
+        """Where this kernel's wait, if it was itself spawned."""
+        found = Loop.own(self.device, self.root)
+        return found and replace(found, pause=self.pause, clock=self.clock)
 
     def last(self) -> tuple[int, ...]:
-        """The APIC IDs of the CPUs that go with this kernel's end, the one that it ends on last."""
-        return (self.device.info().boot_apic_id,)
+        """The APIC IDs of the CPUs that go with this kernel's end: the bootstrap processor, which may get no INIT, and
+        the one that this kernel ends on.
+        """
+        boot = self.device.info().boot_apic_id
+        return (boot,) if boot == self.instance.bsp else (self.instance.bsp, boot)
 
     # CPUs
 
@@ -95,6 +94,11 @@ class Retirement:
             cpu.take_offline(number, self.root)
         try:
             wanted = self._park(apic_id) or number is not None
+        except KernelError as error:
+            if number is None and error.errno == errno.ENODEV:
+                return False  # it is not there at all
+            self._take_back(apic_id, number)
+            raise
         except KupgradeError:
             self._take_back(apic_id, number)
             raise
@@ -103,7 +107,7 @@ class Retirement:
         try:
             self.client.ask(standby.ONLINE_CPU, ONLINE_TIMEOUT, apic_id=apic_id, park=self.instance.park)
         except KupgradeError:
-            if apic_id in self.waiting():
+            if apic_id in self.loop.waiting():
                 self._take_back(apic_id, number)
             raise
         self.told(f"CPU with APIC ID {apic_id}", self.clock() - began)
@@ -112,27 +116,20 @@ class Retirement:
     def _park(self, apic_id: int) -> bool:
         """Have it wait in the new kernel's loop; True when it had passed before."""
         try:
-            self.device.start(apic_id, self.entry, foreign=True)
+            self.device.start(apic_id, self.loop.entry, foreign=True)
         except KernelError as error:
             if error.errno != errno.EALREADY:
                 raise
             return True
-        self._await_parked(apic_id)
+        self.loop.await_parked(apic_id)
         return False
 
-    def _await_parked(self, apic_id: int) -> None:
-        deadline = self.clock() + PARK_PATIENCE
-        while apic_id not in self.waiting():
-            if self.clock() > deadline:
-                raise KupgradeError(
-                    f"The CPU with APIC ID {apic_id} does not wait for its new kernel", "it was started"
-                )
-            self.pause(POLL)
-
     def _take_back(self, apic_id: int, number: int | None) -> None:
-        with contextlib.suppress(KernelError):  # what is told is the first error
+        with contextlib.suppress(KupgradeError):  # what is told is the first error
             self.device.stop(apic_id, foreign=True)
             if number is not None:
+                if (own := self.own) is not None:
+                    own.admit(apic_id)
                 cpu.bring_online(number, self.root)
 
     def _still(self, apic_id: int, number: int | None) -> None:
@@ -142,7 +139,7 @@ class Retirement:
         try:
             self.device.stop(apic_id, foreign=True)
         except KernelError as error:
-            if error.errno not in (errno.ENODEV, errno.EPERM):
+            if error.errno != errno.ENODEV:
                 raise
 
     # Memory, buses, the end
@@ -152,9 +149,7 @@ class Retirement:
         found = memory_blocks.physical_map(self.root)
         if found is None:
             raise KupgradeError("The memory of this kernel is not known", "it hides the addresses of /proc/iomem")
-        own = CommandLine.parse(read_text(self.root / "proc/cmdline")).get(BOX_PARAMETER)
-        own_box: MemoryRange | None = parse_range(own) if own is not None else None
-        memory = inheritance.passing(found.ram, own_box, self.instance.box)
+        memory = inheritance.passing(found.ram, own_box(self.root), self.instance.box)
         return Legacy(self.instance.park, self.last(), memory)
 
     def promise(self) -> Legacy:
@@ -183,9 +178,42 @@ class Retirement:
         self.told(f"{len(movables)} buses", self.clock() - began)
 
     def leave(self) -> NoReturn:
-        """This kernel ends. Raises KernelError, and then nothing was done."""
-        self.device.leave(self.entry)
+        """This kernel ends. Raises KupgradeError, and then nothing was done."""
+        number = self._send_bsp()
+        try:
+            self.device.leave(self.loop.entry)
+        except KernelError:
+            self._fetch_bsp(number)
+            raise
         raise KupgradeError("This kernel did not end", "KSPAWN_LEAVE returned")
+
+    def _send_bsp(self) -> int | None:
+        """The bootstrap processor, where it is not the CPU to end on, goes to the new kernel's loop by mail.
+
+        Returns the number that this kernel ran on it by, if it did.
+        """
+        bsp, own = self.instance.bsp, self.own
+        if own is None or self.last()[-1] == bsp or bsp in self.loop.waiting():
+            return None
+        online = cpu.cpuinfo(self.root).apic_ids
+        number = next((number for number, apic_id in online.items() if apic_id == bsp), None)
+        if number is not None:
+            cpu.take_offline(number, self.root)
+        try:
+            own.await_parked(bsp)
+            own.send(bsp, self.loop)
+        except KupgradeError:
+            if number is not None and bsp in own.waiting():
+                cpu.bring_online(number, self.root)
+            raise
+        return number
+
+    def _fetch_bsp(self, number: int | None) -> None:
+        bsp, own = self.instance.bsp, self.own
+        if own is not None and bsp in self.loop.waiting():
+            self.loop.fetch(bsp, own)
+            if number is not None:
+                cpu.bring_online(number, self.root)
 
 
 def retire(

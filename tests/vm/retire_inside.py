@@ -85,7 +85,7 @@ def run(release: str, other: Path) -> None:
         client = watch.client()
         client.ask("modules", 60.0, names=list(MODULES))
         tell("table", len(buses.table(buses.find(ports), 1)))
-        retirement.retire(device, blueprint.instance, client, ports, 1, told=lambda part, took: tell(part, took))
+        retirement.retire(device, blueprint.instance, client, ports, 1, told=tell)
 
 
 def main() -> None:
