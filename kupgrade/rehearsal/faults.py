@@ -42,10 +42,12 @@ class Fault:
             return AFTER_COMMIT
         return self.kind if not self.step else f"{self.kind}@{self.step}:{self.moment}"
 
-    @property
-    def ordinary_power_cut(self) -> bool:
-        """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew."""
-        return self.kind == "power-cut" and (self.step, self.moment) not in _PROTECTED
+    def costs_the_run(self, *, beside: bool) -> bool:
+        """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew.
+
+        With a kernel beside the other the images are in memory only.
+        """
+        return self.kind == "power-cut" and (beside or (self.step, self.moment) not in _PROTECTED)
 
     @property
     def leaves_itself(self) -> bool:

@@ -71,7 +71,8 @@ def cpus(options: Options) -> int:
 def kernel_line(options: Options) -> str:
     """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
     if options.beside:
-        return virtual_host.command_line_beside(movable_memory(options))
+        stuck = options.fault is not None and options.fault.kind == "memory-refuses-offline"
+        return virtual_host.command_line_beside(0 if stuck else movable_memory(options))
     pmem = persistent_memory(options)
     line = virtual_host.command_line()
     return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")

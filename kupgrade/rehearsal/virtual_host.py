@@ -33,7 +33,7 @@ def command_line_beside(movable: int) -> str:
     Without broadcasts a panic of one kernel does not stop the CPUs of the other.
     """
     line = f"root={bootdisk.ROOT_DEVICE} rw console=ttyS0 quiet panic=5 net.ifnames=0"
-    return f"{line} no_ipi_broadcast=1 movablecore={movable}M"
+    return f"{line} no_ipi_broadcast=1" + (f" movablecore={movable}M" if movable else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class VirtualHost:
         """The initrd of `release`, on this machine."""
         return self.layers[release] / "boot" / f"initrd.img-{release}"
 
-    def machine(self, memory_mib: int = 2048, cpus: int = 2) -> Machine:
+    def machine(self, memory_mib: int = 2048, cpus: int = 2, stubborn: bool = False) -> Machine:
         """The machine to start, booting as this host was built to."""
         direct = self.boot == "direct"
         kernel = self.kernel(self.old_release) if direct else None
         initrd = self.initrd(self.old_release) if direct else None
-        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus)
+        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus, stubborn)
 
 
 def build(
