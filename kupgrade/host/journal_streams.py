@@ -63,7 +63,8 @@ class Stream:
 def make() -> StreamPair:
     """A stream nobody reads yet: 8 MiB of lines wait in it, then the writer does. Both ends are the caller's to close.
 
-    Raises OSError.
+    The client's end is best kept open until the stream has settled: PID 1 drops a stream that nobody can write to, and
+    the last lines of a writer that ended early with it. Raises OSError.
     """
     client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # who wrote counts from the first byte on
@@ -139,16 +140,19 @@ def journald(root: Path = Path("/")) -> int:
 
 
 class Offer:
-    """Server ends on their way to journald. All methods but the constructor may be called again and again."""
+    """Server ends on their way to journald. All methods but the constructor may be called again and again.
+
+    `root` is where we see the root directory of PID 1; it may be set anew when that changes.
+    """
 
     def __init__(self, directory: Path, name: str, streams: Sequence[tuple[int, Stream]], root: Path) -> None:
-        self.socket_path = directory / f"journal-{name}.sock"
-        self.dropin = root / "run/systemd/system" / f"{UNIT}.d" / f"50-kupgrade-{name}.conf"
         self.root = root
+        self.address = directory / f"journal-{name}.sock"  # as PID 1 sees it
+        self.name = name
         self.stored = threading.Event()  # PID 1 has them, journald may not yet
         self._streams = dict(streams)
-        self._inodes = {os.fstat(fd).st_ino: fd for fd in self._streams}
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._inodes = frozenset(os.fstat(fd).st_ino for fd in self._streams)
+        self.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.socket_path.unlink(missing_ok=True)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(self.socket_path))
@@ -156,6 +160,16 @@ class Offer:
         self._server.listen()
         self._thread = threading.Thread(target=self._serve, name=f"journal-{name}", daemon=True)
         self._thread.start()
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the descriptors are served."""
+        return self.root / self.address.relative_to("/")
+
+    @property
+    def dropin(self) -> Path:
+        """Where the drop-in of systemd-journald.service lies."""
+        return self.root / "run/systemd/system" / f"{UNIT}.d" / f"50-kupgrade-{self.name}.conf"
 
     def _serve(self) -> None:
         while True:
@@ -190,17 +204,18 @@ class Offer:
             temporary.write_text(state_text(stream))
             temporary.replace(path)
 
+    def held(self) -> frozenset[int]:
+        """Inodes of the server ends that the running journald has among its descriptors."""
+        links = set()
+        with contextlib.suppress(OSError):
+            for link in (self.root / "proc" / str(journald(self.root)) / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    links.add(str(link.readlink()))
+        return frozenset(inode for inode in self._inodes if f"socket:[{inode}]" in links)
+
     def settled(self) -> bool:
         """Whether the running journald holds every stream: ours may be closed."""
-        pid = journald(self.root)
-        if not pid:
-            return False
-        held = set()
-        with contextlib.suppress(OSError):
-            for link in (self.root / "proc" / str(pid) / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    held.add(str(link.readlink()))
-        return all(f"socket:[{inode}]" in held for inode in self._inodes)
+        return self.held() == self._inodes
 
     def await_settled(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for journald to hold every stream."""
@@ -231,9 +246,9 @@ class Offer:
     def withdraw(self) -> bool:
         """Take everything of ours away and close our server ends; True when systemd has a daemon-reload due.
 
-        A stream that has not settled ends here, its state file goes: writers get EPIPE.
+        A stream that journald does not hold ends here, unless PID 1 stored it, and its state file goes.
         """
-        settled = self.settled()
+        held = self.held()
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._thread.join(2 * journal_push.TIMEOUT)
@@ -241,7 +256,7 @@ class Offer:
         self.socket_path.unlink(missing_ok=True)
         for fd in self._streams:
             status = os.fstat(fd)
-            if not settled:
+            if status.st_ino not in held:
                 (self.root / STREAMS / f"{status.st_dev}:{status.st_ino}").unlink(missing_ok=True)
             os.close(fd)
         self._streams = {}
@@ -266,12 +281,13 @@ def offer(
     """Keep server ends for journald's next start, served from `directory` (root's alone) until withdrawn.
 
     `name` tells several offers apart; `streams` are server ends, which belong to the offer from now on, and what they
-    are. `push` is the command of journal_push as PID 1 will start it. Raises OSError, BadInputError.
+    are. `directory` and `push`, the command of journal_push, are as PID 1 will see them once it is systemd. Raises
+    OSError, BadInputError.
     """
     offered = Offer(directory, name, streams, root)
     try:
         offered.dropin.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        offered.dropin.write_text(dropin_text(offered.socket_path, push))
+        offered.dropin.write_text(dropin_text(offered.address, push))
         offered.write_states()
     except (OSError, KupgradeError):
         offered.withdraw()

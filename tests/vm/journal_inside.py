@@ -1,7 +1,8 @@
 """Run as root in a virtual host: a process outside the journal's reach writes, and its stream is handed to journald.
 
-`journal_inside.py restart|insist NAME`: journald runs; it gets the stream at its restart. `journal_inside.py boot NAME`:
-started before PID 1 is systemd. `journal_inside.py check NAME`: what the journal has. Prints one line of JSON.
+`journal_inside.py restart|insist NAME`: journald runs; it gets the stream at its restart.
+`journal_inside.py boot NAME`: started before PID 1 is systemd. `... check NAME`: what the journal has.
+Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,26 @@ def call(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def start_writer(name: str, pair: StreamPair) -> int:
-    """A process in the unit's cgroup whose standard output is the client end; SIGTERM ends it between two lines."""
+def start_writer(name: str, pair: StreamPair, last: int = 0) -> int:
+    """A process in the unit's cgroup whose standard output is the client end; SIGTERM ends it between two lines.
+
+    `last`: it ends by itself after as many lines.
+    """
     cgroup = Path("/sys/fs/cgroup/system.slice", unit(name))
     cgroup.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child:
-        os.close(pair.client_fd)
         Path(f"/run/writer-{name}.pid").write_text(str(child))
         return child
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     os.setsid()
     os.dup2(pair.client_fd, 1)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     os.closerange(3, 100)
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
     number = 0
-    while not ended:
+    while not ended and (number < last or not last):
         os.write(1, f"{name} line {number}\n".encode())
         number += 1
         if number > BURST:
@@ -58,29 +63,41 @@ def start_writer(name: str, pair: StreamPair) -> int:
     os._exit(0)
 
 
-def begin(name: str) -> Offer:
+def begin(name: str, last: int = 0) -> tuple[Offer, int]:
     pair = journal_streams.make()
-    start_writer(name, pair)
+    start_writer(name, pair, last)
     stream = journal_streams.new_stream(unit(name), f"id {name}")
-    return journal_streams.offer(RUN, name, [(pair.server_fd, stream)])
+    return journal_streams.offer(RUN, name, [(pair.server_fd, stream)]), pair.client_fd
 
 
-def end(offer: Offer) -> None:
-    if offer.withdraw():
+def end(*begun: tuple[Offer, int]) -> None:
+    for _offer, client in begun:
+        os.close(client)
+    due = [offer.withdraw() for offer, _client in begun]
+    if any(due):
         call("systemctl", "daemon-reload")
 
 
+def start_took() -> float:
+    """Seconds that journald's start waited for what is before its main process."""
+    names = ("InactiveExitTimestampMonotonic", "ExecMainStartTimestampMonotonic")
+    shown = [call("systemctl", "show", "-P", name, "systemd-journald.service") for name in names]
+    return (int(shown[1]) - int(shown[0])) / 1e6
+
+
 def restart(name: str) -> dict[str, Any]:
-    offer = begin(name)
+    begun = begin(name)
+    offer = begun[0]
     call("systemctl", "daemon-reload")
     before = offer.settled()
     began = time.monotonic()
     call(*JOURNALD)
     took = time.monotonic() - began
     settled = offer.await_settled(10.0)
-    stored = offer.stored.is_set()
-    end(offer)
-    return {"before": before, "settled": settled, "stored": stored, "restart took": took}
+    result = {"before": before, "settled": settled, "stored": offer.stored.is_set(), "restart took": took}
+    result["start took"] = start_took()
+    end(begun)
+    return result
 
 
 def insist(name: str) -> dict[str, Any]:
@@ -90,25 +107,30 @@ def insist(name: str) -> dict[str, Any]:
     began = time.monotonic()
     offer.insist()
     took = time.monotonic() - began
+    os.close(pair.client_fd)
     reload = offer.withdraw()
     return {"took": took, "reload": reload}
 
 
 def boot(name: str) -> dict[str, Any]:
-    """PID 1 waits for /run/offered before it executes systemd."""
-    offer = begin(name)
+    """PID 1 waits for /run/offered before it executes systemd. A second writer has ended by then."""
+    begun = begin(name)
+    short = begin("short", 20)
+    os.wait()
+    offer = begun[0]
     found: dict[str, Any] = {"pid 1": Path("/proc/1/comm").read_text().strip(), "uptime": time.monotonic()}
     time.sleep(0.3)
     Path("/run/offered").touch()
     found["stored"] = offer.stored.wait(200.0)
     found["stored after"] = time.monotonic() - found["uptime"]
-    found["settled"] = offer.await_settled(30.0)
+    found["settled"] = offer.await_settled(30.0) and short[0].await_settled(5.0)
     found["settled after"] = time.monotonic() - found["uptime"]
     found["cgroup"] = Path("/proc/self/cgroup").read_text().strip()
     found["manager up"] = Path("/run/systemd/private").exists()
-    time.sleep(2.0)
-    end(offer)
-    found["left"] = [str(path) for path in (offer.dropin, offer.socket_path) if path.exists()]
+    subprocess.run(["systemctl", "is-system-running", "--wait"], capture_output=True)
+    found["start took"] = start_took()
+    end(begun, short)
+    found["left"] = [str(path) for path in (offer.dropin, offer.dropin.parent, offer.socket_path) if path.exists()]
     return found
 
 
@@ -118,7 +140,8 @@ def check(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"journald": call(*show).splitlines()}
     states = set(Path("/run/systemd/journal/streams").iterdir())
     pid = Path(f"/run/writer-{name}.pid").read_text()
-    os.kill(int(pid), signal.SIGTERM)
+    with suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGTERM)
     count = Path(f"/run/writer-{name}.count")
     while not count.exists() or not count.read_text():
         time.sleep(0.05)
@@ -135,7 +158,7 @@ def check(name: str) -> dict[str, Any]:
         found[key] = sorted({entry.get(key, "") for entry in mine})
     found["pid"] = pid
     found["states gone"] = len(states) - len(set(Path("/run/systemd/journal/streams").iterdir()))
-    found["store after"] = call(*show).splitlines()[-1]
+    found["journald after"] = call(*show).splitlines()
     found["log"] = call("journalctl", "-b", "-u", "systemd-journald", "-p", "warning", "-o", "cat")[-1500:]
     return found
 

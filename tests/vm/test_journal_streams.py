@@ -88,7 +88,8 @@ def judge(found: dict[str, Any], name: str) -> None:
 
 
 def test_a_stream_joins_at_a_restart_of_the_journal(booting: Booting) -> None:
-    """By the drop-in and, without one, in journald's own name: no line is lost or doubled over later restarts either."""
+    """By the drop-in and, without one, in journald's own name: no line is lost or doubled, over later restarts too."""
+    say(shell(booting.link, "systemctl show systemd-journald | grep -E '(InactiveExit|ExecMainStart).*Monotonic'"))
     for verb in ("restart", "insist"):
         told = inside(booting.link, verb, verb)
         assert told.get("settled", True), told
@@ -112,6 +113,9 @@ def test_a_stream_joins_at_the_first_start_of_the_journal(booting: Booting) -> N
     assert told["left"] == []
     shell(link, f"{RESTART}; {RESTART}")
     judge(inside(link, "check", "early"), "early")
+    short = inside(link, "check", "short")  # its unit is known from the state file alone
+    assert (short["complete"], short["count"]) == (True, 20)
+    assert short["_SYSTEMD_UNIT"] == [journal_inside.unit("short")]
     failed = shell(link, "systemctl --failed --plain --no-legend; cat /run/was-there /run/before-systemd || true")
     say(failed)
     assert ".service" not in failed.split("/run/systemd:")[0]
