@@ -225,7 +225,10 @@ class RealHandover:
 
     def _retire(self, watch: Watch, device: Kspawn, instance: Instance, ports: Sequence[str]) -> None:
         named = [PciAddress.parse(port) for port in ports]
-        told: retirement.Told = lambda part, seconds: self._say(f"passed on: {part}, {seconds:.3f} s")
+
+        def told(part: str, seconds: float) -> None:
+            self._say(f"passed on: {part}, {seconds:.3f} s")
+
         retirement.retire(device, instance, watch.client(), named, LATER_SEGMENT, self.places.root, told)
 
     def _end(self, error: KupgradeError) -> None:
