@@ -152,7 +152,7 @@ class SpawnEngine:
             spec(TakeDisk()),
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
-            spec(StartSystem(SYSTEM_TIMEOUT)),
+            spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),

@@ -52,7 +52,7 @@ class Takeover(Protocol):
     def disk_taken(self) -> bool | None:
         """Whether the root file system is written directly now; None: unknown."""
 
-    def start_system(self, timeout: float) -> None:
+    def start_system(self, workloads: Sequence[Workload], timeout: float) -> None:
         """Let the first process become the host's own init; wait (seconds) until it answers."""
 
     def system_runs(self) -> bool:
