@@ -12,9 +12,9 @@ from kupgrade.host import bootloader, command
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, memory, proc, watchdog
-from kupgrade.model.facts import Facts, StoreFacts, WorkloadFacts
+from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
-from kupgrade.probe_spawn import Unknowns, observe_spawn
+from kupgrade.probe_spawn import observe_spawn
 from kupgrade.probe_workload import observe_workload
 
 

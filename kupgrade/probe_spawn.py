@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from kupgrade.errors import KernelError, KupgradeError
+from kupgrade import probe_storage
+from kupgrade.errors import KernelError
 from kupgrade.host import command, kernels
 from kupgrade.kernel import acpi, blockfs, cpu, kspawn, memory_blocks, pci, pci_needs, proc
 from kupgrade.kernel.libc import read_text
+from kupgrade.model.facts import Unknowns
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.machine import CpuSet, Topology
 from kupgrade.model.memory import BlockState, MemoryBlock
@@ -21,31 +21,14 @@ from kupgrade.model.spawn import BOX_PARAMETER, MODULE
 from kupgrade.model.spawn_facts import (
     ModuleState,
     Nic,
-    OtherFileSystem,
-    RootFileSystem,
     RootPort,
     SpawnFacts,
-    Stack,
 )
-
-T = TypeVar("T")
 
 # Attribute directories below a device, in which no other device is: not walked, a disk has hundreds of them.
 _ATTRIBUTES = frozenset(("power", "queue", "queues", "mq", "msi_irqs", "statistics", "integrity", "trace", "iommu"))
 _REMAPPED = re.compile(r"\bIR-(?:PCI|IO-APIC)")
 _NOT_REMAPPED = re.compile(r"\b(?:PCI-MSI|IO-APIC)")
-
-
-class Unknowns(dict[str, str]):
-    """Facts that could not be determined, with the reason."""
-
-    def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
-        """The answer, or `otherwise` with the reason recorded."""
-        try:
-            return question()
-        except (KupgradeError, OSError, ValueError) as error:
-            self[name] = str(error)
-            return otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +69,11 @@ def observe_spawn(root: Path = Path("/")) -> SpawnFacts:
         memory_available=sizes.get("MemAvailable", 0),
         ports=unknown.ask("PCI", lambda: _ports(root, unknown), ()),
         ecam=unknown.ask("ECAM", lambda: bool(acpi.host_mcfg(root)), None),
-        root=unknown.ask("root file system", lambda: _root(held, root, unknown), None) if held else None,
-        others=unknown.ask("other file systems", lambda: _others(mounts, held, root), ()),
-        swaps=unknown.ask("swap", lambda: _swaps(root), ()),
+        root=unknown.ask("root file system", lambda: probe_storage.root_file_system(held, root, unknown), None)
+        if held
+        else None,
+        others=unknown.ask("other file systems", lambda: probe_storage.others(mounts, held, root), ()),
+        swaps=unknown.ask("swap", lambda: probe_storage.swaps(root), ()),
         nics=unknown.ask("interfaces with addresses", lambda: _nics(root), ()),
         interrupt_remapping=unknown.ask("interrupt remapping", lambda: _remapping(root), None),
         five_levels=info.la57 if info else "la57" in flags,
@@ -184,89 +169,27 @@ def _ports(root: Path, unknown: Unknowns) -> tuple[RootPort, ...]:
     ports = []
     for each in pci.movable(pci.functions(root), pci.bridges(root)):
         needs = {need for f in each.functions for need in found.functions.get(f.address, ())}
-        modules = {name for f in each.functions for name in _modules(pci.folder_of(f.address, root).resolve())}
+        modules = {name for f in each.functions for name in _modules(pci.folder_of(f.address, root).resolve(), root)}
         ports.append(RootPort(each, tuple(sorted(needs, key=lambda n: n.name)), tuple(sorted(modules))))
     return tuple(ports)
 
 
-def _modules(folder: Path) -> set[str]:
-    """The modules of the drivers of a device and of all devices below it; what is compiled in has none."""
-    found = set()
+def _modules(folder: Path, root: Path) -> set[str]:
+    """The modules of the drivers of a device and of all devices below it.
+
+    What is compiled in here may be a module of another kernel. It has no link to a module, so it is known by the
+    driver's name, where that is a module's name.
+    """
+    found, linkless = set(), set()
     for top, names, _ in os.walk(folder):
-        module = Path(top, "driver/module")
-        if "driver" in names and module.exists():
-            found.add(module.resolve().name)
+        driver = Path(top, "driver")
+        if "driver" in names and (driver / "module").exists():
+            found.add((driver / "module").resolve().name)
+        elif "driver" in names:
+            linkless.add(driver.resolve().name.replace("-", "_"))
         names[:] = [name for name in names if name not in _ATTRIBUTES]
-    return found
-
-
-def _port_of(device: Path) -> str:
-    """The root port above a device; empty when there is none."""
-    path = pci.addresses_in(device.resolve())
-    return str(path[0]) if len(path) > 1 else ""
-
-
-def _root(mount: blockfs.Mount, root: Path, unknown: Unknowns) -> RootFileSystem:
-    block = pci_needs.block_of(mount, root)
-    stack = _stack(block) if block.exists() else Stack.OTHER
-    disks = pci_needs.disks_below(block) or ()
-    if not disks and stack is not Stack.OTHER:
-        unknown["disks below /"] = f"{mount.source} could not be traced to hardware"
-    # Both may say ro or rw, and the mount's word counts; seclabel is printed, but no option.
-    names = dict.fromkeys((*mount.options, *(o for o in mount.super_options if o not in ("rw", "ro", "seclabel"))))
-    uuid = unknown.ask("root UUID", lambda: _uuid(block, root), "") if block.exists() else ""
-    ports = tuple(_port_of(disk) for disk in disks)
-    return RootFileSystem(mount.source, mount.fstype, uuid, ",".join(names), stack, ports)
-
-
-def _stack(block: Path) -> Stack:
-    device = block.resolve()
-    below = [path.resolve() for path in (device / "slaves").glob("*")]
-    if (device / "dm").is_dir():
-        plain = len(below) == 1 and _stack(below[0]) is Stack.PLAIN and _whole(device, below[0])
-        return Stack.LINEAR if plain else Stack.MAPPED
-    disk = device.parent if (device / "partition").exists() else device
-    for name, kind in (("md", Stack.RAID), ("loop", Stack.LOOP), ("dm", Stack.MAPPED)):
-        if (disk / name).is_dir():
-            return kind
-    return Stack.PLAIN
-
-
-def _whole(mapped: Path, below: Path) -> bool:
-    """Whether a mapped device is nothing but another name for the whole of the one below it."""
-    sectors = read_text(below / "size").strip()
-    name = read_text(mapped / "dm/name").strip()
-    words = command.run(["dmsetup", "table", name], timeout=10.0).stdout.split()
-    return words == ["0", sectors, "linear", read_text(below / "dev").strip(), "0"]
-
-
-def _uuid(block: Path, root: Path) -> str:
-    """The file system's UUID, by udev's links, else by asking blkid."""
-    device = block.resolve()
-    same = {device.name, *(path.name for path in (device / "slaves").glob("*"))}
-    links = root / "dev/disk/by-uuid"
-    for link in sorted(links.iterdir()) if links.is_dir() else ():
-        if link.is_symlink() and link.readlink().name in same:
-            return link.name
-    argv = ["blkid", "-p", "-s", "UUID", "-o", "value", str(root / "dev" / device.name)]
-    return command.run(argv, timeout=10.0).stdout.strip()
-
-
-def _others(mounts: tuple[blockfs.Mount, ...], held: blockfs.Mount | None, root: Path) -> tuple[OtherFileSystem, ...]:
-    """Each file system once, by its first mount."""
-    found: dict[str, OtherFileSystem] = {}
-    for each in mounts:
-        here = held is not None and (each.device == held.device or each.source == held.source)
-        if here or not each.block_backed or each.fstype.startswith("fuse.") or each.source in found:
-            continue
-        ports = tuple(_port_of(disk) for disk in pci_needs.disks_of(each, root) or ())
-        found[each.source] = OtherFileSystem(each.mountpoint, each.source, each.fstype, each.writable, ports)
-    return tuple(found.values())
-
-
-def _swaps(root: Path) -> tuple[str, ...]:
-    """Swap areas on disks and in files; compressed memory needs nothing to be carried over."""
-    return tuple(name for name, _ in pci_needs.swaps(root) if not Path(name).name.startswith("zram"))
+    present = kernels.modules_present(proc.release(root), linkless, root) if linkless else {}
+    return found | {name for name, where in present.items() if where is kernels.Presence.BUILTIN}
 
 
 def _nics(root: Path) -> tuple[Nic, ...]:
@@ -279,7 +202,7 @@ def _nics(root: Path) -> tuple[Nic, ...]:
             continue
         for device in pci_needs.devices_below(name, root) or ():
             physical = device.parent.name
-            ports[physical] = _port_of(device)
+            ports[physical] = probe_storage.port_of(device)
             through.setdefault(physical, []).extend([name] if name != physical else [])
     macs = {each: _first_word(root / "sys/class/net" / each / "address") for each in ports}
     return tuple(Nic(each, macs[each], ports[each], tuple(sorted(through[each]))) for each in sorted(ports))

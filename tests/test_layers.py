@@ -36,7 +36,8 @@ PARTS: dict[str, set[str]] = {
     "policy_schema": WORDS,
     "policy": WORDS | {"policy_schema"},
     "probe_workload": WORDS | MECHANISM,
-    "probe_spawn": WORDS | MECHANISM,
+    "probe_storage": WORDS | MECHANISM,
+    "probe_spawn": WORDS | MECHANISM | {"probe_storage"},
     "probe": WORDS | MECHANISM | {"probe_workload", "probe_spawn"},
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},

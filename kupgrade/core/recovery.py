@@ -111,7 +111,8 @@ def _same_boot(state: State, now: Now) -> Decision:
             case StepStatus.STARTED if index == cross:
                 if state.crossed:
                     continue
-                return Decision(Action.REQUEST_UNDO, "the crossing did not happen: same boot as before", index)
+                why = f"{spec.kind} failed: {step.error}" if step.failures else "the crossing did not happen: same boot"
+                return Decision(Action.REQUEST_UNDO, why, index)
             case StepStatus.STARTED if step.boot_id != now.boot_id:
                 if spec.scope is Scope.BOOT and state.committed:
                     continue  # its effect died with that boot, and so did what it was for

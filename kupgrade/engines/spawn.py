@@ -29,6 +29,7 @@ from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
+from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.handover import HandOver, ReadyStandby, ShipImages
 from kupgrade.steps.health import Gate, ProbeWorkloads
@@ -72,7 +73,7 @@ class SpawnEngine:
 
     def _staging(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
         options, release = order.policy.engine.spawn, str(order.target.image.release)
-        standby = f"{order.staging}/standby"
+        standby = _standby(order)
         steps = [
             spec(PrepareStore(order.store)),
             spec(PinBootDefault(order.facts.release)),
@@ -95,7 +96,7 @@ class SpawnEngine:
                     serial=options.serial,
                 )
             ),
-            spec(ReadyStandby(choice.modules, order.workloads)),
+            spec(ReadyStandby(choice.modules, order.workloads, WRITES)),
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
@@ -132,7 +133,6 @@ class SpawnEngine:
                     uuid=choice.root_uuid,
                     fstype=choice.root_fstype,
                     options=choice.root_options,
-                    cow=WRITES,
                     deadline=options.restore_deadline,
                 )
             ),
@@ -152,9 +152,15 @@ class SpawnEngine:
             spec(TakeDisk()),
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
-            spec(StartSystem(SYSTEM_TIMEOUT)),
+            spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
+            spec(UnstageInitrd(_standby(order))),
             *((spec(RetireOld(choice.later, RETIRE_TIMEOUT)),) if retire else ()),
         )
+
+
+def _standby(order: Order) -> str:
+    """Path of the standby initramfs."""
+    return f"{order.staging}/standby"

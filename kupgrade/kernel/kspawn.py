@@ -33,6 +33,7 @@ CAP_GUARD = 0x20
 
 START_FOREIGN = 0x1
 START_TIED = 0x2
+START_OWN = 0x4
 PCI_KEEP = 0x1
 
 ACPI_MAX = 65536
@@ -174,13 +175,16 @@ class Kspawn:
         known = None if bsp == NO_APIC_ID else bsp
         return Info(version, flags, capabilities, trampoline, size, khz, known, boot, ioapics, highest, started)
 
-    def start(self, apic_id: int, entry: Entry, *, foreign: bool = False, tied: bool = False) -> None:
+    def start(
+        self, apic_id: int, entry: Entry, *, foreign: bool = False, tied: bool = False, own: bool = False
+    ) -> None:
         """Start an offline CPU at `entry`.
 
         `foreign`: it was never online in this kernel, and the caller knows that no other kernel runs on it.
-        `tied`: it stops when this descriptor is closed.
+        `tied`: it stops when this descriptor is closed. `own`: `entry` is this kernel's own park loop, so the CPU does
+        not count as started and can be brought online.
         """
-        flags = START_FOREIGN * foreign | START_TIED * tied
+        flags = START_FOREIGN * foreign | START_TIED * tied | START_OWN * own
         argument = START.pack(apic_id, flags, entry.rip, entry.cr3, entry.rsi)
         self._call("KSPAWN_START", IOC_START, argument, f"APIC id {apic_id}")
 

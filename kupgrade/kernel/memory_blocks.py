@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def bring_online(number: int, zone: str = "", root: Path = Path("/")) -> None:
     Does nothing when it is online. Raises KernelError.
     """
     _turn(number, _ONLINE.get(zone, "online"), BlockState.ONLINE, root)
+
+
+def whole_blocks(ranges: Iterable[MemoryRange], size: int) -> tuple[MemoryRange, ...]:
+    """What of each range can be memory blocks of `size` bytes: whole ones."""
+    found = []
+    for each in ranges:
+        start, end = -(-each.start // size) * size, each.end // size * size
+        if start < end:
+            found.append(MemoryRange.between(start, end))
+    return tuple(found)
+
+
+def numbers(range_: MemoryRange, size: int) -> range:
+    """The blocks of `size` bytes that `range_`, which is aligned to them, consists of."""
+    return range(range_.start // size, range_.end // size)
 
 
 def physical_map(root: Path = Path("/")) -> PhysicalMap | None:

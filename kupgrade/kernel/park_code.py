@@ -8,6 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from kupgrade.errors import BadInputError
+from kupgrade.model.machine import MemoryRange
+
 PAGE = 0x1000
 
 # The mailbox is the page before the code's; `<HxxIQ`: command, APIC id, wake-up vector.
@@ -16,6 +19,7 @@ MAILBOX = struct.Struct("<H2xIQ")
 COMMAND_NONE = 0
 COMMAND_WAKEUP = 1
 COMMAND_TEST = 2
+COMMAND_SIZE = 2  # bytes at its start; they are written last
 
 # In the code's page: page table, address of the slots, their number
 PARAMETERS_OFFSET = 0x200
@@ -24,6 +28,9 @@ PARAMETERS = struct.Struct("<QQI4x")
 # One slot a CPU: its APIC id; 1 while it waits in the loop
 SLOT = struct.Struct("<II56x")
 SLOT_PARKED_OFFSET = 4
+
+# In the code's page: where a CPU is sent that has to leave for memory which this page table does not map
+EXIT_OFFSET = 0x300
 
 CODE = bytes.fromhex(
     "fafc4c8d3df7ffffff488b05f00100000f22d831c00fa283f80b7210b80b00000031c90fa24189d685db750db8010000"
@@ -54,3 +61,24 @@ def wake_up(apic_id: int, vector: int) -> bytes:
     Write all but the command (the first two bytes) first. The CPU sets the command back to 0 when it goes.
     """
     return MAILBOX.pack(COMMAND_WAKEUP, apic_id, vector)
+
+
+def slots_of(page: bytes | memoryview) -> MemoryRange:
+    """Where the slots lie that belong to a page of the code. Raises BadInputError when it has none."""
+    _, address, count = PARAMETERS.unpack_from(page, PARAMETERS_OFFSET)
+    if bytes(page[: len(CODE)]) != CODE or not count:
+        raise BadInputError("There is no park loop", "its code or its slots are missing")
+    return MemoryRange(address, count * SLOT.size)
+
+
+def waiting(table: bytes | memoryview) -> tuple[int, ...]:
+    """The APIC IDs of the CPUs that wait, out of the table of slots."""
+    return tuple(apic_id for apic_id, waits in SLOT.iter_unpack(bytes(table)) if waits)
+
+
+def exit_code(cr3: int, entry: int) -> bytes:
+    """Code that goes on at `entry` under the page table `cr3`, which maps this code as well: to another park page.
+
+    mov cr3, %rax; mov %rax, %cr3; mov entry, %rax; jmp *%rax
+    """
+    return struct.pack("<2sQ3s2sQ2s", b"\x48\xb8", cr3, b"\x0f\x22\xd8", b"\x48\xb8", entry, b"\xff\xe0")

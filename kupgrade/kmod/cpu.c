@@ -168,7 +168,7 @@ int kspawn_cpu_start(struct kspawn_file *kf, const struct kspawn_start *s)
 	}
 	__module_get(THIS_MODULE);
 	ret = kspawn_sipi(cpu, s->apic_id, kspawn_trampoline_set(s->rip, s->cr3, s->rsi));
-	if (ret)
+	if (ret || (s->flags & KSPAWN_START_OWN))
 		kspawn_mark_stopped(cpu);
 	else if (s->flags & KSPAWN_START_TIED)
 		per_cpu(kspawn_tied, cpu) = kf;

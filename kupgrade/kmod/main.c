@@ -103,7 +103,10 @@ static int kspawn_check(unsigned int cmd, const union kspawn_arg *a)
 	switch (cmd) {
 	case KSPAWN_START:
 		ok = CLEAR(a->start.reserved) &&
-		     !(a->start.flags & ~(KSPAWN_START_FOREIGN | KSPAWN_START_TIED));
+		     !(a->start.flags & ~(KSPAWN_START_FOREIGN | KSPAWN_START_TIED |
+					  KSPAWN_START_OWN)) &&
+		     (a->start.flags & (KSPAWN_START_TIED | KSPAWN_START_OWN)) !=
+			     (KSPAWN_START_TIED | KSPAWN_START_OWN);
 		break;
 	case KSPAWN_STOP:
 		ok = CLEAR(a->stop.reserved) && !(a->stop.flags & ~KSPAWN_START_FOREIGN);

@@ -6,6 +6,7 @@ it there. It is an aid, not the truth: the journal's before-images are what is g
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,7 @@ class RealBeside:
 
     def build_standby(self, release: str, out: str, modules: Sequence[str]) -> int:
         """See the port. Raises KupgradeError when a module that the devices need does not exist for the release."""
+        Path(out).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         built = standby.build(KernelRelease(release), Path(out), modules, self.root)
         needed = sorted(set(built.absent) & set(modules))
         if needed:
@@ -142,7 +144,10 @@ class RealBeside:
 
     def remove_standby(self, out: str) -> None:
         """See the port."""
-        (self.root / out.lstrip("/")).unlink(missing_ok=True)
+        path = self.root / out.lstrip("/")
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
     def blueprint(self, order: SpawnOrder) -> Instance:
         """See the port. Raises KupgradeError when nothing was taken for it."""

@@ -19,7 +19,7 @@ from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.kernel import blockfs
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import REBOOT_RESTART, Libc
-from kupgrade.machine import buses, faults, shipping
+from kupgrade.machine import buses, faults, retirement, shipping
 from kupgrade.machine.beside import RealBeside
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -35,7 +35,7 @@ from kupgrade.model.workload import Store, Workload
 from kupgrade.steps.ports_handover import DiskFound
 
 NOTE = "handover.json"  # in Places.run
-FIRST_SEGMENT = 0x10  # of the buses handed over; those that follow at the retirement have others
+FIRST_SEGMENT, LATER_SEGMENT = 0x10, 0x40  # of the buses handed over, and of those that follow at the retirement
 READY_TIMEOUT = 120.0  # seconds
 ASK_TIMEOUT = 5.0
 POLL = 0.005
@@ -66,7 +66,7 @@ class RealHandover:
 
     # Before the blackout
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload]) -> str:
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int) -> str:
         """See the port."""
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
         udp = sorted({port for w in workloads for port in w.udp_ports})
@@ -74,7 +74,7 @@ class RealHandover:
             client = watch.client()
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
             client.ask(standby.CRIU_CHECK, READY_TIMEOUT)
-            return str(client.ask(standby.PREPARE, READY_TIMEOUT, tcp=tcp, udp=udp).get("criu", ""))
+            return str(client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp).get("criu", ""))
 
     def ship(self, store: Store) -> int:
         """See the port."""
@@ -121,7 +121,7 @@ class RealHandover:
         environment = {"KUPGRADE_FAULTS": "1"} if faults.passed_on() else {}
         encoded = base64.b64encode(table).decode()
         return TakeOver(
-            encoded, disk.uuid, disk.fstype, disk.options, disk.cow, store.path, tuple(links), time.time(), environment
+            encoded, disk.uuid, disk.fstype, disk.options, store.path, tuple(links), time.time(), environment
         )
 
     def _freeze(self) -> None:
@@ -224,9 +224,12 @@ class RealHandover:
             time.sleep(ASK_EVERY)
 
     def _retire(self, watch: Watch, device: Kspawn, instance: Instance, ports: Sequence[str]) -> None:
-        from kupgrade.machine import retirement
+        named = [PciAddress.parse(port) for port in ports]
 
-        retirement.retire(device, instance, watch, self._movables(ports), self.places.root)
+        def told(part: str, seconds: float) -> None:
+            self._say(f"passed on: {part}, {seconds:.3f} s")
+
+        retirement.retire(device, instance, watch.client(), named, LATER_SEGMENT, self.places.root, told)
 
     def _end(self, error: KupgradeError) -> None:
         """The new kernel died with the disk its own: the host has crashed, and is restarted."""

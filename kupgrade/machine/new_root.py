@@ -20,6 +20,8 @@ from kupgrade.model.handover import LinkName, TakeOver
 SYSROOT = Path("/sysroot")
 NAME = "kupgrade-root"
 COW = Path("/run/kupgrade/writes")
+LOOP = Path("/run/kupgrade/writes.device")  # a link to the loop device
+MODULES = ("loop", "dm_snapshot")
 DEVICE_PATIENCE = 20.0  # seconds from the ACPI table to disk and network card
 POLL = 0.003
 _BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
@@ -72,18 +74,29 @@ def _mount(order: TakeOver) -> None:
         time.sleep(POLL)
     found = device_mapper.status(NAME)
     if found is None:
-        device_mapper.snapshot(NAME, origin, _store(order.cow), device_mapper.sectors_of(origin))
+        device_mapper.snapshot(NAME, origin, store(), device_mapper.sectors_of(origin))
     node = device_mapper.node(NAME)
     command.run(["mount", "-t", order.fstype, "-o", order.options or "defaults", str(node), str(SYSROOT)])
 
 
-def _store(size: int) -> Path:
-    """A loop device in memory for what is written; tmpfs takes what is used only."""
+def prepare_store(size: int) -> None:
+    """A loop device in memory for what is written, made ahead of time (bytes); only what is written is taken."""
+    command.run(["modprobe", "-a", "--", *MODULES])
+    if COW.exists():
+        return
     COW.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(COW, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, size)
     os.close(fd)
-    return Path(command.run(["losetup", "--find", "--show", str(COW)]).stdout.strip())
+    LOOP.symlink_to(command.run(["losetup", "--find", "--show", str(COW)]).stdout.strip())
+
+
+def store() -> Path:
+    """That loop device. Raises KupgradeError without one."""
+    try:
+        return LOOP.readlink()
+    except OSError as error:
+        raise KupgradeError("There is no room for what is written before the commit", str(error)) from error
 
 
 def origin_of(uuid: str) -> Path:
@@ -104,16 +117,15 @@ def merge(uuid: str, patience: float) -> float:
         return 0.0
     origin = origin_of(uuid)
     written = max(0, found.used - found.metadata) * device_mapper.SECTOR / 1e6
-    store = Path(command.run(["losetup", "--list", "--noheadings", "--output", "NAME", "-j", str(COW)]).stdout.strip())
     if found.target is Target.SNAPSHOT:
-        device_mapper.reload(NAME, device_mapper.table(Target.MERGE, found.sectors, origin, store))
+        device_mapper.reload(NAME, device_mapper.table(Target.MERGE, found.sectors, origin, store()))
     deadline = time.monotonic() + patience
     while not device_mapper.check_sound(device_mapper.status(NAME), NAME).merged:
         if time.monotonic() > deadline:
             raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
         time.sleep(POLL)
     device_mapper.reload(NAME, device_mapper.table(Target.LINEAR, found.sectors, origin, None))
-    command.run(["losetup", "--detach", str(store)], check=False)
+    command.run(["losetup", "--detach", str(store())], check=False)
     COW.unlink(missing_ok=True)
     return round(written, 3)
 

@@ -18,6 +18,7 @@ from kupgrade.kernel.bootparams import BzImage
 from kupgrade.kernel.kspawn import Info
 from kupgrade.kernel.libc import read_text, reported
 from kupgrade.kernel.window import channel_size
+from kupgrade.machine.own_park import own_loop
 from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.machine import MemoryRange
@@ -48,6 +49,7 @@ class Blueprint:
     image: BzImage
     ecam: EcamRange
     tsc_khz: int
+    parent_loop: MemoryRange | None = None  # of the kernel that runs here, from where CPUs come by mail
 
 
 T = TypeVar("T")
@@ -105,7 +107,13 @@ def choose_low(info: Info, root: Path) -> MemoryRange:
 
 
 def spare_bus(root: Path) -> EcamRange:
-    """One bus of configuration space on which there is nothing. Raises RefusedError."""
+    """One bus of configuration space on which there is nothing. Raises RefusedError.
+
+    A spawned kernel knows of none but the one that it was given itself, which serves its child as well.
+    """
+    given = [each for each in acpi.host_mcfg(root) or () if each.segment == SEGMENT]
+    if given:
+        return given[0]
     busy = {each.address.bus for each in pci.functions(root)}
     for bridge in pci.bridges(root):
         busy |= set(range(bridge.secondary, bridge.subordinate + 1))
@@ -144,7 +152,7 @@ def lay_out(order: Order, cpus: CpusBefore, info: Info, root: Path = Path("/")) 
         later=cpus.others,
         bsp=info.bsp_apic_id,
     )
-    return Blueprint(order, instance, made, image, ecam, info.tsc_khz)
+    return Blueprint(order, instance, made, image, ecam, info.tsc_khz, own_loop(root))
 
 
 def command_line(blueprint: Blueprint) -> CommandLine:
@@ -196,7 +204,8 @@ def parts(blueprint: Blueprint) -> Iterator[Part]:
     slots = park_code.slot_table(everybody)
     if slots_at(instance) + len(slots) > made.park.end:
         raise BadInputError("There are too many CPUs for one box", f"{len(everybody)}")
-    tables = pagetables.identity(made.page_tables.start, made.whole, made.page_tables.size)
+    at = made.page_tables
+    tables = pagetables.identity(at.start, made.whole, at.size, also=blueprint.parent_loop)
     yield Part(made.page_tables.start, tables)
     yield Part(instance.park, park_code.park_page(made.page_tables.start, slots_at(instance), len(everybody)))
     yield Part(slots_at(instance), slots)

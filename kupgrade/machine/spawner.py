@@ -16,11 +16,12 @@ from pathlib import Path
 from kupgrade.core import blocks
 from kupgrade.core.blocks import Attempt, GiveBack, Taken, TakeOffline
 from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedError
-from kupgrade.kernel import acpi, cpu, memory_blocks
+from kupgrade.kernel import acpi, cpu, cpu_numbers, memory_blocks
 from kupgrade.kernel.kspawn import Entry, Kspawn
 from kupgrade.kernel.shared_window import part_for_channel
 from kupgrade.kernel.window import format_window
 from kupgrade.kernel.window_files import wipe
+from kupgrade.machine.own_park import Loop
 from kupgrade.machine.spawn_box import Blueprint, lay_out, parked, parts
 from kupgrade.machine.spawn_watch import Watch
 from kupgrade.model.machine import CpuSet, MemoryRange
@@ -55,8 +56,10 @@ class Spawner:
                     f"CPU {number} cannot be given to another kernel", why, f"Bring CPU {number} online"
                 )
             given.append(GivenCpu(number, each.apic_id, each.online))
-        rest = (each.apic_id for each in topology.cpus if each.number not in first and each.apic_id is not None)
-        return CpusBefore(tuple(given), tuple(rest))
+        known = [each.apic_id for each in topology.cpus if each.number not in first and each.apic_id is not None]
+        # Offline ones tell no number; their kernel lists them all the same.
+        silent = {*cpu_numbers.listed(self.root)} - {*known, *(each.apic_id for each in given)}
+        return CpusBefore(tuple(given), (*known, *sorted(silent)))
 
     def take_cpus(self, before: CpusBefore) -> None:
         """This kernel runs on none of them any more. Raises KernelError; those taken until then stay so."""
@@ -66,10 +69,13 @@ class Spawner:
 
     def give_cpus(self, before: CpusBefore) -> None:
         """Whatever runs on them is stopped; this kernel runs on those that it ran on before."""
+        own = Loop.own(self.device, self.root)
         for each in before.given:
             if not cpu.is_online(each.number, self.root):
                 self._stop(each.apic_id)
                 if each.online:
+                    if own is not None:
+                        own.admit(each.apic_id)
                     cpu.bring_online(each.number, self.root)
 
     def cpus_taken(self, before: CpusBefore) -> CpuSet:

@@ -16,6 +16,10 @@ POLL = 0.0005  # seconds
 TORN_PATIENCE = 1.0  # seconds in which a message must be whole
 
 
+class AgentError(KupgradeError):
+    """The agent in the new kernel answered that it could not do what it was asked."""
+
+
 @dataclass
 class StandbyClient:
     """Asks the agent in the new kernel. `alive` raises when that kernel is known to be dead."""
@@ -28,7 +32,7 @@ class StandbyClient:
     def ask(self, verb: str, timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait up to `timeout` seconds for its answer; answers to earlier ones are dropped.
 
-        Raises KupgradeError: dead, silent, or its agent could not do it.
+        Raises KupgradeError: dead or silent; AgentError: it could not do it.
         """
         deadline = self.clock() + timeout
         number = self.channel.last_sent + 1
@@ -62,5 +66,5 @@ class StandbyClient:
 
     def _result(self, verb: str, answer: Answer) -> dict[str, Any]:
         if answer.error:
-            raise KupgradeError(f"The agent in the new kernel could not do {verb}: {answer.error}", answer.why)
+            raise AgentError(f"The agent in the new kernel could not do {verb}: {answer.error}", answer.why)
         return dict(answer.result)

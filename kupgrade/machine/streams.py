@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kupgrade.model.workload import Store
+from kupgrade.host import journal_streams
+from kupgrade.host.journal_streams import Offer
+from kupgrade.kernel.libc import read_text
+from kupgrade.model.workload import Store, Workload
 
 META = "workload.json"
 # Workload -> image key (socket:[inode]) -> (our restored end, the journal's end)
@@ -25,8 +27,8 @@ def make(store: Store) -> None:
         wanted: Mapping[str, int] = json.loads(meta.read_text()).get("streams", {})
         pairs = {}
         for key in wanted:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            pairs[key] = (ours.detach(), theirs.detach())
+            made = journal_streams.make()
+            pairs[key] = (made.client_fd, made.server_fd)
         PAIRS[meta.parts[-3]] = pairs
 
 
@@ -35,6 +37,23 @@ def ends(workload: str) -> dict[str, int]:
     return {key: os.dup(pair[0]) for key, pair in PAIRS.get(workload, {}).items()}
 
 
-def kept(workload: str) -> dict[str, int]:
-    """The journal's ends."""
-    return {key: pair[1] for key, pair in PAIRS.get(workload, {}).items()}
+def offer(directory: Path, workloads: Sequence[Workload]) -> Offer | None:
+    """Offer the journal's ends to the system that starts next; None: there are none, or the journal has them."""
+    found = []
+    for workload in workloads:
+        for _, theirs in PAIRS.get(workload.name, {}).values():
+            name = read_text(Path("/proc") / str(workload.root_pid) / "comm").strip()
+            found.append((os.dup(theirs), journal_streams.new_stream(workload.unit, name)))
+    return journal_streams.offer(directory, "restored", found) if found else None
+
+
+def settle(offered: Offer, timeout: float) -> bool:
+    """Wait (seconds) until the journal has them, and take ours away; whether systemd has to read its units again."""
+    if not offered.await_settled(timeout):
+        offered.insist()
+    for pairs in PAIRS.values():
+        for pair in pairs.values():
+            for fd in pair:
+                os.close(fd)
+    PAIRS.clear()
+    return offered.withdraw()

@@ -14,7 +14,7 @@ from kupgrade.kernel import kspawn, proc
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Side
-from kupgrade.machine import new_root, restorer, standing
+from kupgrade.machine import new_root, restorer, standing, streams
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
@@ -23,6 +23,7 @@ from kupgrade.model.spawn import WINDOW_PARAMETER, parse_range
 from kupgrade.model.workload import Workload
 
 MERGE_PATIENCE = 60.0  # seconds
+JOURNAL_PATIENCE = 20.0
 START = "start-system"  # in Places.run: the first process waits for it
 INHERITED = "inherited.json"
 POLL = 0.02
@@ -68,10 +69,13 @@ class RealTakeover:
         """See the port."""
         return new_root.merged()
 
-    def start_system(self, timeout: float) -> None:
-        """See the port."""
+    def start_system(self, workloads: Sequence[Workload], timeout: float) -> None:
+        """See the port. The journal of that system takes the streams over that were made for the restore."""
+        offered = streams.offer(self.places.run, workloads)
         (self.places.run / START).touch()
         self.systemd.await_manager(timeout)
+        if offered is not None and streams.settle(offered, JOURNAL_PATIENCE):
+            self.systemd.reload()
 
     def system_runs(self) -> bool:
         """See the port."""

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from kupgrade.errors import KupgradeError
 from kupgrade.model.spawn_facts import SpawnFacts
 from kupgrade.model.workload import Workload
+
+T = TypeVar("T")
+
+
+class Unknowns(dict[str, str]):
+    """Facts that could not be determined, with the reason."""
+
+    def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
+        """The answer, or `otherwise` with the reason recorded."""
+        try:
+            return question()
+        except (KupgradeError, OSError, ValueError) as error:
+            self[name] = str(error)
+            return otherwise
 
 
 @dataclass(frozen=True, slots=True)

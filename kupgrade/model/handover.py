@@ -39,14 +39,13 @@ class LinkName:
 class TakeOver:
     """All that the new kernel needs besides the images. `table`: an SSDT in base64; `clock`: seconds since the epoch.
 
-    `uuid`, `fstype`, `options`: of the root file system; `cow`: bytes of memory for what is written before the commit.
+    `uuid`, `fstype`, `options`: of the root file system.
     """
 
     table: str
     uuid: str
     fstype: str
     options: str
-    cow: int
     store: str
     links: tuple[LinkName, ...]
     clock: float

@@ -28,7 +28,10 @@ class GivenCpu:
 
 @dataclass(frozen=True, slots=True)
 class CpusBefore:
-    """The CPUs of a new kernel as they were, the one that boots it first. `others`: APIC IDs of the rest."""
+    """The CPUs of a new kernel as they were, the one that boots it first.
+
+    `others`: APIC IDs of the rest, offline ones too.
+    """
 
     given: tuple[GivenCpu, ...]
     others: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,14 @@ from typing import Any
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.codec import decode, encode
+from kupgrade.model.machine import MemoryRange
 
 PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
 # Of the handover: warm up and lock, images from the window, take over, how far it is
 PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
+ONLINE_CPU, INHERIT, INHERITED = "online-cpu", "inherit", "inherited"
+
+INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,44 @@ class Answer:
     result: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Legacy:
+    """What a kernel leaves when it ends. `park`: the page of the heir's park loop.
+
+    `cpus`: APIC IDs of the CPUs that come there at the end; when the last of them waits, the old kernel is gone and
+    `memory` is free.
+    """
+
+    park: int
+    cpus: tuple[int, ...]
+    memory: tuple[MemoryRange, ...]
+
+
+class Stage(enum.Enum):
+    """How far an inheritance is."""
+
+    NONE = "none"
+    WAITING = "waiting"
+    TAKING = "taking"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What was gained: CPUs online and MemTotal in bytes, before and after; `seconds` from the old kernel's end.
+
+    `missing`: what did not come, in words.
+    """
+
+    stage: Stage = Stage.NONE
+    cpus_before: str = ""
+    cpus: str = ""
+    memory_before: int = 0
+    memory: int = 0
+    seconds: float = 0.0
+    missing: tuple[str, ...] = ()
 
 
 def pack(message: Request | Answer) -> bytes:

@@ -50,7 +50,8 @@ def store(path: str) -> Store:
 
 
 def prepare(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Before the blackout: the lock on the ports `tcp` and `udp`, criu's check, all imports."""
+    """Before the blackout: room for writes (bytes), the lock on the ports `tcp` and `udp`, criu's check."""
+    new_root.prepare_store(int(arguments["writes"]))
     nft.lock(arguments.get("tcp", ()), arguments.get("udp", ()), nft.Direction.BOTH)
     try:
         Criu().check()

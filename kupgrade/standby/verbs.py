@@ -7,7 +7,7 @@ import binascii
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.model import standby
+from kupgrade.model.codec import decode, encode
+from kupgrade.standby import heir
+from kupgrade.standby.heir import Heir
 
 # criu looks for what these bring, and not all of them come by themselves when it does.
 CRIU_MODULES = ("tun", "veth", "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag")
@@ -27,12 +30,16 @@ MODULES_TIMEOUT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """This kernel, as far as requests reach; `beater` is the heartbeat's PID."""
+    """This kernel, as far as requests reach; `beater` is the heartbeat's PID, `heir` waits for the old kernel's end."""
 
     device: Kspawn
     root: Path
     beater: int = 0
     window: SharedWindow | None = None
+    heir: Heir = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heir", Heir(self.device, self.root))
 
 
 Verb = Callable[[Here, Mapping[str, Any]], Mapping[str, Any]]
@@ -96,8 +103,35 @@ def load_ssdt(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"length": len(table)}
 
 
-def stop(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The agent ends after this answer."""
+def _number(arguments: Mapping[str, Any], name: str) -> int:
+    value = arguments.get(name)
+    if not isinstance(value, int):
+        raise BadInputError(f"The request names no {name}", f"found {value!r:.60}")
+    return value
+
+
+def online_cpu(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Run on the CPU with the APIC ID `apic_id`, which waits in the park loop at `park`; its `number` here."""
+    apic_id, park = _number(arguments, "apic_id"), _number(arguments, "park")
+    return {"number": heir.bring_online(here.device, park, apic_id, here.root)}
+
+
+def inherit(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take over `legacy` (a standby.Legacy) as soon as the old kernel is gone; "inherited" tells how it went."""
+    here.heir.expect(decode(standby.Legacy, arguments.get("legacy")))
+    return {}
+
+
+def inherited(here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How far that is: a standby.Inherited."""
+    found: Mapping[str, Any] = encode(here.heir.found)
+    return found
+
+
+def stop(here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent ends after this answer, and after an inheritance that has begun; one that has not is given up."""
+    if here.heir.found.stage is standby.Stage.WAITING:
+        here.heir.give_up()
     return {}
 
 
@@ -107,5 +141,8 @@ VERBS: dict[str, Verb] = {
     standby.MODULES: modules,
     standby.CRIU_CHECK: criu_check,
     standby.LOAD_SSDT: load_ssdt,
+    standby.ONLINE_CPU: online_cpu,
+    standby.INHERIT: inherit,
+    standby.INHERITED: inherited,
     standby.STOP: stop,
 }

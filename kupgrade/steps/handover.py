@@ -36,6 +36,7 @@ class ReadyStandby:
     before: ClassVar[type] = Nothing
     modules: tuple[str, ...]
     workloads: tuple[Workload, ...]
+    writes: int  # bytes
 
     def describe(self) -> str:
         """One clause."""
@@ -51,7 +52,7 @@ class ReadyStandby:
 
     def do(self, host: HasHandover, before: Nothing) -> Figures:
         """Ask for it."""
-        return {"criu": host.handover.ready(self.modules, self.workloads) or "ok"}
+        return {"criu": host.handover.ready(self.modules, self.workloads, self.writes) or "ok"}
 
     def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""
@@ -118,7 +119,6 @@ class HandOver:
     uuid: str
     fstype: str
     options: str
-    cow: int
     deadline: float  # seconds the new kernel has to commit
 
     def describe(self) -> str:
@@ -135,7 +135,7 @@ class HandOver:
 
     def do(self, host: HasHandover, before: Armed) -> None:
         """Does not return when it works: this kernel ends."""
-        disk = DiskFound(self.uuid, self.fstype, self.options, self.cow)
+        disk = DiskFound(self.uuid, self.fstype, self.options)
         host.handover.hand_over(self.store, disk, self.ports, self.deadline)
 
     def undo(self, host: HasBothSides, before: Armed, context: UndoContext) -> None:

@@ -11,19 +11,21 @@ from kupgrade.model.workload import Store, Workload
 
 @dataclass(frozen=True, slots=True)
 class DiskFound:
-    """How the new kernel finds the root file system: UUID, type, mount options; `cow`: bytes of memory for writes."""
+    """How the new kernel finds the root file system: UUID, type, mount options."""
 
     uuid: str
     fstype: str
     options: str
-    cow: int
 
 
 class Handover(Protocol):
     """The old kernel's side."""
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload]) -> str:
-        """Let the new kernel load what its devices need, warm criu up and lock its network; criu's complaint, or ""."""
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int) -> str:
+        """Let the new kernel load what its devices need, warm criu up and lock its network; criu's complaint, or "".
+
+        `writes`: bytes of memory, at most, for what it writes before the commit.
+        """
 
     def ship(self, store: Store) -> int:
         """Copy the rounds so far through the window into the new kernel's memory; bytes."""
@@ -50,7 +52,7 @@ class Takeover(Protocol):
     def disk_taken(self) -> bool | None:
         """Whether the root file system is written directly now; None: unknown."""
 
-    def start_system(self, timeout: float) -> None:
+    def start_system(self, workloads: Sequence[Workload], timeout: float) -> None:
         """Let the first process become the host's own init; wait (seconds) until it answers."""
 
     def system_runs(self) -> bool:

@@ -71,6 +71,7 @@ class StartSystem:
     scope: ClassVar[Scope] = Scope.BOOT
     irreversible: ClassVar[bool] = True
     before: ClassVar[type] = Nothing
+    workloads: tuple[Workload, ...]
     timeout: float
 
     def describe(self) -> str:
@@ -87,7 +88,7 @@ class StartSystem:
 
     def do(self, host: HasTakeover, before: Nothing) -> None:
         """Start, wait."""
-        host.takeover.start_system(self.timeout)
+        host.takeover.start_system(self.workloads, self.timeout)
 
     def undo(self, host: HasTakeover, before: Nothing, context: UndoContext) -> None:
         """Never called."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import re
@@ -129,8 +130,6 @@ def subprocess_errno(command: list[str]) -> None:
 
 def arguments(device: kspawn.Kspawn, box: Box) -> None:
     """Refusals that need nothing but an argument."""
-    import fcntl
-
     requests = {
         "START": (kspawn.IOC_START, kspawn.START.size, (4, 32, 47)),
         "STOP": (kspawn.IOC_STOP, kspawn.STOP.size, (4, 8, 31)),
@@ -269,14 +268,25 @@ def park(device: kspawn.Kspawn, box: Box) -> None:
         box.put(MAILBOX, bytes(16))
         counter = bytes.fromhex("48be") + struct.pack("<Q", BOX + WORD) + COUNTER
         box.put(CODE + 0x100, counter)
-        mail = park_code.wake_up(3, BOX + CODE + 0x100)
+        box.put(PARK + park_code.EXIT_OFFSET, park_code.exit_code(BOX + TABLES, BOX + CODE + 0x100))
+        mail = park_code.wake_up(3, BOX + PARK + park_code.EXIT_OFFSET)
         box.put(MAILBOX + 2, mail[2:])
         box.put(MAILBOX, mail[:2])
         deadline = time.monotonic() + 2
         while box.memory[MAILBOX] and time.monotonic() < deadline:
             time.sleep(0.001)
-        check("woken", box.counts() and box.memory[MAILBOX] == 0 and box.memory[SLOTS + 128 + 4] == 0)
+        check("woken, by the exit", box.counts() and box.memory[MAILBOX] == 0 and box.memory[SLOTS + 128 + 4] == 0)
         device.stop(3)
+
+
+def own(device: kspawn.Kspawn, box: Box) -> None:
+    """A CPU that waits for this kernel itself does not count as started: it comes online without a STOP."""
+    both = struct.pack("<2I3Q16x", 3, kspawn.START_OWN | kspawn.START_TIED, BOX + CODE, BOX + TABLES, BOX + WORD)
+    with offline():
+        refused("START_OWN and START_TIED", errno.EINVAL, lambda: fcntl.ioctl(device.fd, kspawn.IOC_START, both))
+        device.start(3, kspawn.Entry(BOX + PARK, BOX + TABLES), own=True)
+        check("not counted as started", device.info().nr_started == 0)
+    check("and online again", (CPU / "online").read_text().strip() == "1")
 
 
 def guard(device: kspawn.Kspawn, box: Box) -> None:
@@ -476,7 +486,7 @@ def main(verb: str) -> None:
         info(device)
         for part in (memory, rights, ssdt, panic_flag, devices):
             part(device)
-        for part in (arguments, cpus, park, guard, tied, blocks):
+        for part in (arguments, cpus, park, own, guard, tied, blocks):
             part(device, box)
         box.memory.close()
         device.close()

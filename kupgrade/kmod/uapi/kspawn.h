@@ -83,6 +83,12 @@ struct kspawn_info {
 #define KSPAWN_START_FOREIGN	0x1
 /* The CPU gets INIT when this descriptor is closed. */
 #define KSPAWN_START_TIED	0x2
+/*
+ * The entry is this kernel's own loop for CPUs that wait for it (the reset
+ * vector of its MADT): the CPU does not count as started and can be brought
+ * online here. Not together with KSPAWN_START_TIED.
+ */
+#define KSPAWN_START_OWN	0x4
 
 /**
  * struct kspawn_start - start a CPU, for KSPAWN_START
@@ -105,7 +111,7 @@ struct kspawn_info {
  * APIC's mode, -ETIMEDOUT it did not come (and got INIT).
  *
  * A started CPU cannot be brought online here, nor this module be unloaded,
- * until KSPAWN_STOP.
+ * until KSPAWN_STOP (or unless KSPAWN_START_OWN).
  */
 struct kspawn_start {
 	__u32 apic_id;

@@ -19,8 +19,8 @@ STRUCTS = ("info", "start", "stop", "leave", "acpi", "pci", "panic_flag", "guard
 REQUESTS = ("INFO", "START", "STOP", "LEAVE", "ACPI", "QUIESCE", "RESUME", "PANIC_FLAG", "GUARD")
 VALUES = (
     *("ABI_VERSION", "NO_APIC_ID", "INFO_X2APIC", "INFO_LA57", "CAP_START", "CAP_LEAVE", "CAP_ACPI", "CAP_PCI"),
-    *("CAP_PANIC_FLAG", "CAP_GUARD", "START_FOREIGN", "START_TIED", "PCI_KEEP", "ACPI_MAX", "GUARD_MIN_US"),
-    "GUARD_MAX_US",
+    *("CAP_PANIC_FLAG", "CAP_GUARD", "START_FOREIGN", "START_TIED", "START_OWN", "PCI_KEEP", "ACPI_MAX"),
+    *("GUARD_MIN_US", "GUARD_MAX_US"),
 )
 
 
@@ -108,10 +108,11 @@ def test_flags_follow_the_keywords():
     entry = kspawn.Entry(0x1000, 0x2000, 0x3000)
     opened.start(3, entry)
     opened.start(3, entry, foreign=True, tied=True)
+    opened.start(3, entry, own=True)
     opened.stop(3, foreign=True)
     opened.quiesce(kspawn.PciFunction(0, 4, 0x18), keep=True)
-    assert [struct.unpack_from("<II", argument) for _, argument in ioctls.calls[:3]] == [(3, 0), (3, 3), (3, 1)]
-    assert struct.unpack_from("<IBBHI", ioctls.calls[3][1]) == (0, 4, 0x18, 0, 1)
+    assert [struct.unpack_from("<II", argument) for _, argument in ioctls.calls[:4]] == [(3, 0), (3, 3), (3, 4), (3, 1)]
+    assert struct.unpack_from("<IBBHI", ioctls.calls[4][1]) == (0, 4, 0x18, 0, 1)
 
 
 def test_an_error_names_call_and_subject():

@@ -1,0 +1,186 @@
+"""How a spawned kernel comes into the CPUs and the memory of the one that it was started beside.
+
+The old kernel cannot see its own end through. So it leaves word beforehand, and a thread here waits until the last of
+its CPUs has come to this kernel's park loop: from then on nobody else runs on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.kernel import acpi, acpi_devices, cpu, cpu_numbers, memory_blocks, park_code
+from kupgrade.kernel.kspawn import Kspawn
+from kupgrade.kernel.libc import read_text, reported
+from kupgrade.model.codec import encode
+from kupgrade.model.machine import MemoryRange
+from kupgrade.model.memory import BlockState
+from kupgrade.model.standby import INHERITED_FILE, Inherited, Legacy, Stage
+
+POLL = 0.01  # seconds between looks for the old kernel's end
+BLOCK_PATIENCE = 60.0  # seconds for a table's memory to be online
+PARK_PATIENCE = 5.0  # seconds for a CPU that left the old kernel to be in the loop
+# The kernel describes memory it is given in memory it has, one byte in 64: at most a quarter of what is free.
+GROWTH = 16
+
+
+@contextlib.contextmanager
+def _mapped(device: Kspawn, where: MemoryRange) -> Iterator[memoryview]:
+    start = where.start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping = device.map(start, where.end - start, writable=False)
+    with contextlib.closing(mapping), memoryview(mapping) as view, view[where.start - start :] as part:
+        yield part
+
+
+def waiting(device: Kspawn, park: int) -> tuple[int, ...]:
+    """The APIC IDs of the CPUs in the park loop at `park`. Raises KernelError and BadInputError."""
+    with _mapped(device, MemoryRange(park, park_code.PAGE)) as page:
+        slots = park_code.slots_of(page)
+    with _mapped(device, slots) as table:
+        return park_code.waiting(table)
+
+
+def bring_online(device: Kspawn, park: int, apic_id: int, root: Path = Path("/")) -> int:
+    """Run on a CPU that waits in the park loop; returns its number. Done as well when this kernel runs on it.
+
+    Raises KupgradeError for one that does not wait: the kernel would wait for it for ever. KernelError.
+    """
+    number = cpu_numbers.by_apic_id(root).get(apic_id)
+    if number is None:
+        raise KupgradeError(f"This kernel knows no CPU with APIC ID {apic_id}", "its MADT does not list it")
+    if not cpu.is_online(number, root):
+        if apic_id not in waiting(device, park):
+            raise KupgradeError(f"CPU {number} cannot come online", f"APIC ID {apic_id} is not in the park loop")
+        cpu.bring_online(number, root)
+    return number
+
+
+def memory_facts(root: Path = Path("/")) -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = (line.partition(":") for line in read_text(root / "proc/meminfo").splitlines())
+    return {key: int(value.split()[0]) * 1024 for key, _, value in lines if value.endswith(" kB")}
+
+
+@dataclass
+class Heir:
+    """The one inheritance of this kernel. `pause` and `clock` as in time."""
+
+    device: Kspawn
+    root: Path = Path("/")
+    pause: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    found: Inherited = field(default_factory=Inherited)
+    _thread: threading.Thread | None = None
+    _given_up: threading.Event = field(default_factory=threading.Event)
+
+    def expect(self, legacy: Legacy) -> None:
+        """Wait for the old kernel's end in a thread, and take all it leaves. Another call replaces the first.
+
+        Raises KupgradeError when the inheritance has begun, KernelError when the park loop cannot be seen.
+        """
+        self.give_up()
+        waiting(self.device, legacy.park)
+        self._given_up = threading.Event()
+        self.found = Inherited(Stage.WAITING)
+        self._thread = threading.Thread(target=self._run, args=(legacy, self._given_up), name="heir")
+        self._thread.start()
+
+    def give_up(self) -> None:
+        """Expect nothing any more. Raises KupgradeError when the inheritance has begun."""
+        self._given_up.set()
+        if self._thread is not None:
+            self._thread.join(PARK_PATIENCE)
+        if self.found.stage not in (Stage.NONE, Stage.WAITING):
+            raise KupgradeError("The old kernel is gone", f"its inheritance is {self.found.stage.value}")
+        self.found = Inherited()
+
+    def _run(self, legacy: Legacy, given_up: threading.Event) -> None:
+        while legacy.cpus[-1] not in waiting(self.device, legacy.park):
+            if given_up.is_set():
+                return
+            self.pause(POLL)
+        self.take(legacy)
+
+    def take(self, legacy: Legacy) -> None:
+        """The old kernel is gone: its last CPUs and its memory. What does not come is told, in the file and the log."""
+        began = self.clock()
+        missing: list[str] = []
+        self.found = Inherited(
+            Stage.TAKING,
+            cpus_before=str(cpu.masks(self.root).online),
+            memory_before=memory_facts(self.root).get("MemTotal", 0),
+        )
+        for apic_id in legacy.cpus:
+            try:
+                self._await_cpu(legacy.park, apic_id)
+                bring_online(self.device, legacy.park, apic_id, self.root)
+            except KupgradeError as error:
+                missing.append(str(error))
+        try:
+            missing += self._take_memory(legacy.memory)
+        except (KupgradeError, OSError) as error:
+            missing.append(f"memory: {error}")
+        self.found = replace(
+            self.found,
+            stage=Stage.DONE,
+            cpus=str(cpu.masks(self.root).online),
+            memory=memory_facts(self.root).get("MemTotal", 0),
+            seconds=round(self.clock() - began, 3),
+            missing=tuple(missing),
+        )
+        self._tell()
+
+    def _await_cpu(self, park: int, apic_id: int) -> None:
+        deadline = self.clock() + PARK_PATIENCE
+        while apic_id not in waiting(self.device, park) and self.clock() < deadline:
+            self.pause(POLL)
+
+    def _take_memory(self, ranges: tuple[MemoryRange, ...]) -> list[str]:
+        """Add all whole blocks, in pieces that what is free can describe; what did not come, in words."""
+        size, number, missing = memory_blocks.block_size(self.root), 0, []
+        for each in memory_blocks.whole_blocks(ranges, size):
+            at = each.start
+            while at < each.end:
+                room = memory_facts(self.root).get("MemFree", 0) * GROWTH // size * size
+                piece = MemoryRange(at, min(each.end - at, max(room, size)))
+                device = acpi_devices.memory_device(number, [piece])
+                try:
+                    self.device.load_ssdt(acpi.ssdt(acpi_devices.system_bus(device)))
+                    self._await_online(piece, size)
+                except KupgradeError as error:
+                    missing.append(f"{piece}: {error}")
+                number, at = number + 1, piece.end
+        return missing
+
+    def _await_online(self, piece: MemoryRange, size: int) -> None:
+        """The kernel finds the memory by itself, some time after the table, and may leave it offline."""
+        deadline = self.clock() + BLOCK_PATIENCE
+        for number in memory_blocks.numbers(piece, size):
+            while (state := memory_blocks.block(number, self.root).state) is not BlockState.ONLINE:
+                if self.clock() > deadline:
+                    raise KupgradeError(f"Memory block {number} is not there", f"it is {state.value}")
+                if state is BlockState.OFFLINE:
+                    with contextlib.suppress(KernelError):  # the kernel may be about to do so itself
+                        memory_blocks.bring_online(number, root=self.root)
+                        continue
+                self.pause(POLL)
+
+    def _tell(self) -> None:
+        text = json.dumps(encode(self.found))
+        path = self.root / INHERITED_FILE
+        with contextlib.suppress(KernelError), reported("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = path.with_suffix(".new")
+            half.write_text(text + "\n")
+            half.rename(path)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"kupgrade: inherited {text}\n")
+            sys.stderr.flush()

@@ -1,0 +1,118 @@
+"""The old kernel ends in favour of the one beside it, which comes into its CPUs, its memory and its last devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.rehearsal.cache import Cache
+from kupgrade.rehearsal.link import Link
+from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.qemu import Qemu
+from kupgrade.rehearsal.suites import Archive, mirror
+from tests.kmod import build
+from tests.vm import retire_inside
+from tests.vm.conftest import say
+
+pytestmark = pytest.mark.vm
+
+PATIENCE = 240.0  # seconds from the script's start to the new kernel's last word
+COMPLAINT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|rcu: INFO|No irq handler|Kernel panic")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A virtual host with four CPUs and kspawn for both kernels in /root."""
+
+    link: Link
+    running: Qemu
+    release: str
+    network: Network
+
+    def said(self, name: str) -> str:
+        return (self.running.state / name).read_text(errors="replace")
+
+
+@pytest.fixture(params=[("trixie", "trixie-backports"), ("trixie-backports", "trixie")], ids=["newer", "older"])
+def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
+    """The new kernel is newer, or older, than the one that it is started beside."""
+    try:
+        host = virtual_host.build(*request.param, say, line=virtual_host.command_line("no_ipi_broadcast=1"))
+        archive = Archive(Cache.default(), mirror())
+        releases = (host.old_release, host.new_release)
+        built = [
+            build.module(archive, build.choose(archive, each.removesuffix(f"-{build.FLAVOUR}"))) for each in releases
+        ]
+    except KupgradeError as error:
+        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
+            raise
+        pytest.skip(f"no virtual host here: {error}")
+    with ExitStack() as stack:
+        state = qemu.run_directory()
+        network = Network.create()
+        stack.callback(network.close)
+        running = qemu.start(host.tools, host.machine(6144, 4), state, network.tap())
+        stack.callback(running.stop)
+        link = stack.enter_context(closing(Link(state / "agent")))
+        link.wait_boot(240.0)
+        for name, module in zip(("own", "other"), built, strict=True):
+            link.write(f"/root/{name}.ko", module.read_bytes())
+        link.write("/root/retire_inside.py", Path(retire_inside.__file__).read_bytes())
+        yield Beside(link, running, host.new_release, network)
+
+
+def until(found: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
+    deadline = time.monotonic() + timeout
+    while not found():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.2)
+
+
+def told(text: str) -> dict[str, Any]:
+    """What the old kernel's script said, up to its end."""
+    found: dict[str, Any] = {}
+    for match in re.finditer(r"RETIRE (\{.*\})", text):
+        found |= json.loads(match[1])
+    return found
+
+
+def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None:
+    """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network."""
+    words = ["/usr/bin/python3", "/root/retire_inside.py", beside.release, "/root/own.ko", "/root/other.ko"]
+    done = beside.link.run(["systemd-run", "--unit=retire", "--collect", *words], timeout=60.0)
+    assert done.status == 0, done.stderr
+
+    def report() -> str:
+        return f"{told(beside.said('serial.log'))}\n{beside.said('serial2.log')[-4000:]}"
+
+    def finished() -> bool:
+        assert "failed" not in told(beside.said("serial.log")), report()
+        return "\nEND" in beside.said("serial2.log").replace("\r", "")
+
+    until(finished, PATIENCE, report)
+    before, after = told(beside.said("serial.log")), beside.said("serial2.log")
+    match = re.search(r"INHERITED (\{.*\})", after)
+    assert match, report()
+    inherited = json.loads(match[1])
+    print(json.dumps(before), json.dumps(inherited), sep="\n")
+    assert inherited["stage"] == "done"
+    assert not inherited["missing"]
+    # Its CPUs 0 to 3 are those that were 3, 0, 1 and 2; the last one rested, and is brought online by hand.
+    assert (inherited["cpus_before"], inherited["cpus"]) == ("0,2", "0-2")
+    assert "ONLINE 0-3 0-3" in after
+    assert inherited["memory"] >= 0.9 * int(before["facts"]["meminfo"]) * 1024
+    assert re.search(r"PCI 0001:\S+\s+0002:\S+", after), report()
+    assert not [line for line in after.splitlines() if COMPLAINT.search(line)]
+    with pytest.raises(ConnectionRefusedError):  # by the new kernel, where nobody listens
+        beside.network.connect(1, 10.0)
