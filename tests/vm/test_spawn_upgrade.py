@@ -1,4 +1,4 @@
-"""Whole upgrades to a kernel that starts beside the old one: committed with all the machine has, or as if never tried."""
+"""Whole upgrades to a kernel beside the old one: committed with all the machine has, or as if never tried."""
 
 from __future__ import annotations
 
