@@ -245,7 +245,9 @@ def put_away(state: Path, keep: Path | None) -> None:
 
 
 def write_evidence(result: Result, keep: Path) -> None:
-    """Journal and result as files beside the serial log."""
+    """Journal, result and what the client saw as files beside the serial log."""
     keep.mkdir(parents=True, exist_ok=True)
     (keep / "journal.json").write_text(json.dumps(list(result.journal), indent=1) + "\n")
     (keep / "result.json").write_text(json.dumps(dict(result.judged), indent=1) + "\n")
+    client = {"latencies": result.latencies, "marks": result.marks}
+    (keep / "client.json").write_text(json.dumps(client) + "\n")

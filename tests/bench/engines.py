@@ -62,6 +62,8 @@ def once(options: Options) -> dict[str, Any]:
         say(f"failed: {error}")
         return {"outcome": "failed", "findings": [str(error)]}
     say(report.summary(result.judged))
+    if options.keep is not None:
+        scenario.write_evidence(result, options.keep)
     keys = ("outcome", "upgrade_outcome", "findings", "reason", "client")
     kept = {key: result.judged[key] for key in keys}
     return {**kept, "figures": figures(result), "steps": steps(result.judged)}
