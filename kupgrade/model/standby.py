@@ -11,6 +11,8 @@ from kupgrade.errors import BadInputError
 from kupgrade.model.codec import decode, encode
 
 PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
+# Of the handover: warm up and lock, images from the window, take over, how far it is
+PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 
 
 @dataclass(frozen=True, slots=True)

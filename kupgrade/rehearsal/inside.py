@@ -14,7 +14,7 @@ from kupgrade.rehearsal.judge import WorkloadSeen
 from kupgrade.rehearsal.link import Link
 
 if TYPE_CHECKING:
-    from kupgrade.rehearsal.scenario import Options
+    from kupgrade.rehearsal.options import Options
 
 POLICY = """# written by the rehearsal
 deadline = "120s"
@@ -28,6 +28,14 @@ fate = "keep"
 [workload.probe]
 kind = "tcp"
 port = 7070
+"""
+# ttyS1 is the second serial port, which QEMU writes to a file of its own.
+POLICY_SPAWN = """
+[engine]
+order = ["spawn"]
+
+[engine.spawn]
+serial = 2
 """
 _SHOW = "MainPID,ActiveState,NRestarts,ControlGroup"
 _LEFTOVERS = r"""
@@ -57,7 +65,8 @@ def shell(link: Link, script: str, timeout: float = 120.0) -> str:
 
 def prepare(link: Link, options: Options, release: str) -> None:
     """Policy, workload, and the fault to come."""
-    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", POLICY.encode())
+    policy = POLICY + (POLICY_SPAWN if options.beside else "")
+    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", policy.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
     shell(link, "systemctl enable --quiet demo.service; systemctl start demo.service")
     shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import signal
 import threading
@@ -23,28 +22,12 @@ from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.options import Options, cpus, kernel_line, machine_memory
 
 Progress = Callable[[str], None]
 PORT = 7070
 _BOOT_TIMEOUT = 240.0  # seconds
 _POLL = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to rehearse. `memory`: MiB of the workload; `timeout`: seconds for the upgrade itself."""
-
-    engine: str = "kexec"
-    store: str = "auto"
-    old: str = "trixie"
-    new: str = "trixie-backports"
-    memory: int = 64
-    dirty: int = 0
-    fault: Fault | None = None
-    keep: Path | None = None
-    timeout: float = 420.0
-    boot: str = "grub"  # one of virtual_host.BOOTS
-    machine_memory: int = 0  # MiB; 0: by the size of the workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +40,18 @@ class Result:
     marks: tuple[tuple[float, str], ...] = ()
 
 
-def persistent_memory(options: Options) -> int:
-    """MiB set aside for images: the pattern twice (a forked tree dumps shared pages once per process), and slack."""
-    return max(512, 256 * math.ceil(3.2 * options.memory / 256))
-
-
-def machine_memory(options: Options) -> int:
-    """MiB: what is set aside, and room for the originals and the restored copies."""
-    pmem = persistent_memory(options)
-    return options.machine_memory or (2048 if pmem == 512 else 3072 + pmem + 2 * options.memory)
-
-
-def kernel_line(options: Options) -> str:
-    """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
-    pmem = persistent_memory(options)
-    line = virtual_host.command_line()
-    return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")
-
-
 def rehearse(options: Options, progress: Progress) -> Result:
     """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
-    host = virtual_host.build(options.old, options.new, progress, boot=options.boot, line=kernel_line(options))
+    wanted = (options.new, *options.further)
+    line = kernel_line(options)
+    host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
         stack.callback(network.close)
-        machine = host.machine(machine_memory(options))
+        machine = host.machine(machine_memory(options), cpus(options))
         progress(f"booting {host.old_release}")
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)
@@ -217,7 +184,7 @@ def put_away(state: Path, keep: Path | None) -> None:
     """Copy the logs to `keep`, if it is wanted, and remove the machine's directory."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        for name in ("serial.log", "qemu.log", "qemu.command"):
+        for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
             with contextlib.suppress(OSError):
                 shutil.copy(state / name, keep / name)
     shutil.rmtree(state, ignore_errors=True)

@@ -16,6 +16,7 @@ from kupgrade.host import command
 from kupgrade.kernel import cpu
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
+from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.model import standby
 
 # criu looks for what these bring, and not all of them come by themselves when it does.
@@ -31,6 +32,7 @@ class Here:
     device: Kspawn
     root: Path
     beater: int = 0
+    window: SharedWindow | None = None
 
 
 Verb = Callable[[Here, Mapping[str, Any]], Mapping[str, Any]]
