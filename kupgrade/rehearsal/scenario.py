@@ -62,7 +62,7 @@ def rehearse(options: Options, progress: Progress) -> Result:
         link = stack.enter_context(closing(Link(state / "agent")))
         _watch_faults(state, running, progress)
         link.wait_boot(_BOOT_TIMEOUT)
-        return _generations(options, host, network, link, progress)
+        return _generations(options, host, network, link, progress, running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,16 @@ class _Course:
     link: Link
     client: Client
     progress: Progress
+    running: qemu.Qemu
+
+    def struck(self, fault: Fault | None) -> bool:
+        """Whether the fault is known to have struck without its own file telling."""
+        if fault is None:
+            return False
+        cut = fault.kind == "power-cut" and any(event.name == "RESET" for event in self.running.events)
+        console = self.running.state / "serial2.log"
+        said = console.exists() and f"fault: {fault.kind}" in console.read_text(errors="replace")
+        return fault.leaves_itself or cut or said
 
     def look(self) -> judge.WorkloadSeen:
         return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
@@ -83,13 +93,18 @@ class _Course:
 
 
 def _generations(
-    options: Options, host: virtual_host.VirtualHost, network: Network, link: Link, progress: Progress
+    options: Options,
+    host: virtual_host.VirtualHost,
+    network: Network,
+    link: Link,
+    progress: Progress,
+    running: qemu.Qemu,
 ) -> Result:
     progress("starting the workload and a client outside")
     inside.prepare(link, options, host.new_release)
     client = Client(network.connect(PORT, 30.0))
     begun, begun_wall = time.monotonic(), time.time()
-    course = _Course(options, network, link, client, progress)
+    course = _Course(options, network, link, client, progress, running)
     judged: list[Mapping[str, Any]] = []
     journal: tuple[Mapping[str, Any], ...] = ()
     old = host.old_release
@@ -129,7 +144,7 @@ def _upgrade(course: _Course, old: str, new: str, *, first: bool) -> judge.Evide
     try:
         after = course.look()
         journal = records(inside.journal(link)) if not refused else ()
-        leftovers = inside.leftovers(link, fault)
+        leftovers = inside.leftovers(link, struck=course.struck(fault))
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:

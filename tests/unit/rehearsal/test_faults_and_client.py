@@ -65,10 +65,19 @@ def test_a_kernel_beside_the_other_has_faults_of_its_own(text: str, armed: dict[
             parse(text)
 
 
-@pytest.mark.parametrize(("text", "alone"), [("kill-tool@cross:frozen", True), ("kill-tool@cross", False)])
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [("kill-tool@cross:frozen", True), ("kill-tool@cross", False), ("kill-tool@hand-over:frozen", False)],
+)
 def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone: bool) -> None:
     """Everywhere else a fault that is still armed afterwards never struck, which the judge has to know."""
     assert parse(text).leaves_itself is alone
+
+
+@pytest.mark.parametrize(("moment", "where"), [("told", "/run/"), ("quiesced", "/run/"), ("effect", "/var/lib/")])
+def test_a_fault_in_the_middle_of_the_handover_can_be_spent(moment: str, where: str) -> None:
+    """File systems are frozen there; a file on one of them could not be removed."""
+    assert parse(f"kill-tool@hand-over:{moment}", (), "spawn").path.startswith(where)
 
 
 def serve(listener: socket.socket, pause_at: int, pause: float, stop_at: int) -> None:
