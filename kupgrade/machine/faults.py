@@ -78,9 +78,12 @@ def strike(places: Places, step: str, moment: str) -> None:
         case kind if kind in RELAYED and (step, moment) == (fault.step, fault.moment):
             _spend(fault)
             _relay(places, f"{kind} {step} {moment}\n")
-        case "panic-old-kernel" if (step, moment) == (fault.step, fault.moment) and not _spawned(places):
+        case "panic-old-kernel" if (step, moment) == (fault.step, fault.moment):
             _spend(fault)
-            (places.root / "proc/sysrq-trigger").write_text("c")
+            if _spawned(places):
+                _relay(places, "panic-old-kernel\n")
+            else:
+                (places.root / "proc/sysrq-trigger").write_text("c")
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)

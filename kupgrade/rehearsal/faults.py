@@ -65,7 +65,7 @@ class Fault:
     @property
     def relayed(self) -> bool:
         """Whether it strikes in a kernel beside the one that works at the step, by the hook on its console."""
-        return bool(self.step) and self.kind not in (*AT_STEP, "panic-old-kernel")
+        return bool(self.step) and self.kind not in AT_STEP
 
     @property
     def armed(self) -> dict[str, str]:

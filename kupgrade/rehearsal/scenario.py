@@ -62,6 +62,8 @@ def rehearse(options: Options, progress: Progress) -> Result:
         link = stack.enter_context(closing(Link(state / "agent")))
         _watch_faults(state, running, progress)
         link.wait_boot(_BOOT_TIMEOUT)
+        if options.fault is not None and options.fault.kind == "panic-old-kernel":
+            threading.Thread(target=_panic_old, args=(state, link, progress), daemon=True).start()
         return _generations(options, host, network, link, progress, running)
 
 
@@ -230,6 +232,20 @@ def _watch_faults(state: Path, running: qemu.Qemu, progress: Progress) -> None:
                 progress(f"fault: {text}")
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _panic_old(state: Path, link: Link, progress: Progress) -> None:
+    """Once the new kernel says on its console that it is time, the old one panics: it has the link still."""
+    while state.exists():
+        with contextlib.suppress(OSError):
+            if b"fault: panic-old-kernel" in (state / "serial2.log").read_bytes():
+                break
+        time.sleep(0.02)
+    else:
+        return
+    progress("fault: the old kernel panics")
+    with contextlib.suppress(KupgradeError):
+        link.request({"write": "/proc/sysrq-trigger", "data": "Yw==", "mode": 0o200}, 1.0)  # c
 
 
 @contextlib.contextmanager
