@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from kupgrade.core.chronicle import OPERATOR
 from kupgrade.core.fold import UNOBSERVED, apply, fold
-from kupgrade.core.recovery import MAX_ATTEMPTS, Action, Decision, decide, images_valid
+from kupgrade.core.recovery import MAX_ATTEMPTS, Action, Decision, decide
+from kupgrade.core.stakes import images_valid
 from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.plan import Plan
@@ -45,7 +46,6 @@ class Log(Protocol):
     def append(self, record: Record) -> None:
         """Durable when it returns."""
         ...
-
 
 
 # `by` of an UNDO_REQUESTED record.

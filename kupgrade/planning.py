@@ -12,6 +12,7 @@ from kupgrade.core import planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
+from kupgrade.engines.spawn import SpawnEngine
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, RefusedError, UsageError
 from kupgrade.host import image, initramfs, kernels
 from kupgrade.kernel import blockfs, devices
@@ -23,7 +24,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
 
-ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine()}
+ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine(), "spawn": SpawnEngine()}
 
 
 class PlanRefused(RefusedError):  # noqa: N818  # a verdict on a plan, in the operator's words

@@ -154,9 +154,7 @@ def _merge_workloads(low: list[dict[str, Any]], high: list[dict[str, Any]]) -> l
     return list(by_name.values())
 
 
-def _blame(
-    fragments: tuple[Fragment, ...], check: Callable[[Mapping[str, Any]], T], table: Mapping[str, Any]
-) -> T:
+def _blame(fragments: tuple[Fragment, ...], check: Callable[[Mapping[str, Any]], T], table: Mapping[str, Any]) -> T:
     """Run `check`; a problem with a key becomes an error naming the last file and line that set the key."""
     try:
         return check(table)

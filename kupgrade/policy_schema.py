@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.policy import (
+    Concern,
     EngineOptions,
     KernelRules,
     KexecOptions,
     NetworkMode,
     OnUnknown,
     Policy,
+    SpawnOptions,
     WorkloadPolicy,
     seconds,
 )
@@ -93,12 +95,23 @@ def _text(pattern: re.Pattern[str], expected: str) -> Check:
 def _list(item: Check, least: int = 0) -> Check:
     def check(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or len(value) < least:
-            raise _bad(
-                f"found {value!r:.40}", f"Write a list of {least} or more" if least else "Write a list"
-            )
+            raise _bad(f"found {value!r:.40}", f"Write a list of {least} or more" if least else "Write a list")
         return tuple(item(entry) for entry in value)
 
     return check
+
+
+_BYTES = re.compile(r"([0-9]{1,12}) ?(?:([KMGT])(?:iB)?)?")
+
+
+def _bytes(value: Any) -> int:
+    """A number of bytes, or text with a binary unit: "512MiB", "2G"."""
+    match = _BYTES.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        value = int(match[1]) << (10 * (" KMGT".index(match[2]) if match[2] else 0))
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 50:
+        raise _bad(f"found {value!r:.40}", 'Write it as "512MiB" or "2GiB", 0 for what is computed')
+    return value
 
 
 _any_text = _text(re.compile(r"[^\0\n]*"), "a text of one line, in quotes")
@@ -115,6 +128,19 @@ _KEXEC: Mapping[str, Check] = {
     "network_timeout": _span,
     "cmdline_append": _any_text,
 }
+_SPAWN: Mapping[str, Check] = {
+    "cores": _whole(0, 4096),
+    "memory": _bytes,
+    "window": _bytes,
+    "serial": _whole(0, 4),
+    "predump_rounds": _whole(0, 32),
+    "hello_timeout": _span,
+    "restore_deadline": _span,
+    "cmdline_append": _any_text,
+    "keep": _list(_text(re.compile(r"[0-9a-fA-F:.*?\[\]!-]+"), 'a PCI address or a glob of such, e.g. "0000:00:02.*"')),
+    "retire": _flag,
+    "refuse_on": _list(_one_of(Concern)),
+}
 _ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag}
 _KERNELS: Mapping[str, Check] = {"allow": _list(_glob), "block": _list(_glob)}
 _TOP: Mapping[str, Check] = {
@@ -130,9 +156,7 @@ _WORKLOAD: Mapping[str, Check] = {
     "name": _text(_NAME, "a name of letters, digits and _ . @ -"),
     "unit": _text(_UNIT, 'the name of a service, e.g. "demo.service"'),
     "pidfile": _path,
-    "cgroup": _text(
-        re.compile(r"/[^\0\n]+"), 'a path below /sys/fs/cgroup, e.g. "/system.slice/demo.service"'
-    ),
+    "cgroup": _text(re.compile(r"/[^\0\n]+"), 'a path below /sys/fs/cgroup, e.g. "/system.slice/demo.service"'),
     "fate": _one_of(Fate),
     "max_blackout": _span,
 }
@@ -152,9 +176,7 @@ def check_shape(table: Mapping[str, Any]) -> None:
     for index, entry in enumerate(_workload_tables(table), 1):
         name = str(entry.get("name", ""))
         if not name:
-            raise KeyProblem(
-                ("workload", ""), f"workload number {index} has no name", 'Give it one: name = "..."'
-            )
+            raise KeyProblem(("workload", ""), f"workload number {index} has no name", 'Give it one: name = "..."')
         _workload_values(entry)
         if name in names:
             raise KeyProblem(("workload", name), "the name is used twice in one file", "Give each its own")
@@ -163,24 +185,26 @@ def check_shape(table: Mapping[str, Any]) -> None:
 
 def build(table: Mapping[str, Any]) -> Policy:
     """The policy of a merged table; raises KeyProblem for what only the whole can tell."""
-    top, engine, kexec, kernels = _sections(table)
+    top, engine, kexec, spawn, kernels = _sections(table)
     return Policy(
         **top,
-        engine=EngineOptions(**engine, kexec=KexecOptions(**kexec)),
+        engine=EngineOptions(**engine, kexec=KexecOptions(**kexec), spawn=SpawnOptions(**spawn)),
         kernels=KernelRules(**kernels),
         workloads=tuple(_workload(entry) for entry in _workload_tables(table)),
     )
 
 
 def _sections(table: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The values of the top level, of [engine], of [engine.kexec] and of [kernels]."""
+    """The values of the top level, of [engine], of [engine.kexec], of [engine.spawn] and of [kernels]."""
     engine = _subtable(table, ("engine",))
     kernels = _subtable(table, ("kernels",))
     kexec = _subtable(engine, ("engine", "kexec"))
+    spawn = _subtable(engine, ("engine", "spawn"))
     return (
         _values(table, _TOP, (), ("engine", "kernels", "workload")),
-        _values(engine, _ENGINE, ("engine",), ("kexec",)),
+        _values(engine, _ENGINE, ("engine",), ("kexec", "spawn")),
         _values(kexec, _KEXEC, ("engine", "kexec")),
+        _values(spawn, _SPAWN, ("engine", "spawn")),
         _values(kernels, _KERNELS, ("kernels",)),
     )
 
@@ -242,9 +266,7 @@ def _workload(entry: Mapping[str, Any]) -> WorkloadPolicy:
 def _probe(values: dict[str, Any], where: tuple[str, ...]) -> Probe:
     kind = values.get("kind", ProbeKind.NONE)
     if kind in (ProbeKind.TCP, ProbeKind.HTTP) and "port" not in values:
-        raise KeyProblem(
-            (*where, "port"), f"a {kind.value} probe needs it", "Set port = the number it listens on"
-        )
+        raise KeyProblem((*where, "port"), f"a {kind.value} probe needs it", "Set port = the number it listens on")
     if kind is ProbeKind.COMMAND and not values.get("command", ("",))[0].startswith("/"):
         raise KeyProblem(
             (*where, "command"),

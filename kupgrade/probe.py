@@ -5,35 +5,22 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import bootloader, command
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, memory, proc, watchdog
-from kupgrade.model.facts import Facts, StoreFacts, WorkloadFacts
+from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
+from kupgrade.probe_spawn import observe_spawn
 from kupgrade.probe_workload import observe_workload
-
-T = TypeVar("T")
-
-
-class _Unknowns(dict[str, str]):
-    def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
-        """The answer, or `otherwise` with the reason recorded."""
-        try:
-            return question()
-        except (KupgradeError, OSError, ValueError) as error:
-            self[name] = str(error)
-            return otherwise
 
 
 def probe(root: Path, policy: Policy) -> Facts:
     """Read everything a plan rests on."""
-    unknown = _Unknowns()
+    unknown = Unknowns()
     state = kexec.read_state(root)
     systemd = Systemd(root)
     criu = Criu()
@@ -77,6 +64,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         checksum_rate=_checksum_rate(),
         early_agent=unknown.ask("mounts", lambda: _early_agent(policy, workloads, root), False),
         unknown=dict(unknown),
+        spawn=observe_spawn(root) if os.geteuid() == 0 else None,
     )
 
 
@@ -117,7 +105,7 @@ def _watchdog(root: Path) -> tuple[str, str]:
     return f"{devices[0].name} ({devices[0].identity})", ""
 
 
-def _stores(policy: Policy, root: Path, unknown: _Unknowns) -> StoreFacts:
+def _stores(policy: Policy, root: Path, unknown: Unknowns) -> StoreFacts:
     options = policy.engine.kexec
     disk = root / options.disk_path.lstrip("/")
     while not disk.exists():

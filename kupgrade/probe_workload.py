@@ -115,9 +115,7 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
         return sock_diag.unix_peers(diag)
 
 
-def _descriptor(
-    fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], volatile: set[str]
-) -> Descriptor:
+def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], volatile: set[str]) -> Descriptor:
     peer = ""
     if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
         other = peers[fd.inode].peer

@@ -233,9 +233,7 @@ def _make_private(path: Path) -> None:
 def _check_private(path: Path) -> None:
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode):
-        raise BadInputError(
-            f"{path} is not a directory", "it was replaced", "Find out by whom before you go on"
-        )
+        raise BadInputError(f"{path} is not a directory", "it was replaced", "Find out by whom before you go on")
     mode = stat.S_IMODE(info.st_mode)
     if info.st_uid != os.geteuid() or mode & 0o077:
         raise BadInputError(

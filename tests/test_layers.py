@@ -36,17 +36,19 @@ PARTS: dict[str, set[str]] = {
     "policy_schema": WORDS,
     "policy": WORDS | {"policy_schema"},
     "probe_workload": WORDS | MECHANISM,
-    "probe": WORDS | MECHANISM | {"probe_workload"},
+    "probe_storage": WORDS | MECHANISM,
+    "probe_spawn": WORDS | MECHANISM | {"probe_storage"},
+    "probe": WORDS | MECHANISM | {"probe_workload", "probe_spawn"},
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
-    "standby": WORDS | MECHANISM,
     "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
     # L4: faces
     "log": WORDS | {"core"},
     "worker": WORDS | MECHANISM | {"journal"},
     "resume": WORDS | {"journal", "statedir", "machine", "log"},
+    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine"},
     "rehearsal": WORDS | {"core", "host", "journal"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
@@ -93,12 +95,7 @@ def test_every_part_has_its_place() -> None:
 def test_the_table_itself_goes_down_only() -> None:
     """Every part names only parts that stand above it in the table, so there can be no circle."""
     order = list(PARTS)
-    wrong = [
-        (part, used)
-        for part, uses in PARTS.items()
-        for used in uses
-        if order.index(used) >= order.index(part)
-    ]
+    wrong = [(part, used) for part, uses in PARTS.items() for used in uses if order.index(used) >= order.index(part)]
     assert not wrong
 
 

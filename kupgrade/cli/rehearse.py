@@ -13,13 +13,21 @@ from kupgrade.errors import ExitCode, UsageError
 
 
 @click.command()
-@click.option("--engine", type=click.Choice(["kexec"]), default="kexec", show_default=True)
+@click.option("--engine", type=click.Choice(["kexec", "spawn"]), default="kexec", show_default=True)
 @click.option("--store", type=click.Choice(["auto", "disk", "pmem"]), default="auto", show_default=True)
 @click.option("--from", "old", default="trixie", show_default=True, help="Old kernel: suite, release, prefix or path.")
-@click.option("--to", "new", default="trixie-backports", show_default=True, help="New kernel, as --from.")
+@click.option(
+    "--to",
+    "new",
+    multiple=True,
+    default=["trixie-backports"],
+    show_default=True,
+    help="New kernel, as --from; given several times: one upgrade after the other.",
+)
 @click.option("--memory", type=click.IntRange(1, 65536), default=64, show_default=True, help="MiB of the workload.")
 @click.option("--dirty", type=click.IntRange(0, 100), default=0, show_default=True, help="Percent rewritten a second.")
 @click.option("--fault", default="", help="e.g. kill-tool@dump:effect, power-cut@cross, panic-new-kernel.")
+@click.option("--rollback", default="", metavar="STEP", help="An operator takes it back once STEP is done.")
 @click.option(
     "--boot",
     type=click.Choice(["grub", "direct"]),
@@ -35,10 +43,11 @@ def rehearse(
     engine: str,
     store: str,
     old: str,
-    new: str,
+    new: tuple[str, ...],
     memory: int,
     dirty: int,
     fault: str,
+    rollback: str,
     boot: str,
     timeout: float,
     keep: Path | None,
@@ -48,23 +57,29 @@ def rehearse(
     """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
     from kupgrade.rehearsal import faults, scenario
     from kupgrade.rehearsal import report as reports
+    from kupgrade.rehearsal.options import Options
     from kupgrade.steps import registry
 
     if memory > 65536 // 4:
         raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
+    steps = registry.names()
+    if rollback and rollback not in steps:
+        raise UsageError(f"{rollback!r} is no step", "", f"Known are {', '.join(steps)}")
     begun = time.monotonic()
 
     def progress(text: str) -> None:
         click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr)
 
-    options = scenario.Options(
+    options = Options(
         engine=engine,
         store=store,
         old=old,
-        new=new,
+        new=new[0],
+        further=new[1:],
         memory=memory,
         dirty=dirty,
-        fault=faults.parse(fault, registry.names()) if fault else None,
+        fault=faults.parse(fault, steps, engine) if fault else None,
+        rollback=rollback,
         keep=keep,
         boot=boot,
         timeout=timeout,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 AUTO = "auto"
+ENGINES = ("kexec", "spawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def target_options(function: F) -> F:
     for option in (
         click.option("--retry-failed", is_flag=True, help="Allow a release that was rolled back before."),
         click.option("--store", type=click.Choice([AUTO, "disk", "pmem"]), default=AUTO, help="Where images wait."),
-        click.option("--engine", type=click.Choice([AUTO, "kexec"]), default=AUTO, help="How the new kernel starts."),
+        click.option("--engine", type=click.Choice([AUTO, *ENGINES]), default=AUTO, help="How the new kernel starts."),
         click.option("--kernel", metavar="RELEASE|PATH", help="The new kernel; the newest installed one by default."),
     ):
         function = option(function)

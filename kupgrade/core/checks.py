@@ -11,6 +11,7 @@ from kupgrade.model.workload import Fate, StoreKind
 
 MINIMUM_CRIU = (4, 2, 1)
 PMEM_HEADROOM = 1.5  # images of a forked tree hold shared pages once per process
+KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded")  # of host_refusals, those that concern kexec only
 STORE_EXTRA = 32 << 20  # bytes for everything that is not memory
 
 
@@ -130,7 +131,7 @@ def store_refusals(facts: Facts, kind: StoreKind) -> tuple[Refusal, ...]:
         if stores.pmem_size < need:
             fact = f"{stores.pmem_size >> 20} MiB, and the images may need {need >> 20} MiB"
             return (Refusal(f"room on {stores.pmem_device}", fact, "Set more aside with memmap="),)
-    elif stores.disk_free is not None and stores.disk_free < need:
+    elif kind is StoreKind.DISK and stores.disk_free is not None and stores.disk_free < need:
         fact = f"{stores.disk_free >> 20} MiB free, and the images may need {need >> 20} MiB"
         return (Refusal(f"room in {stores.disk_path}", fact, "Free space, or set disk_path"),)
     return ()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import CROSS, step_index
+from kupgrade.core.stakes import crossing_of
 from kupgrade.model.record import Record, RecordKind, State
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
@@ -80,7 +80,7 @@ def rejection(records: Sequence[Record]) -> str:
     if not records:
         return ""
     state = fold(records)
-    cross = step_index(state, CROSS)
+    cross = crossing_of(state)
     left = any(record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK) for record in records)
     armed = left and any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
     if state.committed or cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):

@@ -16,6 +16,7 @@ from kupgrade.model.workload import Fate, Store, StoreKind, Workload
 
 STATE = "/var/lib/kupgrade"
 PMEM_MOUNT = "/run/kupgrade/pmem"
+WINDOW_MOUNT = "/run/kupgrade/window"
 
 
 def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
@@ -39,6 +40,8 @@ def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:
 def store_for(upgrade: UpgradeId, policy: Policy, kind: StoreKind) -> Store:
     """Where this upgrade's images go."""
     options = policy.engine.kexec
+    if kind is StoreKind.WINDOW:
+        return Store(kind, f"{WINDOW_MOUNT}/{upgrade}", "tmpfs", WINDOW_MOUNT)
     if kind is StoreKind.PMEM:
         return Store(kind, f"{PMEM_MOUNT}/{upgrade}", options.pmem_device, PMEM_MOUNT)
     return Store(kind, f"{options.disk_path}/{upgrade}")

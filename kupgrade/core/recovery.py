@@ -2,7 +2,8 @@
 
 The same answer after Ctrl-C, a power cut, or in the new kernel. Three step kinds carry meaning here: `cross` passes
 authority, `dump` makes the images that may be restored, `thaw` is the output commit (after its intent is on disk the
-images are dead, whatever happened next).
+images are dead, whatever happened next). With a kernel beside this one authority passes by `hand-over`; `take-disk`,
+the first write to what the old kernel has mounted, comes after the commit and before `thaw`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from kupgrade.core.stakes import (
+    CROSS,
+    DUMP,
+    FREEZE,
+    HAND_OVER,
+    THAW,
+    armed,
+    crossing_of,
+    images_valid,
+    step_index,
+    volatile,
+)
 from kupgrade.model.ids import Ticket
 from kupgrade.model.plan import Scope, Side
 from kupgrade.model.record import Now, Outcome, State, StepStatus
 
-CROSS = "cross"
-DUMP = "dump"
-FREEZE = "freeze"
-THAW = "thaw"
+TAKE_DISK = "take-disk"
 MARK_GOOD = "mark-good"
 
 # Kinds whose verify sees less than their do does: a question asked (was the answer yes?), a deed with a second half
@@ -26,6 +36,8 @@ MARK_GOOD = "mark-good"
 REPEATED = frozenset(
     {
         "stage-initrd",
+        "ready-standby",
+        "ship-images",
         "gate",
         "arm-watchdog",
         "probe",
@@ -34,6 +46,10 @@ REPEATED = frozenset(
         "release-units",
         "wipe-images",
         "unstage-initrd",
+        "take-disk",
+        "start-system",
+        "adopt-units",
+        "retire-old",
     }
 )
 
@@ -81,56 +97,10 @@ def decide(state: State, now: Now) -> Decision:
     return _other_boot(state, now)
 
 
-def step_index(state: State, kind: str) -> int | None:
-    """The position of the first step of `kind`, or None."""
-    return next((i for i, spec in enumerate(state.plan.steps) if spec.kind == kind), None)
-
-
-def status_of(state: State, kind: str) -> StepStatus:
-    """The status of the first step of `kind`; NEW when the plan has none."""
-    index = step_index(state, kind)
-    return StepStatus.NEW if index is None else state.steps[index].status
-
-
-def armed(state: State) -> bool:
-    """Whether the crossing has been started."""
-    return status_of(state, CROSS) is not StepStatus.NEW
-
-
-def jump_cut_short(state: State) -> bool:
-    """Whether a worker may have been killed between the freeze of the file systems and a jump, in this boot.
-
-    Then nothing can be recorded before they are thawed; to thaw file systems that are not frozen changes nothing.
-    """
-    return armed(state) or state.reentries > 0
-
-
-def images_valid(state: State) -> bool:
-    """Whether no copy of the workloads has run since the dump: its images, if they are complete, may be restored.
-
-    Dead after the intent to thaw: in the new kernel (thaw) as in the old one (undo of freeze), or once the undo of
-    the dump has begun in the boot in which it was made, because that undo withdraws the images before the thaw.
-    """
-    dump = step_index(state, DUMP)
-    if dump is None:
-        return False
-    step = state.steps[dump]
-    if status_of(state, THAW) is not StepStatus.NEW or state.committed:
-        return False
-    freeze = step_index(state, FREEZE)
-    if freeze is not None and state.steps[freeze].status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE):
-        return False
-    if step.status in (StepStatus.DONE, StepStatus.STARTED):
-        # STARTED: the originals were frozen and did not run again; whether the dump was finished, the mark tells.
-        return True
-    undone = step.status in (StepStatus.UNDO_STARTED, StepStatus.UNDONE)
-    return undone and step.undo_boot_id != step.boot_id
-
-
 def _same_boot(state: State, now: Now) -> Decision:
     if state.undoing:
         return _undo_next(state, now)
-    cross = step_index(state, CROSS)
+    cross = crossing_of(state)
     for index, step in enumerate(state.steps):
         spec = state.plan.steps[index]
         match step.status:
@@ -141,7 +111,8 @@ def _same_boot(state: State, now: Now) -> Decision:
             case StepStatus.STARTED if index == cross:
                 if state.crossed:
                     continue
-                return Decision(Action.REQUEST_UNDO, "the crossing did not happen: same boot as before", index)
+                why = f"{spec.kind} failed: {step.error}" if step.failures else "the crossing did not happen: same boot"
+                return Decision(Action.REQUEST_UNDO, why, index)
             case StepStatus.STARTED if step.boot_id != now.boot_id:
                 if spec.scope is Scope.BOOT and state.committed:
                     continue  # its effect died with that boot, and so did what it was for
@@ -176,7 +147,7 @@ def _run_new(state: State, index: int) -> Decision:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the new kernel, which has not claimed", index)
     if side is Side.OLD and state.crossed:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the old kernel", index)
-    if spec.kind == THAW and not state.committed:
+    if spec.kind in (TAKE_DISK, THAW) and not state.committed:
         return Decision(Action.COMMIT, "restored and verified in the dark")
     if state.cold and spec.scope is Scope.BOOT:
         return _skip_dead(state, index)
@@ -244,7 +215,7 @@ def _undo_applies(state: State, index: int, now: Now) -> bool:
     if spec.scope is not Scope.BOOT:
         return True
     # Effects of an earlier boot are gone with it; the crossing itself is undone only from the new kernel.
-    if spec.kind == CROSS:
+    if spec.kind in (CROSS, HAND_OVER):
         return step.boot_id == now.boot_id or (state.crossed and not state.fell_back)
     if spec.kind == FREEZE:
         # In a later boot its undo thaws the restored copies.
@@ -265,7 +236,8 @@ def _must_reenter(state: State, now: Now) -> bool:
 
 def _other_boot(state: State, now: Now) -> Decision:
     plan = state.plan
-    at_stake = state.committed or images_valid(state)
+    lost = volatile(state) and not _has_ticket(state, now)
+    at_stake = state.committed or (images_valid(state) and not lost)
     if now.release not in (plan.old_release, plan.new_release) and at_stake:
         return Decision(Action.ASK_HUMAN, f"{now.release} runs, which is neither the old nor the new release")
     if state.committed:
@@ -292,7 +264,7 @@ def _has_ticket(state: State, now: Now) -> bool:
 
 def _armed_epoch(state: State) -> int:
     """The epoch that the crossing put on the command line; each claim raises the journal's own by one."""
-    index = step_index(state, CROSS)
+    index = crossing_of(state)
     before = state.steps[index].before if index is not None else None
     return int((before or {}).get("epoch", 1))
 
@@ -306,6 +278,6 @@ def _fall_back_reason(state: State) -> str:
 
 
 def _foreign_reboot(state: State, now: Now) -> Decision:
-    if images_valid(state) and now.release != state.plan.old_release:
+    if images_valid(state) and not volatile(state) and now.release != state.plan.old_release:
         return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
     return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kupgrade.core.recovery import CROSS, THAW, Action, Decision, images_valid, status_of
+from kupgrade.core.recovery import Action, Decision
+from kupgrade.core.stakes import CROSS, HAND_OVER, THAW, images_valid, status_of
 from kupgrade.model.plan import Side
 from kupgrade.model.record import Outcome, Stage, State, StepStatus
 
@@ -124,7 +125,7 @@ def _open_step(state: State) -> str:
         if step.status in (StepStatus.STARTED, StepStatus.UNDO_STARTED):
             verb = "undo of " if step.status is StepStatus.UNDO_STARTED else ""
             spec = state.plan.steps[index]
-            if spec.kind == CROSS and state.crossed and not verb:
+            if spec.kind in (CROSS, HAND_OVER) and state.crossed and not verb:
                 continue  # a crossing is never recorded as done: whoever could do so runs in the other kernel
             return f"{index + 1} of {len(state.steps)}: {verb}{spec.describe}"
     return ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import FREEZE, step_index
+from kupgrade.core.stakes import FREEZE, step_index
 from kupgrade.errors import ExitCode
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Outcome, Record, RecordKind

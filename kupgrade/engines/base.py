@@ -44,3 +44,8 @@ class Engine(Protocol):
     def phases(self, order: Order) -> tuple[Phase, ...]:
         """The steps."""
         ...
+
+
+def with_unit(order: Order) -> tuple[Workload, ...]:
+    """The workloads that systemd knows; no boot starts the others, so nothing has to be held."""
+    return tuple(workload for workload in order.workloads if workload.unit)

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import Order
+from kupgrade.engines.base import Order, with_unit
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
 from kupgrade.model.policy import Policy
-from kupgrade.model.workload import ProbeKind, StoreKind, Workload
+from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
@@ -133,11 +133,6 @@ class KexecEngine:
             spec(UnstageInitrd(staged(order, "new"))),
             spec(UnstageInitrd(staged(order, "back"))),
         )
-
-
-def with_unit(order: Order) -> tuple[Workload, ...]:
-    """The workloads that systemd knows; no boot starts the others, so nothing has to be held."""
-    return tuple(workload for workload in order.workloads if workload.unit)
 
 
 def staged(order: Order, name: str) -> str:

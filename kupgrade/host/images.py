@@ -24,6 +24,7 @@ from kupgrade.model.workload import Store, StoreKind
 MANIFEST = "manifest.json"
 FORMAT = "kupgrade.images/1"
 FS_LABEL = "kupgrade"
+MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
 _CHUNK = 1 << 20
 
 
@@ -53,10 +54,17 @@ class ImageStore:
         self.store = store
         self.path = Path(store.path)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are in this kernel's memory only (tmpfs)."""
+        return self.store.kind is StoreKind.WINDOW
+
     def mounted(self) -> bool:
         """Whether the store's file system is mounted where it should be (always true for a plain directory)."""
         if not self.store.device:
             return True
+        if self.in_memory:
+            return Path(self.store.mountpoint).is_mount()
         device = os.path.realpath(self.store.device)
         return any(
             fields[0] == device and fields[1] == self.store.mountpoint
@@ -68,12 +76,16 @@ class ImageStore:
         if self.mounted():
             return
         Path(self.store.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
-        command.run(["mount", "-t", "ext4", "-o", "nosuid,nodev,noexec", self.store.device, self.store.mountpoint])
+        if self.in_memory:
+            kind, options = "tmpfs", f"nosuid,nodev,noexec,mode=0700,size={MEMORY_SHARE}"
+        else:
+            kind, options = "ext4", "nosuid,nodev,noexec"
+        command.run(["mount", "-t", kind, "-o", options, self.store.device, self.store.mountpoint])
         Path(self.store.mountpoint).chmod(0o700)
 
     def format(self) -> None:
         """Make the device's file system, unless it is ours already. Raises BadInputError when it holds another."""
-        if not self.store.device or self.mounted():
+        if not self.store.device or self.in_memory or self.mounted():
             return
         found = command.run(
             ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device], check=False

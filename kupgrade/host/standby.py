@@ -20,15 +20,18 @@ from kupgrade.host.filetree import DIRECTORY, FileTree
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import KernelRelease
 
-TOOLS = ("mount", "mkdir", "sleep", "python3", "criu", "modprobe", "insmod", "ip", "nft")
-OPTIONAL_TOOLS = ("umount", "dmsetup", "losetup", "blockdev", "switch_root", "cat", "ls", "dmesg")
+TOOLS = (
+    *("mount", "mkdir", "sleep", "cat", "python3", "criu", "modprobe", "insmod", "ip", "nft"),
+    *("dmsetup", "losetup", "switch_root"),
+)
+OPTIONAL_TOOLS = ("umount", "blockdev", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")
 # Opened by name at run time, so no ELF file names them: by glibc for ending threads, by kmod for packed modules.
 OPENED_LIBRARIES = ("libgcc_s.so.1", "liblzma.so.5", "libzstd.so.1", "libz.so.1")
 HOST_FILES = ("etc/ld.so.cache", "etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/protocols")
 MERGED = ("bin", "sbin", "lib", "lib64")
 SHELL = "bin/sh"  # of the first process
-DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "mnt", "root", "usr/lib/kupgrade")
+DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "mnt", "root", "sysroot", "usr/lib/kupgrade")
 
 MODULES = (
     *("nd_e820", "nd_pmem", "dm_snapshot", "loop", "nf_tables", "nft_compat", "nf_conntrack", "nft_ct"),
@@ -46,6 +49,16 @@ mount -t devtmpfs -o mode=0755,nosuid dev /dev
 # Without a serial port of its own this kernel has no console: what is said goes to its log.
 exec < /dev/null > /dev/kmsg 2>&1
 mount -t proc -o nosuid,nodev,noexec proc /proc
+# Before anything else takes PIDs that the workloads need.
+read -r words < /proc/cmdline
+for word in $words; do
+	case $word in
+	kupgrade.pids=*)
+		[ "$(cat /proc/sys/kernel/pid_max)" -ge 4194304 ] || echo 4194304 > /proc/sys/kernel/pid_max
+		echo "${word#*=}" > /proc/sys/kernel/ns_last_pid
+		;;
+	esac
+done
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
@@ -54,13 +67,19 @@ mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /dev/pts
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 /sys/fs/cgroup
 ip link set lo up
-until python3 -sP -m kupgrade.standby; do
-	echo "kupgrade: the agent ended, it is started again"
-	sleep 1
+mkdir -p -m 0700 /run/kupgrade
+(
+	until python3 -sP -m kupgrade.standby; do
+		[ ! -e /run/kupgrade/taken-over ] || exit
+		echo "kupgrade: the agent ended, it is started again"
+		sleep 1
+	done
+) &
+# Once the workloads run, this process becomes the host's own init.
+until [ -e /run/kupgrade/start-system ]; do
+	sleep 0.1
 done
-while :; do
-	sleep 3600
-done
+exec switch_root /sysroot /sbin/init
 """
 
 

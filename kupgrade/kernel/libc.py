@@ -28,6 +28,9 @@ PIDFD_GETFD = 438
 REBOOT_RESTART = 0x01234567
 REBOOT_KEXEC = 0x45584543
 
+# include/uapi/asm-generic/mman.h
+MCL_CURRENT, MCL_FUTURE = 1, 2
+
 # include/uapi/linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int); the same on all three architectures
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
@@ -131,6 +134,16 @@ class Libc:
         """Move the calling thread into the namespace `fd` refers to, setns(2)."""
         if self._c.setns(fd, nstype) != 0:
             raise self._failed("setns")
+
+    def lock_memory(self) -> None:
+        """mlockall(2) of all pages, now and later: this process needs no disk to run on."""
+        if self._c.mlockall(MCL_CURRENT | MCL_FUTURE) != 0:
+            raise self._failed("mlockall")
+
+    def unlock_memory(self) -> None:
+        """munlockall(2)."""
+        if self._c.munlockall() != 0:
+            raise self._failed("munlockall")
 
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         """ioctl(2) with an int passed by reference; returns the int that the kernel left there."""

@@ -53,15 +53,15 @@ def _places(root: Path) -> Iterator[tuple[Need, str, tuple[Path, ...] | None]]:
         mount = blockfs.holding(mounts, mountpoint)
         if mount is None or (mountpoint not in ("/", "/boot") and mount.mountpoint != mountpoint):
             continue
-        yield need, f"{mount.fstype} {mount.source} on {mount.mountpoint}", _of_mount(mount, root)
-    for name, kind in _swaps(root):
+        yield need, f"{mount.fstype} {mount.source} on {mount.mountpoint}", disks_of(mount, root)
+    for name, kind in swaps(root):
         if kind == "file":
             held = blockfs.holding(mounts, name)
-            yield Need.SWAP, name, _of_mount(held, root) if held else None
+            yield Need.SWAP, name, disks_of(held, root) if held else None
         else:
-            yield Need.SWAP, name, _of_block(root / "sys/class/block" / _device_name(name, root))
+            yield Need.SWAP, name, disks_below(root / "sys/class/block" / _device_name(name, root))
     for interface in _default_interfaces(root):
-        yield Need.DEFAULT_ROUTE, interface, _of_interface(interface, root)
+        yield Need.DEFAULT_ROUTE, interface, devices_below(interface, root)
     for console in _consoles(root):
         yield Need.CONSOLE, console, _of_console(console, root)
 
@@ -71,15 +71,21 @@ def _device_name(path: str, root: Path) -> str:
     return (root / path.lstrip("/")).resolve().name
 
 
-def _of_mount(mount: blockfs.Mount, root: Path) -> tuple[Path, ...] | None:
+def block_of(mount: blockfs.Mount, root: Path = Path("/")) -> Path:
+    """The directory of the block device that a file system is mounted from; it need not exist."""
     block = root / "sys/dev/block" / mount.device
     if not block.exists() and mount.source.startswith("/dev/"):
         block = root / "sys/class/block" / _device_name(mount.source, root)  # btrfs: an anonymous device number
-    return _of_block(block)
+    return block
 
 
-def _of_block(block: Path) -> tuple[Path, ...] | None:
-    """The disks below a block device: through device mapper, md and loop devices. Memory has none: ()."""
+def disks_of(mount: blockfs.Mount, root: Path = Path("/")) -> tuple[Path, ...] | None:
+    """The disks below a file system, as `disks_below`."""
+    return disks_below(block_of(mount, root))
+
+
+def disks_below(block: Path) -> tuple[Path, ...] | None:
+    """The disks below a block device: through device mapper and md. Memory has none: (). None: cannot be told."""
     if not block.exists():
         return None
     found: list[Path] = []
@@ -100,7 +106,7 @@ def _of_block(block: Path) -> tuple[Path, ...] | None:
     return tuple(found)
 
 
-def _swaps(root: Path) -> tuple[tuple[str, str], ...]:
+def swaps(root: Path) -> tuple[tuple[str, str], ...]:
     """(path, partition or file) of each active swap area."""
     try:
         lines = read_text(root / "proc/swaps").splitlines()[1:]
@@ -130,7 +136,7 @@ def _lines(path: Path) -> list[str]:
         return []  # a kernel without this protocol
 
 
-def _of_interface(interface: str, root: Path) -> tuple[Path, ...] | None:
+def devices_below(interface: str, root: Path) -> tuple[Path, ...] | None:
     """The devices below an interface: through bonds, bridges and VLANs. A purely virtual one has none."""
     found: list[Path] = []
     todo, seen = [interface], set()

@@ -37,10 +37,9 @@ PANIC_FLAG = 0xF00
 _HEADER = struct.Struct("<8sIIQII24s")  # magic, format, header CRC, size, slots, slot size, upgrade ID
 _FRAME = struct.Struct("<QQ24sII")  # sequence number, epoch, upgrade ID, length, CRC
 _HELLO = struct.Struct("<QII40s72s")  # epoch, length of the rest, CRC, boot ID, release
-_BEAT, _TAKEN = (
-    0x400,
-    0x440,
-)  # in a side's page: heartbeat; the number of the last message it has taken; own cache lines
+# In a side's page, each in a cache line of its own: heartbeat; the number of the last message it has taken; the new
+# side's word that it is committed.
+_BEAT, _TAKEN, _COMMITTED = 0x400, 0x440, 0x480
 
 MAX_PAYLOAD = SLOT_SIZE - _FRAME.size
 
@@ -279,6 +278,15 @@ class Channel:
         """A side's count; one that does not change is a side that does not run."""
         count: int = self._words[(self._page(side) + _BEAT) // 8]
         return count
+
+    def declare_commit(self) -> None:
+        """The new side: from now on the old kernel is dead. Comes before the first write to what that has mounted."""
+        self._words[(self._page(Side.NEW) + _COMMITTED) // 8] = 1
+
+    @property
+    def committed(self) -> bool:
+        """Whether the new side has declared its commit. Final only once that side has been fenced, or when True."""
+        return self._words[(self._page(Side.NEW) + _COMMITTED) // 8] != 0
 
     def release(self) -> None:
         """Let go of the buffer, so that the mapping behind it can go; the channel is of no use any more."""

@@ -6,6 +6,7 @@ it there. It is an aid, not the truth: the journal's before-images are what is g
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ class Taken:
 
     cpus: CpusBefore | None = None
     memory: MemoryRange | None = None
+    instance: Instance | None = None
 
 
 @dataclass
@@ -47,7 +49,6 @@ class RealBeside:
     """A kernel beside this one. The device stays open once it is used: the guard lives as long as it."""
 
     places: Places
-    serial: int = 0  # number of a serial port that is to be the new kernel's own; 0: none
     _device: Kspawn | None = field(default=None, repr=False)
 
     @property
@@ -126,6 +127,7 @@ class RealBeside:
 
     def build_standby(self, release: str, out: str, modules: Sequence[str]) -> int:
         """See the port. Raises KupgradeError when a module that the devices need does not exist for the release."""
+        Path(out).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         built = standby.build(KernelRelease(release), Path(out), modules, self.root)
         needed = sorted(set(built.absent) & set(modules))
         if needed:
@@ -142,7 +144,10 @@ class RealBeside:
 
     def remove_standby(self, out: str) -> None:
         """See the port."""
-        (self.root / out.lstrip("/")).unlink(missing_ok=True)
+        path = self.root / out.lstrip("/")
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
     def blueprint(self, order: SpawnOrder) -> Instance:
         """See the port. Raises KupgradeError when nothing was taken for it."""
@@ -161,7 +166,7 @@ class RealBeside:
             cmdline=read_text(self.root / "proc/cmdline").strip(),
             memory=memory,
             window=order.window,
-            serial=self.serial,
+            serial=order.serial,
             extra=order.extra,
         )
         return self._spawner().lay_out(wanted, cpus)
@@ -177,6 +182,7 @@ class RealBeside:
                 "its image, initramfs or this host changed",
                 "Plan again",
             )
+        self._note(replace(self._noted(), instance=instance))
         try:
             spawner.start(made)
             with spawner.watch(instance) as watch:
@@ -200,6 +206,13 @@ class RealBeside:
         except KupgradeError:
             return False
         return True
+
+    def started(self) -> tuple[Spawner, Instance]:
+        """The spawner and the kernel that it started last. Raises KupgradeError when there is none."""
+        instance = self._noted().instance
+        if instance is None:
+            raise KupgradeError("No kernel was started beside this one", "nothing is noted in /run")
+        return self._spawner(), instance
 
     def fence(self, instance: Instance) -> None:
         """See the port."""

@@ -15,7 +15,7 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, proc, process, sock_diag
-from kupgrade.machine import network, restorer
+from kupgrade.machine import network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
@@ -74,11 +74,11 @@ class RealCheckpoints:
     def dump(self, store: Store, workload: Workload, rounds: int) -> int:
         """The final dump, on top of the last complete round."""
         images = store_of(store)
-        streams = journal_streams(workload.pids)
+        found = journal_streams(workload.pids)
         last = _last_round(images.path / workload.name, rounds)
         directory = images.round_directory(workload.name, "final")
-        self.criu.dump(self._options(workload, directory, last, tuple(streams)))
-        meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in streams.items()})
+        self.criu.dump(self._options(workload, directory, last, tuple(found)))
+        meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in found.items()})
         restorer.put(directory / META, meta)
         return _bytes(directory)
 
@@ -95,6 +95,8 @@ class RealCheckpoints:
 
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start the restorers: they import what criu needs while images are verified and the network comes up."""
+        if not self.systemd.running:
+            return  # beside an old kernel: forked from here when it is time
         for workload in workloads:
             self._end_starter(workload)
             self._tokens[workload.name] = restorer.spawn(self.places, workload.name, _PATIENCE)
@@ -118,7 +120,8 @@ class RealCheckpoints:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
         network.bring_up(self.places, self.network_timeout)
-        units = [w.unit for w in workloads if w.unit]
+        system = self.systemd.running
+        units = [w.unit for w in workloads if w.unit and system]
         if units:
             self.systemd.await_manager(timeout)
             self.systemd.start(units, now=True)
@@ -133,9 +136,12 @@ class RealCheckpoints:
                 streams=dict(meta.streams),
                 pidfile=str(pidfile),
                 cgroup=workload.cgroup,
-                unit=bool(workload.unit),
+                unit=bool(workload.unit) and system,
                 deadline=max(1.0, deadline - time.monotonic()),
             )
+            if not system:
+                restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
+                continue
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         for workload in workloads:
             self._await(workload, deadline)
@@ -151,7 +157,7 @@ class RealCheckpoints:
             raise KupgradeError(f"{workload.name} could not be restored", answer.error)
         if answer.pid != workload.root_pid:
             raise KupgradeError(f"{workload.name} was restored with another PID", f"{answer.pid}")
-        while workload.unit and not self.adopted_yet(workload):
+        while workload.unit and self.systemd.running and not self.adopted_yet(workload):
             if time.monotonic() > deadline:
                 raise KupgradeError(f"{workload.unit} did not adopt its process", "systemd did not take the PID file")
             time.sleep(_POLL * 4)

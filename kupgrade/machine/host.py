@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.fold import fold
-from kupgrade.core.recovery import jump_cut_short
+from kupgrade.core.stakes import HAND_OVER, jump_cut_short, step_index
 from kupgrade.errors import KernelError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
@@ -36,6 +36,8 @@ from kupgrade.steps import registry
 
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
+    from kupgrade.machine.handover import RealHandover
+    from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
 
@@ -61,6 +63,21 @@ class RealHost:
         from kupgrade.machine.beside import RealBeside
 
         return RealBeside(self.places)
+
+    @functools.cached_property
+    def handover(self) -> RealHandover:
+        """To a kernel beside this one."""
+        from kupgrade.machine.handover import RealHandover
+
+        return RealHandover(self.places, self.crossing.libc, self.beside)
+
+    @functools.cached_property
+    def takeover(self) -> RealTakeover:
+        """From a kernel beside this one."""
+        from kupgrade.machine.takeover import RealTakeover
+
+        uuid = next((str(s.params["uuid"]) for s in self.plan.steps if s.kind == HAND_OVER), "")
+        return RealTakeover(self.places, self.crossing.libc, self.checkpoints.systemd, self.checkpoints, uuid)
 
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
@@ -145,6 +162,8 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         keep_pids_free(plan.workload_pids, root)
     if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
+        if step_index(state, HAND_OVER) is not None and not state.crossed:
+            host.handover.settle()
         host.crossing.thaw_filesystems()
 
     def seen(record: Record, state: State) -> None:

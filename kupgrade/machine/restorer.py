@@ -96,12 +96,35 @@ def put(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def spawn(places: Places, name: str, patience: float) -> str:
-    """Start a restorer that waits for its request (seconds); its token. What an earlier one left is removed first."""
+def open_for_start(places: Places, name: str) -> None:
+    """From now on the unit's start process waits at its gate. What an earlier restore left is removed first."""
     places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (answer_path, starter_path, gate_path):
         path(places, name).unlink(missing_ok=True)
     os.mkfifo(gate_path(places, name), 0o600)
+
+
+def restore_forked(places: Places, name: str, request: Request, streams: dict[str, int]) -> None:
+    """Restore in a fork of this process, which has imported everything; the answer comes as from a restorer.
+
+    `streams`: image keys to descriptors of ours, which are closed here. For kernels in which no system runs yet.
+    """
+    places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
+    answer_path(places, name).unlink(missing_ok=True)
+    if os.fork():
+        for fd in streams.values():
+            os.close(fd)
+        return
+    try:
+        os.setsid()
+        put(answer_path(places, name), _serve(places, name, request, streams))
+    finally:
+        os._exit(0)
+
+
+def spawn(places: Places, name: str, patience: float) -> str:
+    """Start a restorer that waits for its request (seconds); its token. What an earlier one left is removed first."""
+    open_for_start(places, name)
     token = secrets.token_hex(4)
     argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, token, str(patience)]
     subprocess.Popen(
@@ -123,9 +146,9 @@ def main(argv: list[str]) -> int:
         return 1
     request = decode(Request, json.loads(path.read_text()), f"request for {name}")
     path.unlink()
-    answer = _serve(places, name, request)
+    answer = _serve(places, name, request, {})
     put(answer_path(places, name), answer)
-    _open_gate(places, name, 1 if answer.error else 0)
+    open_gate(places, name, 1 if answer.error else 0)
     return 1 if answer.error else 0
 
 
@@ -137,11 +160,10 @@ def _await(path: Path, deadline: float) -> bool:
     return True
 
 
-def _serve(places: Places, name: str, request: Request) -> Answer:
-    """One restore; an error is answered, not raised."""
+def _serve(places: Places, name: str, request: Request, inherit: dict[str, int]) -> Answer:
+    """One restore; an error is answered, not raised. `inherit`: what the streams become when no unit waits."""
     logs = places.run / "logs" / name
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inherit: dict[str, int] = {}
     begun = time.monotonic()
     try:
         where = request.cgroup
@@ -176,7 +198,8 @@ def _streams(pid: int, wanted: dict[str, int]) -> dict[str, int]:
         os.close(pidfd)
 
 
-def _open_gate(places: Places, name: str, status: int) -> None:
+def open_gate(places: Places, name: str, status: int) -> None:
+    """Let the unit's start process end with `status`."""
     with contextlib.suppress(OSError):  # nobody waits: a workload without a unit
         fd = os.open(gate_path(places, name), os.O_WRONLY | os.O_NONBLOCK)
         os.write(fd, b"%d\n" % status)

@@ -42,8 +42,8 @@ class RealUnits:
 
     def adopted(self, workload: Workload) -> str:
         """Empty when all is well."""
-        if not workload.unit:
-            return ""
+        if not workload.unit or not self.systemd.running:
+            return ""  # without a system around it there is nobody yet who could own it
         unit = self.systemd.show(workload.unit)
         if unit.active != "active":
             return f"{workload.unit} is {unit.active} ({unit.sub})"

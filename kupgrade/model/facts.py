@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from kupgrade.errors import KupgradeError
+from kupgrade.model.spawn_facts import SpawnFacts
 from kupgrade.model.workload import Workload
+
+T = TypeVar("T")
+
+
+class Unknowns(dict[str, str]):
+    """Facts that could not be determined, with the reason."""
+
+    def ask(self, name: str, question: Callable[[], T], otherwise: T) -> T:
+        """The answer, or `otherwise` with the reason recorded."""
+        try:
+            return question()
+        except (KupgradeError, OSError, ValueError) as error:
+            self[name] = str(error)
+            return otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,7 @@ class Facts:
     checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
     early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
     unknown: Mapping[str, str] = field(default_factory=dict)
+    spawn: SpawnFacts | None = None  # None: not asked
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -122,7 +140,7 @@ class Facts:
         for entry in self.workloads:
             pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
             found[f"processes of {entry.name}"] = pids
-        return found
+        return {**found, **(self.spawn.values if self.spawn else {})}
 
     @property
     def digest(self) -> str:

@@ -64,6 +64,50 @@ class KexecOptions:
     cmdline_append: str = ""
 
 
+class Concern(enum.Enum):
+    """What the spawn engine warns of; a policy may forbid each by its name."""
+
+    PANIC = "panic"  # a panic of the old kernel would stop the new one, too
+    MACHINE = "machine"  # real hardware, or a virtual machine: what is not known of either
+    INTERRUPTS = "interrupts"  # interrupt remapping in a virtual machine, or unknown
+    SMT = "smt"  # threads of cores that are offline
+    CPUS = "cpus"  # CPUs that cannot be given at the end
+    ROOT_FSTYPE = "root-fstype"  # another file system than ext4
+    MOUNTS = "mounts"  # file systems that are not carried over, read-only or for booting
+    DRIVERS = "drivers"  # whether a driver lets its device go is only known when it is asked
+    DEVICES = "devices"  # devices that stay behind
+    NETWORK = "network"  # no interface carries an address
+    MEMORY = "memory"  # nothing keeps memory movable, so it may not be had when asked for
+    LOCKDOWN = "lockdown"  # its state is unknown
+    UNKNOWN = "unknown"  # other facts that could not be determined
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnOptions:
+    """Options of the spawn engine; 0 stands for "computed". `memory`, `window`: bytes; times in seconds.
+
+    `cores`: computed is half of the host's. `serial`: the number of the serial port for the new kernel's console (2 is
+    ttyS1), 0 for none. `keep`: globs of root ports' PCI addresses that are never handed over. `retire`: the old kernel
+    ends after the commit and leaves the rest of the machine.
+    """
+
+    cores: int = 0
+    memory: int = 0
+    window: int = 0
+    serial: int = 0
+    predump_rounds: int = 4
+    hello_timeout: float = 60.0
+    restore_deadline: float = 60.0
+    cmdline_append: str = ""
+    keep: tuple[str, ...] = ()
+    retire: bool = True
+    refuse_on: tuple[Concern, ...] = ()
+
+    def keeps(self, port: str) -> bool:
+        """Whether the root port with this PCI address must not be handed over."""
+        return _matches(port, self.keep)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Which engines, in order of preference; without `fallback` only the first is ever used."""
@@ -71,6 +115,7 @@ class EngineOptions:
     order: tuple[str, ...] = ("kexec",)
     fallback: bool = False
     kexec: KexecOptions = KexecOptions()
+    spawn: SpawnOptions = SpawnOptions()
 
 
 @dataclass(frozen=True, slots=True)

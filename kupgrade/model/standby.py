@@ -13,6 +13,8 @@ from kupgrade.model.codec import decode, encode
 from kupgrade.model.machine import MemoryRange
 
 PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
+# Of the handover: warm up and lock, images from the window, take over, how far it is
+PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 ONLINE_CPU, INHERIT, INHERITED = "online-cpu", "inherit", "inherited"
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end

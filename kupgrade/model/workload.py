@@ -69,6 +69,7 @@ class StoreKind(enum.Enum):
 
     DISK = "disk"
     PMEM = "pmem"  # legacy persistent memory, memmap=SIZE!ADDR: survives kexec, panic and reset
+    WINDOW = "window"  # each kernel's own memory, shipped through the window both see: gone with a restart
 
 
 @dataclass(frozen=True, slots=True)

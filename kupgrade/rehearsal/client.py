@@ -10,7 +10,7 @@ import select
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(slots=True)
@@ -45,6 +45,10 @@ class Recording:
         self.pids.add((pid, child))
         self.answered.append(now)
 
+    def since(self, first: int) -> Recording:
+        """The part from request `first` on; what broke before it stays broken."""
+        return replace(self, sent=self.sent[first:], answered=self.answered[first:])
+
     @property
     def longest_gap(self) -> float:
         """Seconds between consecutive answers, at most; 0 with fewer than two."""
@@ -63,6 +67,7 @@ class Client:
         connection.setblocking(False)
         self._socket = connection
         self._interval = interval
+        self._first = 0
         self._sending = threading.Event()
         self._ended = threading.Event()
         self._sending.set()
@@ -70,14 +75,25 @@ class Client:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def stop(self, drain: float) -> Recording:
-        """Send no more, wait up to `drain` seconds for the answers that are due, close."""
+    def pause(self, drain: float) -> Recording:
+        """Send no more and wait up to `drain` seconds for the answers that are due; what was seen since go_on()."""
         self._sending.clear()
+        time.sleep(self._interval)  # what is being sent counts
         deadline = time.monotonic() + drain
         while time.monotonic() < deadline and not self._ended.is_set():
             if len(self.recording.answered) >= len(self.recording.sent):
                 break
             time.sleep(0.05)
+        return self.recording.since(self._first)
+
+    def go_on(self) -> None:
+        """Send again after a pause, over the same connection."""
+        self._first = len(self.recording.sent)
+        self._sending.set()
+
+    def stop(self, drain: float) -> Recording:
+        """As pause(), and close; everything that was seen."""
+        self.pause(drain)
         self._ended.set()
         self._thread.join(5.0)
         self._socket.close()
@@ -87,7 +103,9 @@ class Client:
         unsent, received, due = b"", b"", time.monotonic()
         while not self._ended.is_set():
             now = time.monotonic()
-            if self._sending.is_set() and now >= due:
+            if not self._sending.is_set():
+                due = now + self._interval
+            elif now >= due:
                 unsent += b"%d\n" % len(self.recording.sent)
                 self.recording.sent.append(now)
                 due = max(due + self._interval, now - 1.0)

@@ -9,6 +9,12 @@ from kupgrade.errors import UsageError
 
 AT_STEP = ("kill-tool", "power-cut")
 WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
+# With a kernel beside the other: what strikes the new one while the old one works at a step, or in between.
+BESIDE_AT_STEP = (*AT_STEP, "panic-new-kernel", "hang-new-kernel", "kill-agent", "channel-corrupted")
+# The lab makes these in the virtual host, before the upgrade is asked for.
+REFUSING = ("device-refuses", "cpu-refuses-offline", "memory-refuses-offline")
+BESIDE_WHOLE = (*REFUSING, "restore-fails", "probe-fails", "bad-initrd")
+AFTER_COMMIT = "panic-old-kernel@after-commit"
 # frozen: of the step cross alone, with every file system frozen and the jump not yet made.
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", "frozen")
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
@@ -32,12 +38,16 @@ class Fault:
     moment: str = ""
 
     def __str__(self) -> str:
+        if self.kind == "panic-old-kernel":
+            return AFTER_COMMIT
         return self.kind if not self.step else f"{self.kind}@{self.step}:{self.moment}"
 
-    @property
-    def ordinary_power_cut(self) -> bool:
-        """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew."""
-        return self.kind == "power-cut" and (self.step, self.moment) not in _PROTECTED
+    def costs_the_run(self, *, beside: bool) -> bool:
+        """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew.
+
+        With a kernel beside the other the images are in memory only.
+        """
+        return self.kind == "power-cut" and (beside or (self.step, self.moment) not in _PROTECTED)
 
     @property
     def leaves_itself(self) -> bool:
@@ -45,27 +55,36 @@ class Fault:
         return self.moment == "frozen"
 
     @property
+    def relayed(self) -> bool:
+        """Whether it strikes in a kernel beside the one that works at the step, by the hook on its console."""
+        return bool(self.step) and self.kind not in (*AT_STEP, "panic-old-kernel")
+
+    @property
     def armed(self) -> dict[str, str]:
         """The content of the file that arms kupgrade's own fault points; empty when the lab produces the fault."""
-        if self.kind in INITRD_SCRIPTS or self.kind == "bad-initrd":
+        if not self.step and (self.kind in INITRD_SCRIPTS or self.kind in ("bad-initrd", *REFUSING)):
             return {}
         return {"fault": self.kind, "step": self.step, "moment": self.moment}
 
 
-def parse(text: str, steps: Collection[str] = ()) -> Fault:
-    """KIND, or KIND@STEP with an optional :MOMENT (default intent); raises UsageError.
+def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Fault:
+    """KIND, or KIND@STEP with an optional :MOMENT (default intent), of those of `engine`; raises UsageError.
 
     `steps`: every step there is, `commit` aside; empty: any is taken.
     """
+    beside = engine == "spawn"
+    at_step, whole = (BESIDE_AT_STEP, BESIDE_WHOLE) if beside else (AT_STEP, WHOLE)
     kind, at, rest = text.partition("@")
     step, _, moment = rest.partition(":")
-    if kind in AT_STEP and at and step:
+    if beside and text == AFTER_COMMIT:
+        return Fault(kind, "commit", "effect")
+    if kind in at_step and at and step:
         moment = moment or "intent"
         if steps and step not in {*steps, "commit"}:
             raise UsageError(f"{step!r} is no step", "", f"Known are commit, {', '.join(sorted(steps))}")
         if moment in MOMENTS:
             return Fault(kind, step, moment)
-    elif kind in WHOLE and not at:
+    elif kind in whole and not at:
         return Fault(kind)
-    known = ", ".join((*(f"{k}@STEP[:intent|:effect]" for k in AT_STEP), *WHOLE))
-    raise UsageError(f"{text!r} is no fault", "", f"Known are {known}")
+    known = ", ".join((*(f"{k}@STEP[:intent|:effect]" for k in at_step), *whole, *([AFTER_COMMIT] if beside else ())))
+    raise UsageError(f"{text!r} is no fault of {engine}", "", f"Known are {known}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.host.initramfs import CpioEntry, write_cpio
@@ -14,7 +14,7 @@ from kupgrade.rehearsal.judge import WorkloadSeen
 from kupgrade.rehearsal.link import Link
 
 if TYPE_CHECKING:
-    from kupgrade.rehearsal.scenario import Options
+    from kupgrade.rehearsal.options import Options
 
 POLICY = """# written by the rehearsal
 deadline = "120s"
@@ -28,6 +28,14 @@ fate = "keep"
 [workload.probe]
 kind = "tcp"
 port = 7070
+"""
+# ttyS1 is the second serial port, which QEMU writes to a file of its own.
+POLICY_SPAWN = """
+[engine]
+order = ["spawn"]
+
+[engine.spawn]
+serial = 2
 """
 _SHOW = "MainPID,ActiveState,NRestarts,ControlGroup"
 _LEFTOVERS = r"""
@@ -57,12 +65,24 @@ def shell(link: Link, script: str, timeout: float = 120.0) -> str:
 
 def prepare(link: Link, options: Options, release: str) -> None:
     """Policy, workload, and the fault to come."""
-    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", POLICY.encode())
+    policy = POLICY + (POLICY_SPAWN if options.beside else "")
+    link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", policy.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
     shell(link, "systemctl enable --quiet demo.service; systemctl start demo.service")
     shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1")
+    if options.rollback:
+        roll_back_after(link, options.rollback)
     if options.fault is not None:
         _arm(link, options.fault, release)
+
+
+_PACKAGE = "/usr/lib/python3/dist-packages/kupgrade"
+# The standby agent's kernel gets a hook on its console; its initramfs is made of this package.
+_HOOK = f"""
+cp /usr/lib/kupgrade-lab/standby_fault.py {_PACKAGE}/standby/fault_hook.py
+sed -i 's/^sys\\.exit/import kupgrade.standby.fault_hook\\n\\n&/' {_PACKAGE}/standby/__main__.py
+rm -rf {_PACKAGE}/standby/__pycache__
+"""
 
 
 def _arm(link: Link, fault: Fault, release: str) -> None:
@@ -71,14 +91,38 @@ def _arm(link: Link, fault: Fault, release: str) -> None:
     shell(link, "systemctl daemon-reload; mkdir -p -m 0700 /var/lib/kupgrade")
     if fault.armed:
         link.write("/var/lib/kupgrade/fault.json", json.dumps(fault.armed).encode(), 0o600)
+    if fault.relayed:
+        shell(link, _HOOK)
     image = f"/boot/initrd.img-{release}"
-    if fault.kind == "bad-initrd":
-        shell(link, f"truncate -s -100000 {image}")
-    elif fault.kind in INITRD_SCRIPTS:
-        script = f"#!/bin/sh\n[ -d /proc ] || mkdir /proc\nmount -t proc proc /proc\n{INITRD_SCRIPTS[fault.kind]}\n"
-        link.write("/tmp/fault.cpio", write_cpio([CpioEntry("init", 0o100755, script.encode())]))  # noqa: S108
-        pad = f"s=$(stat -c %s {image}); truncate -s $(( (s + 3) / 4 * 4 )) {image}"
-        shell(link, f"{pad}; cat /tmp/fault.cpio >> {image}")
+    match fault.kind:
+        case "bad-initrd":
+            shell(link, f"truncate -s -100000 {image}")
+        case "cpu-refuses-offline" | "memory-refuses-offline":
+            _refuse(link, fault.kind.split("-")[0])
+        case kind if kind in INITRD_SCRIPTS and not fault.step:
+            script = f"#!/bin/sh\n[ -d /proc ] || mkdir /proc\nmount -t proc proc /proc\n{INITRD_SCRIPTS[kind]}\n"
+            link.write("/tmp/fault.cpio", write_cpio([CpioEntry("init", 0o100755, script.encode())]))  # noqa: S108
+            pad = f"s=$(stat -c %s {image}); truncate -s $(( (s + 3) / 4 * 4 )) {image}"
+            shell(link, f"{pad}; cat /tmp/fault.cpio >> {image}")
+
+
+def _refuse(link: Link, what: str) -> None:
+    """A process that keeps the machine from giving CPUs or memory away, until the machine ends."""
+    words = "systemd-run --quiet --unit=kupgrade-lab-refuse --property=LimitNOFILE=200000"
+    shell(link, f"{words} --property=StandardOutput=file:/run/refuse python3 /usr/lib/kupgrade-lab/refuse.py {what}")
+    shell(link, "for i in $(seq 600); do grep -q ready /run/refuse && exit; sleep 0.2; done; exit 1", 150.0)
+
+
+def roll_back_after(link: Link, step: str) -> None:
+    """An operator will ask for the way back as soon as `step` is done."""
+    words = "systemd-run --quiet --unit=kupgrade-lab-rollback --nice=-10"
+    shell(link, f"{words} python3 /usr/lib/kupgrade-lab/roll_back.py {step}")
+
+
+def count_resources(link: Link) -> dict[str, Any]:
+    """CPUs, memory, devices and address map of the kernel that answers."""
+    counted: dict[str, Any] = json.loads(shell(link, "python3 /usr/lib/kupgrade-lab/resources.py"))
+    return counted
 
 
 def apply(link: Link, options: Options, release: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kupgrade.rehearsal import resources
 from kupgrade.rehearsal.client import Recording
 
 FORMAT = "kupgrade.rehearsal/1"
@@ -44,6 +45,13 @@ class Evidence:
     fault: str = ""
     refused: str = ""
     cold_expected: bool = False  # the fault was an ordinary power cut: started anew is as good as it gets
+    resources_before: Mapping[str, Any] | None = None  # counted where one kernel starts beside the other
+    resources_after: Mapping[str, Any] | None = None
+
+    @property
+    def beside(self) -> bool:
+        """Whether the new kernel starts beside the old one, which then goes on for as long as it is needed."""
+        return self.engine == "spawn"
 
 
 def file_intact(lines: Sequence[str]) -> bool:
@@ -146,7 +154,19 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
     if not file_intact(after.lines) or after.lines[: len(before.lines)] != before.lines:
         found.append("the append-only file is not continuous")
     found += [f"left behind: {name}" for name in evidence.leftovers]
+    if evidence.beside:
+        found += _findings_beside(evidence, outcome)
     return found
+
+
+def _findings_beside(evidence: Evidence, outcome: str) -> list[str]:
+    """One kernel has all there is, and the old one was never restarted."""
+    found = []
+    if outcome in ("rolled-back", "refused") and len(set(evidence.boot_ids)) > 1:
+        found.append("the old kernel was restarted")
+    if evidence.resources_before is None or evidence.resources_after is None:
+        return [*found, "CPUs, memory and devices could not be counted"]
+    return found + resources.findings(evidence.resources_before, evidence.resources_after, outcome)
 
 
 def _findings_cold(evidence: Evidence) -> list[str]:
@@ -171,6 +191,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     blackout = [r["data"]["blackout"] for r in evidence.journal if r["kind"] == "note" and "blackout" in r["data"]]
     after = evidence.after
     client = evidence.client
+    seen = {"before": evidence.resources_before, "after": evidence.resources_after}
     return {
         "format": FORMAT,
         "outcome": "failed" if wrong else outcome,
@@ -205,6 +226,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "steps": steps(evidence.journal),
         "fault": evidence.fault or None,
         "cold_start_expected": evidence.cold_expected,
+        **({"resources": seen} if evidence.beside else {}),
     }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from kupgrade.host.command import Completed
 from kupgrade.rehearsal.qemu import connect
 
 CHUNK = 48 * 1024  # bytes of a file in one message
+# Where a message can begin behind one that was torn off; in a text these quotes would be escaped.
+_BEGINS = re.compile(rb'\{"(?:hello|id)":')
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,38 @@ class Hello:
     ahead: float
 
 
+def messages(line: bytes) -> Iterator[dict[str, Any]]:
+    """The messages of a line: one, or what is whole of several, when an agent fell silent in the middle of one."""
+    starts = [0, *(match.start() for match in _BEGINS.finditer(line) if match.start() > 0)]
+    for start in starts:
+        with suppress(ValueError):
+            value = json.loads(line[start:])
+            if isinstance(value, dict):
+                yield value
+                return
+
+
 class GuestGoneError(KupgradeError):
     """The virtual host crossed, was reset or fell silent while a request was open."""
 
 
 class Link:
-    """A connection to the agent; one at a time per virtual host."""
+    """A connection to the agent; one at a time per virtual host.
+
+    An agent may fall silent at any byte, for good or until another kernel's agent speaks on the same port. A request
+    that is open then fails; the next one waits until an agent says hello again, so that none piles up.
+    """
 
     def __init__(self, path: Path) -> None:
         self._socket = connect(path, 20.0)
         self._changed = threading.Condition()
         self._answers: dict[str, dict[str, Any]] = {}
+        self._open: set[str] = set()
         self._streams: dict[str, Callable[[str], None]] = {}
         self._closed = False
         self._agent = ""
+        self._hellos = 0
+        self._silent = False
         self.boots: list[Hello] = []
         self.on_hello: Callable[[Hello], None] | None = None
         threading.Thread(target=self._read, daemon=True).start()
@@ -56,8 +77,9 @@ class Link:
     def _read(self) -> None:
         with suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:
-                with suppress(ValueError, KeyError, TypeError):  # a line torn by a crossing
-                    self._take(json.loads(line))
+                for message in messages(line):
+                    with suppress(KeyError, TypeError):  # not of the agent's kind
+                        self._take(message)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -68,6 +90,8 @@ class Link:
             hello = Hello(fact["boot_id"], fact["release"], fact["uptime"], fact["agent"], fact["time"] - time.time())
             with self._changed:
                 self._agent = hello.agent
+                self._hellos += 1
+                self._silent = False
                 new = not self.boots or self.boots[-1].boot_id != hello.boot_id
                 if new:
                     self.boots.append(hello)
@@ -80,43 +104,65 @@ class Link:
                 stream(message["line"])
         else:
             with self._changed:
-                self._answers[message["id"]] = message
-                self._changed.notify_all()
+                if message["id"] in self._open:
+                    self._answers[message["id"]] = message
+                    self._changed.notify_all()
 
     def _send(self, message: Mapping[str, Any]) -> None:
         try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(
+                b"\n" + json.dumps(message).encode() + b"\n"
+            )  # apart from one the old kernel half took
         except OSError as error:
             raise GuestGoneError("the virtual host's control connection ended", str(error)) from error
 
     def wait_boot(self, timeout: float, after: int = 0) -> Hello:
         """The boot number `after` (0: the first seen), asking once a second for up to `timeout` seconds."""
+        self._ask_until(lambda: len(self.boots) > after, timeout, "the virtual host did not come up")
+        return self.boots[-1]
+
+    def wait_answer(self, timeout: float) -> None:
+        """Until an agent, of whichever boot, says hello when asked; GuestGoneError after `timeout` seconds."""
+        heard = self._hellos
+        self._ask_until(lambda: self._hellos > heard, timeout, "the virtual host does not answer")
+
+    def _ask_until(self, done: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
-        while len(self.boots) <= after:
+        while not done():
             if time.monotonic() > deadline or self._closed:
-                raise GuestGoneError("the virtual host did not come up", f"no word from it for {timeout:g} s")
+                raise GuestGoneError(what, f"no word from it for {timeout:g} s")
             self._send({"hello": True})
             with self._changed:
-                self._changed.wait_for(lambda: len(self.boots) > after or self._closed, 1.0)
-        return self.boots[-1]
+                self._changed.wait_for(lambda: done() or self._closed, 1.0)
 
     def request(
         self, message: Mapping[str, Any], timeout: float, stream: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Send one request and wait for its answer; GuestGoneError when its agent has been replaced meanwhile."""
-        if not self.boots:
-            self.wait_boot(timeout)
+        """Send one request and wait for its answer; GuestGoneError when its agent was replaced or does not answer.
+
+        After silence an agent is awaited first, for as long as the answer would be.
+        """
+        if self._silent or not self.boots:
+            self.wait_answer(timeout)
         identity = uuid.uuid4().hex
         agent = self._agent
+        self._open.add(identity)
         if stream is not None:
             self._streams[identity] = stream
-        self._send({"id": identity, **message})
-        with self._changed:
-            self._changed.wait_for(lambda: identity in self._answers or self._closed or self._agent != agent, timeout)
-            answer = self._answers.pop(identity, None)
-        self._streams.pop(identity, None)
+        try:
+            self._send({"id": identity, **message})
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: identity in self._answers or self._closed or self._agent != agent, timeout
+                )
+                answer = self._answers.pop(identity, None)
+                self._silent = self._silent or (answer is None and self._agent == agent)
+        finally:
+            self._open.discard(identity)
+            self._streams.pop(identity, None)
         if answer is None:
-            raise GuestGoneError("the virtual host did not answer", f"waited up to {timeout:g} s")
+            why = "another one has taken its place" if self._agent != agent else f"waited {timeout:g} s"
+            raise GuestGoneError("the virtual host's agent did not answer", why)
         if "error" in answer:
             raise KupgradeError("the virtual host's agent failed", str(answer["error"]))
         return answer

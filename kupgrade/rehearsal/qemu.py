@@ -36,6 +36,7 @@ class Machine:
     append: str
     memory_mib: int = 2048
     cpus: int = 2
+    stubborn: bool = False  # beside the network card sits a device whose driver never lets go of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
     """QEMU's arguments for `machine`; its sockets lie in the directory `state`."""
     # Five-level paging is left out: with it no kernel can be left by the way that kspawn takes.
     accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max,-la57"]
+    log = f"logfile={state}/serial2.log"
+    # The watchdog's driver has no callbacks for a device that pauses, so the bus it is on cannot be passed on.
+    first, second = (",multifunction=on,addr=0", ",bus=nic,addr=0.1") if machine.stubborn else ("", "")
     words = [
         *("-name", "kupgrade-rehearsal", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
         *accelerator,
@@ -60,13 +64,13 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
         *("-device", "virtio-blk-pci,drive=disk0,bus=disk"),
         *_behind("nic", 2),
         *("-netdev", f"tap,id=net0,fd={tap}"),
-        *("-device", f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile=,bus=nic"),
+        *("-device", f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile=,bus=nic{first}"),
         *_behind("control", 3),
         *("-device", "virtio-serial-pci,max_ports=4,bus=control", "-device", "virtio-rng-pci"),
-        *("-device", "i6300esb", "-action", "watchdog=reset"),
+        *("-device", f"i6300esb{second}", "-action", "watchdog=reset"),
         *("-serial", "chardev:serial0", "-chardev", f"socket,id=serial0,path={state}/serial,server=on,wait=off"),
         # ttyS1: no one's but that of a kernel which is started beside the first one.
-        *("-serial", "chardev:serial1", "-chardev", f"file,id=serial1,path={state}/serial2.log"),
+        *("-serial", "chardev:serial1", "-chardev", f"socket,id=serial1,path={state}/serial2,{log},server=on,wait=off"),
     ]
     for number, (identity, port) in enumerate((("agent", AGENT_PORT), ("fault", FAULT_PORT)), 1):
         words += ["-chardev", f"socket,id={identity},path={state}/{identity},server=on,wait=off"]
@@ -157,6 +161,12 @@ class Qemu:
     def reset(self) -> None:
         """Pull the machine's reset line, at once."""
         self.qmp.command("system_reset")
+
+    def type(self, text: str) -> None:
+        """Type a line on the second serial port, the console of a kernel that waits beside the first one."""
+        with connect(self.state / "serial2", 5.0) as console:
+            console.sendall(text.encode() + b"\n")
+            time.sleep(0.2)  # the port takes a byte at a time
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the machine; what its disk held is gone. Safe to call twice."""

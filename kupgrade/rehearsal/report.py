@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kupgrade.rehearsal import resources
+
 if TYPE_CHECKING:
     from kupgrade.rehearsal.scenario import Result
 
@@ -17,8 +19,11 @@ _FLOOR = 1e-3  # seconds; the axis is logarithmic
 
 
 def text(result: Result) -> str:
-    """Verdict, client, workloads, phases and steps."""
-    judged = result.judged
+    """Verdict, client, workloads, phases and steps; of several upgrades one after the other."""
+    return "\n".join(_upgrade(judged) for judged in result.judged.get("generations", [result.judged]))
+
+
+def _upgrade(judged: Mapping[str, Any]) -> str:
     client = judged["client"]
     lines = [
         f"{judged['outcome']}: {judged['old_release']} -> {judged['new_release']}, running {judged['running_release']}"
@@ -37,6 +42,9 @@ def text(result: Result) -> str:
             f" file {'intact' if workload['file_intact'] else 'DAMAGED'},"
             f" unit {'active' if workload['unit_active'] else 'NOT active'}"
         )
+    counted = judged.get("resources", {})
+    if counted.get("before") and counted.get("after"):
+        lines.append(resources.summary(counted["before"], counted["after"]))
     lines += [f"finding: {finding}" for finding in judged["findings"]]
     lines.append("timeline:")
     lines += [f"  {phase['ms'] / 1000:9.2f} s  {phase['name']}" for phase in judged["phases"]]

@@ -156,3 +156,11 @@ def assemble(layers: Sequence[Path], root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for layer in layers:
         run(["cp", "-al", "--remove-destination", f"{layer}/.", str(root)], timeout=300)
+
+
+def add_module(root: Path, release: str, module: Path) -> None:
+    """Install a module that was built for `release`, as DKMS would; depmod replaces its files, never edits them."""
+    folder = root / "usr/lib/modules" / release / "extra"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(module, folder / module.name)
+    run(["chroot", str(root), "depmod", release], timeout=300)

@@ -1,10 +1,9 @@
-"""A whole rehearsal: build, boot, load, upgrade, follow, judge."""
+"""A whole rehearsal: build, boot, load, upgrade (once, or from kernel to kernel), follow, judge."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import signal
 import threading
@@ -23,6 +22,7 @@ from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.options import Options, cpus, kernel_line, machine_memory
 
 Progress = Callable[[str], None]
 PORT = 7070
@@ -31,25 +31,11 @@ _POLL = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What to rehearse. `memory`: MiB of the workload; `timeout`: seconds for the upgrade itself."""
-
-    engine: str = "kexec"
-    store: str = "auto"
-    old: str = "trixie"
-    new: str = "trixie-backports"
-    memory: int = 64
-    dirty: int = 0
-    fault: Fault | None = None
-    keep: Path | None = None
-    timeout: float = 420.0
-    boot: str = "grub"  # one of virtual_host.BOOTS
-    machine_memory: int = 0  # MiB; 0: by the size of the workload
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
-    """The judged object, the client's latencies (since its start, each in seconds), the journal, what happened when."""
+    """The judged object, the client's latencies (since its start, each in seconds), the journal, what happened when.
+
+    Of several upgrades: the last one's object and journal; every object stands in `generations` of it.
+    """
 
     judged: Mapping[str, Any]
     latencies: tuple[tuple[float, float], ...]
@@ -57,92 +43,120 @@ class Result:
     marks: tuple[tuple[float, str], ...] = ()
 
 
-def persistent_memory(options: Options) -> int:
-    """MiB set aside for images: the pattern twice (a forked tree dumps shared pages once per process), and slack."""
-    return max(512, 256 * math.ceil(3.2 * options.memory / 256))
-
-
-def machine_memory(options: Options) -> int:
-    """MiB: what is set aside, and room for the originals and the restored copies."""
-    pmem = persistent_memory(options)
-    return options.machine_memory or (2048 if pmem == 512 else 3072 + pmem + 2 * options.memory)
-
-
-def kernel_line(options: Options) -> str:
-    """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
-    pmem = persistent_memory(options)
-    line = virtual_host.command_line()
-    return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")
-
-
 def rehearse(options: Options, progress: Progress) -> Result:
     """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
-    host = virtual_host.build(options.old, options.new, progress, boot=options.boot, line=kernel_line(options))
+    wanted = (options.new, *options.further)
+    line = kernel_line(options)
+    host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
         stack.callback(network.close)
-        machine = host.machine(machine_memory(options))
+        stubborn = options.fault is not None and options.fault.kind == "device-refuses"
+        machine = host.machine(machine_memory(options), cpus(options), stubborn)
         progress(f"booting {host.old_release}")
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         _watch_faults(state, running, progress)
         link.wait_boot(_BOOT_TIMEOUT)
-        return _upgrade(options, host, network, link, progress)
+        return _generations(options, host, network, link, progress)
 
 
-def _upgrade(
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What all upgrades of a rehearsal share: one virtual host, one connection of one client."""
+
+    options: Options
+    network: Network
+    link: Link
+    client: Client
+    progress: Progress
+
+    def look(self) -> judge.WorkloadSeen:
+        return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
+
+    def count(self) -> Mapping[str, Any] | None:
+        return inside.count_resources(self.link) if self.options.beside else None
+
+
+def _generations(
     options: Options, host: virtual_host.VirtualHost, network: Network, link: Link, progress: Progress
 ) -> Result:
     progress("starting the workload and a client outside")
     inside.prepare(link, options, host.new_release)
-    before = inside.look(link, lambda: network.connect(PORT, 30.0))
     client = Client(network.connect(PORT, 30.0))
     begun, begun_wall = time.monotonic(), time.time()
+    course = _Course(options, network, link, client, progress)
+    judged: list[Mapping[str, Any]] = []
+    journal: tuple[Mapping[str, Any], ...] = ()
+    old = host.old_release
+    for new in host.new_releases:
+        evidence = _upgrade(course, old, new, first=not judged)
+        journal = evidence.journal
+        judged.append(judge.judge(evidence))
+        if judged[-1]["outcome"] != "committed":
+            break
+        old = new
+        client.go_on()
+    recording = client.stop(30.0)
+    latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
+    clocks = {boot.boot_id: boot.ahead for boot in link.boots}
+    last = {**judged[-1], "generations": judged} if len(host.new_releases) > 1 else judged[-1]
+    return Result(last, latencies, journal, judge.marks(journal, clocks, begun_wall))
+
+
+def _upgrade(course: _Course, old: str, new: str, *, first: bool) -> judge.Evidence:
+    """One upgrade from start to end, and everything that was seen of it."""
+    options, link, progress = course.options, course.link, course.progress
+    fault = options.fault if first else None
+    boots = len(link.boots) - 1
+    before, resources = course.look(), course.count()
     time.sleep(1.0)
-    progress(f"kupgrade apply: {host.old_release} to {host.new_release}" + _with(options.fault))
-    refused = inside.apply(link, options, host.new_release)
+    progress(f"kupgrade apply: {old} to {new}" + _with(fault))
+    refused = inside.apply(link, options, new)
     if not refused:
         _follow(link, options.timeout, progress)
     progress("waiting for the client's last answers")
-    recording = client.stop(30.0)
+    recording = course.client.pause(30.0)
     after: judge.WorkloadSeen | None = None
     journal: tuple[Mapping[str, Any], ...] = ()
     leftovers: tuple[str, ...] = ()
+    resources_after: Mapping[str, Any] | None = None
     running_release = "unknown"
     try:
-        after = inside.look(link, lambda: network.connect(PORT, 30.0))
-        journal = records(inside.journal(link))
-        leftovers = inside.leftovers(link, options.fault)
+        after = course.look()
+        journal = records(inside.journal(link)) if not refused else ()
+        leftovers = inside.leftovers(link, fault)
+        resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "system.log").write_text(inside.system_log(link))
     except KupgradeError as error:
         progress(f"afterwards: {error}")
-    store = next((r["data"]["plan"]["store"] for r in journal if r["kind"] == "planned"), options.store)
-    evidence = judge.Evidence(
+    plans = [r["data"]["plan"] for r in journal if r["kind"] == "planned"]
+    store = str((plans[0].get("store") if plans else "") or options.store)
+    return judge.Evidence(
         engine=options.engine,
         store=store,
-        old_release=host.old_release,
-        new_release=host.new_release,
+        old_release=old,
+        new_release=new,
         running_release=running_release,
-        boot_ids=tuple(boot.boot_id for boot in link.boots),
+        boot_ids=tuple(boot.boot_id for boot in link.boots[boots:]),
         before=before,
         after=after,
         client=recording,
         journal=journal,
         leftovers=leftovers,
-        fault=str(options.fault or ""),
+        fault=str(fault or ""),
         refused=refused,
-        cold_expected=options.fault is not None and options.fault.ordinary_power_cut,
+        cold_expected=fault is not None and fault.costs_the_run(beside=options.beside),
+        resources_before=resources,
+        resources_after=resources_after,
     )
-    latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
-    clocks = {boot.boot_id: boot.ahead for boot in link.boots}
-    return Result(judge.judge(evidence), latencies, journal, judge.marks(journal, clocks, begun_wall))
 
 
 def _with(fault: Fault | None) -> str:
@@ -184,14 +198,21 @@ def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
 
 
 def _watch_faults(state: Path, running: qemu.Qemu, progress: Progress) -> None:
-    """A line on the fault port pulls the machine's reset line: nothing that was not synced survives."""
+    """A line on the fault port pulls the machine's reset line, so that nothing that was not synced survives.
+
+    Another word than power-cut is passed on to the kernel that waits beside the one which asks.
+    """
     port = qemu.connect(state / "fault", 20.0)
 
     def watch() -> None:
         with contextlib.suppress(OSError, KupgradeError), port, port.makefile("rb") as lines:
             for line in lines:
-                running.reset()
-                progress(f"power cut: {line.decode(errors='replace').strip()}")
+                text = line.decode(errors="replace").strip()
+                if text.startswith("power-cut"):
+                    running.reset()
+                else:
+                    running.type(text.partition(" ")[0])
+                progress(f"fault: {text}")
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -217,7 +238,7 @@ def put_away(state: Path, keep: Path | None) -> None:
     """Copy the logs to `keep`, if it is wanted, and remove the machine's directory."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        for name in ("serial.log", "qemu.log", "qemu.command"):
+        for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
             with contextlib.suppress(OSError):
                 shutil.copy(state / name, keep / name)
     shutil.rmtree(state, ignore_errors=True)

@@ -19,6 +19,7 @@ from kupgrade.errors import KupgradeError, UsageError
 from kupgrade.rehearsal import qemu, tree, virtual_host
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.options import ENGINES, Options, cpus, kernel_line, machine_memory
 
 DEFAULT_STATE = Path("/run/kupgrade-lab")
 
@@ -40,13 +41,14 @@ def up(options: argparse.Namespace) -> int:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (state / "keeper.json").exists():
         raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
-    line = virtual_host.command_line(options.append)
-    host = virtual_host.build(options.old, options.new, say, boot=options.boot, line=line)
-    for name in ("serial.log", "qemu.log"):
+    wanted = Options(engine=options.engine)
+    line = f"{kernel_line(wanted)} {options.append}".strip()
+    host = virtual_host.build(options.old, options.new, say, boot=options.boot, line=line, kspawn=wanted.beside)
+    for name in ("serial.log", "serial2.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
     say("booting")
     started = time.monotonic()
-    machine = host.machine(options.memory, options.cpus)
+    machine = host.machine(options.memory or machine_memory(wanted), options.cpus or cpus(wanted))
     sys.stderr.flush()
     if os.fork() == 0:
         keep(host, machine, state)
@@ -185,11 +187,12 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--timeout", type=float, default=600.0, help="seconds")
         if function in (up, once):
             verb.add_argument("--from", dest="old", default="trixie")
-            verb.add_argument("--to", dest="new", default="trixie-backports")
+            verb.add_argument("--to", dest="new", nargs="+", default=["trixie-backports"])
+            verb.add_argument("--engine", choices=ENGINES, default="kexec", help="what the host is made ready for")
             verb.add_argument("--append", default="", help="more for the old kernel's command line")
             verb.add_argument("--boot", choices=virtual_host.BOOTS, default="grub")
-            verb.add_argument("--memory", type=int, default=2048, help="MiB")
-            verb.add_argument("--cpus", type=int, default=2)
+            verb.add_argument("--memory", type=int, default=0, help="MiB; 0: what the engine needs")
+            verb.add_argument("--cpus", type=int, default=0, help="0: what the engine needs")
         if function in (run, once):
             verb.add_argument("command", nargs=argparse.REMAINDER, help="one word: for bash; several: as they are")
         if function is copy:

@@ -131,14 +131,15 @@ class Archive:
         into.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy(package.file, into)) for package in kernel.packages]
 
-    def kernel(self, wanted: str, flavour: str = "cloud-amd64") -> KernelPackages:
+    def kernel(self, wanted: str, flavour: str = "cloud-amd64", suites: Sequence[str] = SUITES) -> KernelPackages:
         """The kernel that `wanted` names: a suite, a release, a package version, a prefix of one, or a path.
 
-        A path is a .deb or a directory of them. Raises UsageError when nothing matches.
+        A path is a .deb or a directory of them; a release is looked for in `suites`. Raises UsageError when nothing
+        matches.
         """
         if "/" in wanted or wanted.endswith(".deb"):
             return local_kernel(Path(wanted))
-        names = [wanted] if wanted in SUITES else list(SUITES)
+        names = [wanted] if wanted in SUITES else list(suites)
         candidates = [
             kernel for name in names for kernel in kernels(self.suite(name).packages("linux-"), name, flavour)
         ]

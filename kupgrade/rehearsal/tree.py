@@ -39,7 +39,7 @@ def files() -> Iterator[tuple[Path, str, int]]:
         yield path, target, 0o644
     for path in _under("hooks"):
         yield path, f"usr/share/kupgrade/hooks/{path.relative_to(SOURCE / 'hooks')}", 0o755
-    for name in ("agent.py", "workload.py"):
+    for name in ("agent.py", "workload.py", "resources.py", "roll_back.py", "refuse.py", "standby_fault.py"):
         yield GUEST / name, f"usr/lib/kupgrade-lab/{name}", 0o644
     for name in ("kupgrade-lab-agent.service", "demo.service"):
         yield GUEST / name, f"{UNIT_DIRECTORY}/{name}", 0o644

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.host.command import run
-from kupgrade.rehearsal import bootdisk, rootfs, tree
+from kupgrade.rehearsal import bootdisk, rootfs, spawn_module, tree
 from kupgrade.rehearsal.cache import Cache, key
-from kupgrade.rehearsal.packages import KernelPackages
+from kupgrade.rehearsal.packages import SUITES, KernelPackages
 from kupgrade.rehearsal.qemu import Machine
 from kupgrade.rehearsal.suites import Archive, mirror
 from kupgrade.rehearsal.toolbox import Progress, Toolbox, toolbox
 
 DISK_GIB = 4  # sparse
-FORMAT = 2  # raise it when the way the image is put together changes
+FORMAT = 3  # raise it when the way the image is put together changes
 BOOTS = ("grub", "direct")  # its own boot loader, or QEMU loads the old kernel at every reset
 _TREE = "/usr/lib/python3/dist-packages/kupgrade"
 
@@ -27,17 +27,34 @@ def command_line(extra: str = "") -> str:
     return f"{line} {extra}".strip()
 
 
+def command_line_beside(movable: int) -> str:
+    """The command line of a host that a second kernel is started beside; `movable` MiB can be taken from it.
+
+    Without broadcasts a panic of one kernel does not stop the CPUs of the other.
+    """
+    line = f"root={bootdisk.ROOT_DEVICE} rw console=ttyS0 quiet panic=5 net.ifnames=0"
+    return f"{line} no_ipi_broadcast=1" + (f" movablecore={movable}M" if movable else "")
+
+
 @dataclass(frozen=True, slots=True)
 class VirtualHost:
-    """A disk image that holds both kernels, and the files QEMU boots the old one from when it boots directly."""
+    """A disk image that holds all kernels, and the files QEMU boots the old one from when it boots directly.
+
+    `new_releases`: in the order in which they are upgraded to.
+    """
 
     image: Path
     layers: dict[str, Path]  # release -> kernel layer
     old_release: str
-    new_release: str
+    new_releases: tuple[str, ...]
     tools: Toolbox
     boot: str
     command_line: str
+
+    @property
+    def new_release(self) -> str:
+        """The first kernel to upgrade to."""
+        return self.new_releases[0]
 
     def kernel(self, release: str) -> Path:
         """The kernel image of `release`, on this machine."""
@@ -47,41 +64,46 @@ class VirtualHost:
         """The initrd of `release`, on this machine."""
         return self.layers[release] / "boot" / f"initrd.img-{release}"
 
-    def machine(self, memory_mib: int = 2048, cpus: int = 2) -> Machine:
+    def machine(self, memory_mib: int = 2048, cpus: int = 2, stubborn: bool = False) -> Machine:
         """The machine to start, booting as this host was built to."""
         direct = self.boot == "direct"
         kernel = self.kernel(self.old_release) if direct else None
         initrd = self.initrd(self.old_release) if direct else None
-        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus)
+        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus, stubborn)
 
 
 def build(
     old: str,
-    new: str,
+    new: str | Sequence[str],
     progress: Progress,
     cache: Cache | None = None,
     *,
     boot: str = "grub",
     line: str | None = None,
+    kspawn: bool = False,
 ) -> VirtualHost:
     """Everything needed to boot: tools, image with the kernels `old` and `new` (as --from and --to name them).
 
-    `boot` is one of BOOTS; `line` is the command line of both menu entries, by default command_line().
+    `boot` is one of BOOTS; `line` is the command line of all menu entries, by default command_line(); with `kspawn`
+    the module is installed for every kernel.
     """
     cache = cache or Cache.default()
     line = command_line() if line is None else line
     archive = Archive(cache, mirror())
     progress("asking the mirror for kernels")
-    chosen = [archive.kernel(wanted) for wanted in (old, new)]
-    progress(f"from {chosen[0].release} to {chosen[1].release}")
+    suites = spawn_module.SUITES if kspawn else SUITES  # without headers there is no module
+    chosen = [archive.kernel(wanted, suites=suites) for wanted in (old, *([new] if isinstance(new, str) else new))]
+    progress(f"from {chosen[0].release} to {', '.join(kernel.release for kernel in chosen[1:])}")
     tools = toolbox(archive, progress)
     base = rootfs.base(archive, progress)
     layers = {kernel.release: rootfs.kernel_layer(archive, base, kernel, progress) for kernel in chosen}
+    modules = {release: spawn_module.for_release(archive, release) for release in layers} if kspawn else {}
     menu = bootdisk.menu(list(layers), line) if boot == "grub" else ""
-    image = _image(cache, tools, base, chosen, layers, menu, progress)
-    for kind in ("image", "kernel", "base", "toolbox"):
+    image = _image(cache, tools, base, chosen, layers, modules, menu, progress)
+    for kind in ("image", "kernel", "base", "toolbox", "kspawn", "kbuild"):
         cache.prune(kind, keep=3)
-    return VirtualHost(image, layers, chosen[0].release, chosen[1].release, tools, boot, line)
+    new_releases = tuple(kernel.release for kernel in chosen[1:])
+    return VirtualHost(image, layers, chosen[0].release, new_releases, tools, boot, line)
 
 
 def _image(
@@ -90,6 +112,7 @@ def _image(
     base: Path,
     kernels: Sequence[KernelPackages],
     layers: dict[str, Path],
+    modules: dict[str, Path],
     menu: str,
     progress: Progress,
 ) -> Path:
@@ -98,6 +121,8 @@ def _image(
         root = place / "root"
         rootfs.assemble([base, *layers.values()], root)
         tree.install(root)
+        for release, module in modules.items():
+            rootfs.add_module(root, release, module)
         lines = [f"{kernel.release} {kernel.version} {kernel.suite}\n" for kernel in kernels]
         rootfs.write(root, "usr/lib/kupgrade-lab/kernels", "".join(lines))
         if menu:
@@ -108,9 +133,8 @@ def _image(
         _write_disk(tools, root, place / "disk.img")
         shutil.rmtree(root)
 
-    name = key(
-        FORMAT, base.parent.name, sorted(layers), [path.parent.name for path in layers.values()], menu, tree.digest()
-    )
+    parts = [path.parent.name for path in (*layers.values(), *modules.values())]
+    name = key(FORMAT, base.parent.name, [kernel.release for kernel in kernels], parts, menu, tree.digest())
     image = cache.entry("image", name, build_image) / "disk.img"
     cache.prune("image", keep_seconds=86400.0, keep=4)
     return image

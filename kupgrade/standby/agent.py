@@ -25,13 +25,15 @@ from kupgrade.model.kernel import CommandLine
 from kupgrade.model.machine import MemoryRange
 from kupgrade.model.spawn import MODULE, WINDOW_PARAMETER, parse_range
 from kupgrade.model.standby import Answer, Request
-from kupgrade.standby.verbs import VERBS, Here
+from kupgrade.standby import takeover, verbs
+from kupgrade.standby.verbs import Here, Verb
 
 POLL = 0.0005  # seconds between looks for a message
 IDLE_POLL = 0.005  # the same, when none has come for a while
 IDLE_AFTER = 2.0
 BEAT = 0.01
 PANIC_VALUE = 1
+VERBS: dict[str, Verb] = {**verbs.VERBS, **takeover.VERBS}
 MODULE_FILES = "usr/lib/kupgrade/kspawn.ko*"  # in the standby initramfs
 
 
@@ -149,7 +151,7 @@ def main(root: Path = Path("/")) -> int:
         boot_id = read_text(root / "proc/sys/kernel/random/boot_id").strip()
         channel.say_hello(boot_id, os.uname().release)
         beater = start_beating(channel)
-        Agent(channel, Here(device, root, beater)).serve()
+        Agent(channel, Here(device, root, beater, window)).serve()
     except KupgradeError as error:
         sys.stderr.write(f"kupgrade: {error}\n")
         return int(error.code)

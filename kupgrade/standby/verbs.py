@@ -16,6 +16,7 @@ from kupgrade.host import command
 from kupgrade.kernel import cpu
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
+from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
 from kupgrade.standby import heir
@@ -34,6 +35,7 @@ class Here:
     device: Kspawn
     root: Path
     beater: int = 0
+    window: SharedWindow | None = None
     heir: Heir = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

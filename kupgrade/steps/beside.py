@@ -207,6 +207,7 @@ class SpawnKernel:
     window: int
     extra: str
     timeout: float
+    serial: int = 0  # number of a serial port for its console; 0: none
 
     def describe(self) -> str:
         """One clause."""

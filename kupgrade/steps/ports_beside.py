@@ -45,6 +45,10 @@ class SpawnOrder(Protocol):
         """Bytes shared by both kernels."""
 
     @property
+    def serial(self) -> int:
+        """Number of the serial port for its console; 0: none."""
+
+    @property
     def extra(self) -> str:
         """More words for its command line."""
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from kupgrade.steps import beside, bootentry, checkpoint, crossing, freeze, health, images, network, services
+from kupgrade.steps import (
+    beside,
+    bootentry,
+    checkpoint,
+    crossing,
+    freeze,
+    handover,
+    health,
+    images,
+    network,
+    services,
+    takeover,
+)
 from kupgrade.steps.base import kinds
 
-_ALL = (beside, bootentry, checkpoint, crossing, freeze, health, images, network, services)
+_ALL = (beside, bootentry, checkpoint, crossing, freeze, handover, health, images, network, services, takeover)
 
 
 def names() -> tuple[str, ...]:

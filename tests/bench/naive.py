@@ -20,6 +20,7 @@ from kupgrade.rehearsal import inside, qemu, scenario, virtual_host
 from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
+from kupgrade.rehearsal.options import Options, kernel_line, machine_memory
 
 _SCRIPT = Path(__file__).with_name("naive.sh")
 
@@ -28,7 +29,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def naive(host: virtual_host.VirtualHost, options: scenario.Options, keep: Path | None) -> dict[str, Any]:
+def naive(host: virtual_host.VirtualHost, options: Options, keep: Path | None) -> dict[str, Any]:
     """One naive upgrade; the client's figures."""
     with ExitStack() as stack:
         state = qemu.run_directory()
@@ -39,8 +40,8 @@ def naive(host: virtual_host.VirtualHost, options: scenario.Options, keep: Path 
             host.image,
             host.kernel(host.old_release),
             host.initrd(host.old_release),
-            scenario.kernel_line(options),
-            memory_mib=scenario.machine_memory(options),
+            kernel_line(options),
+            memory_mib=machine_memory(options),
         )
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)
@@ -88,7 +89,7 @@ def main() -> int:
     parser.add_argument("--store", default="pmem")
     parser.add_argument("--keep", type=Path)
     wanted = parser.parse_args()
-    options = scenario.Options(store=wanted.store, old=wanted.old, new=wanted.new, memory=wanted.memory)
+    options = Options(store=wanted.store, old=wanted.old, new=wanted.new, memory=wanted.memory)
     host = virtual_host.build(wanted.old, wanted.new, say)
     script = naive(host, options, wanted.keep)
     print(f"naive script: gap {script['gap_s']:.2f} s, {script['answered']} of {script['sent']} answered")

@@ -12,7 +12,8 @@ import pytest
 from kupgrade import executor
 from kupgrade.core import fold
 from kupgrade.core.planner import assemble, store_for, to_stop
-from kupgrade.core.recovery import Action, decide, jump_cut_short
+from kupgrade.core.recovery import Action, decide
+from kupgrade.core.stakes import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start

@@ -7,7 +7,10 @@ from typing import Any
 
 from kupgrade.model.facts import Descriptor, Facts, ProcessFacts, StoreFacts, WorkloadFacts
 from kupgrade.model.kernel import Compression, Initrd, KernelImage, KernelRelease
-from kupgrade.model.policy import Policy, WorkloadPolicy
+from kupgrade.model.machine import Cpu, CpuSet, NumaNode, PciAddress, Topology
+from kupgrade.model.pci import Bridge, DomainType, Movable, Need, PciFunction
+from kupgrade.model.policy import EngineOptions, Policy, SpawnOptions, WorkloadPolicy
+from kupgrade.model.spawn_facts import ModuleState, Nic, RootFileSystem, RootPort, SpawnFacts, Stack
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Workload
 
@@ -70,6 +73,74 @@ def facts(**changes: Any) -> Facts:
         early_agent=True,
     )
     return dataclasses.replace(base, **changes)
+
+
+PORT_DISK, PORT_NIC, PORT_BUS = "0000:00:02.0", "0000:00:03.0", "0000:00:04.0"
+
+
+def topology(cores: int = 4, threads: int = 1, offline: tuple[int, ...] = ()) -> Topology:
+    """Cores with adjoining threads, APIC IDs as CPU numbers; what is offline has neither siblings nor APIC ID."""
+    cpus = []
+    for number in range(cores * threads):
+        core = number // threads
+        mates = CpuSet(tuple(n for n in range(core * threads, (core + 1) * threads) if n not in offline))
+        there = number not in offline
+        cpus.append(Cpu(number, there, number if there else None, core, 0, 0, mates if there else None))
+    return Topology(tuple(cpus), (NumaNode(0, CpuSet(tuple(range(cores * threads))), 4 << 30),))
+
+
+def root_port(
+    address: str,
+    driver: str = "virtio-pci",
+    *modules: str,
+    class_code: int = 0x010000,
+    iommu: DomainType | None = None,
+    needs: tuple[Need, ...] = (),
+) -> RootPort:
+    """A root port with one function behind it, on the bus that has its device number."""
+    port = PciAddress.parse(address)
+    place = PciAddress(0, port.device, 0, 0)
+    group = None if iommu is None else 1
+    function = PciFunction(place, 0x1AF4, 0x1042, class_code, driver, (port,), group, iommu, "on")
+    movable = Movable(Bridge(port, port.device, port.device, True, ()), (function,))
+    return RootPort(movable, needs, modules)
+
+
+def spawn(**changes: Any) -> SpawnFacts:
+    """A virtual host with four CPUs and 4 GiB, on which a second kernel can be started."""
+    base = SpawnFacts(
+        module=ModuleState.INSTALLED,
+        topology=topology(),
+        stuck=CpuSet.of(0),
+        bsp=0,
+        smt="notsupported",
+        block_size=128 << 20,
+        blocks_online=32,
+        blocks_removable=32,
+        movable_bytes=1 << 30,
+        longest_run=2 << 30,
+        memory_total=4 << 30,
+        memory_available=3 << 30,
+        ports=(
+            root_port(PORT_DISK, "virtio-pci", "virtio_blk", "virtio_pci", needs=(Need.ROOT,)),
+            root_port(PORT_NIC, "virtio-pci", "virtio_net", "virtio_pci", class_code=0x020000),
+            root_port(PORT_BUS, "virtio-pci", "virtio_console", "virtio_pci", class_code=0x078000),
+        ),
+        ecam=True,
+        root=RootFileSystem("/dev/vda1", "ext4", "0f0f", "rw,relatime", Stack.PLAIN, (PORT_DISK,)),
+        nics=(Nic("eth0", "52:54:00:00:00:01", PORT_NIC),),
+        interrupt_remapping=False,
+        x2apic=False,
+        hypervisor=True,
+        encrypted=False,
+        ipi_broadcast=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def spawn_policy(**options: Any) -> Policy:
+    """The policy of `policy()`, with options of the spawn engine."""
+    return policy(engine=EngineOptions(spawn=SpawnOptions(**options)))
 
 
 def policy(**changes: Any) -> Policy:

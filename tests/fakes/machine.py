@@ -784,4 +784,3 @@ class Health(_Port):
 
     def facts(self) -> Mapping[str, str]:
         return {}
-

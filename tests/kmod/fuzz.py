@@ -22,8 +22,11 @@ from kupgrade.kernel import kspawn
 BOX, BOX_SIZE = 0x30000000, 64 << 20
 REQUESTS = {
     **{getattr(kspawn, f"IOC_{name}"): getattr(kspawn, name).size for name in ("START", "STOP", "LEAVE", "ACPI")},
-    kspawn.IOC_PANIC_FLAG: kspawn.PANIC_FLAG.size, kspawn.IOC_GUARD: kspawn.GUARD.size,
-    kspawn.IOC_QUIESCE: kspawn.PCI.size, kspawn.IOC_RESUME: kspawn.PCI.size, kspawn.IOC_INFO: kspawn.INFO.size,
+    kspawn.IOC_PANIC_FLAG: kspawn.PANIC_FLAG.size,
+    kspawn.IOC_GUARD: kspawn.GUARD.size,
+    kspawn.IOC_QUIESCE: kspawn.PCI.size,
+    kspawn.IOC_RESUME: kspawn.PCI.size,
+    kspawn.IOC_INFO: kspawn.INFO.size,
 }
 EDGES = (0, 1, 2, 3, 0x7F, 0xFF, 0x100, 0xFFF, 0x1000, 0x10000, 0xA0000, 0xFFFFF, 0x100000, BOX, BOX + 8, BOX + 4)
 EDGES += (BOX + BOX_SIZE - 8, BOX + BOX_SIZE, 1 << 30, 0xFEC00000, 0xFEE00000, 1 << 32, 1 << 47, 1 << 52, 1 << 63)

@@ -144,8 +144,11 @@ def arguments(device: kspawn.Kspawn, box: Box) -> None:
         for place in places:
             raw = bytearray(size)
             raw[place] = 0x80
-            refused(f"{name}: byte {place} is not zero", errno.EINVAL,
-                    lambda request=request, raw=raw: fcntl.ioctl(device.fd, request, bytes(raw)))
+            refused(
+                f"{name}: byte {place} is not zero",
+                errno.EINVAL,
+                lambda request=request, raw=raw: fcntl.ioctl(device.fd, request, bytes(raw)),
+            )
     other_size = kspawn.IOC_STOP + (8 << 16)
     broadcast = 0xFFFFFFFF if device.info().x2apic else 0xFFFFFFFE
     refused("unknown request", errno.ENOTTY, lambda: fcntl.ioctl(device.fd, 0x4020BC7F, bytes(32)))
@@ -185,8 +188,11 @@ def memory(device: kspawn.Kspawn) -> None:
     if ecam:
         refused("mmap of the PCI configuration space", errno.EBUSY, lambda: device.map(int(ecam[1], 16), 4096))
     refused("private mapping", errno.EINVAL, lambda: mmap.mmap(device.fd, 4096, mmap.MAP_PRIVATE, offset=BOX))
-    refused("executable mapping", errno.EPERM,
-            lambda: mmap.mmap(device.fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_EXEC, offset=BOX))
+    refused(
+        "executable mapping",
+        errno.EPERM,
+        lambda: mmap.mmap(device.fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_EXEC, offset=BOX),
+    )
 
 
 def rights(device: kspawn.Kspawn) -> None:
@@ -225,8 +231,11 @@ def cpus(device: kspawn.Kspawn, box: Box) -> None:
             took = time.monotonic() - began
             before = box.word(WORD)
             time.sleep(0.5)
-            check(f"a started CPU counts ({number})", box.counts(),
-                  f"{box.word(WORD) - before} in 0.5 s, START took {took * 1000:.1f} ms")
+            check(
+                f"a started CPU counts ({number})",
+                box.counts(),
+                f"{box.word(WORD) - before} in 0.5 s, START took {took * 1000:.1f} ms",
+            )
             if number == 0:
                 refused("a started CPU comes online", errno.EBUSY, lambda: write(CPU / "online", "1"))
                 refused("START twice", errno.EALREADY, lambda: device.start(3, box.entry()))

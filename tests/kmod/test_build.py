@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from kupgrade.rehearsal.cache import Cache
+from kupgrade.rehearsal.spawn_module import choose, module
 from kupgrade.rehearsal.suites import Archive, mirror
-from tests.kmod.build import KERNELS, choose, module
+from tests.kmod.build import KERNELS
 
 pytestmark = [pytest.mark.vm, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for chroot and network")]
 HERE = Path(__file__).parent

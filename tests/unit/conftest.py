@@ -41,9 +41,7 @@ def a_plan(upgrade: str = "20261121-041503-9f2c1a", **changes: Any) -> Plan:
                 blackout=True,
             ),
             Phase("take over", Side.NEW, (step("restore"),), blackout=True),
-            Phase(
-                "serve", Side.NEW, (step("thaw", irreversible=True), step("wipe-images", Scope.DISK, True))
-            ),
+            Phase("serve", Side.NEW, (step("thaw", irreversible=True), step("wipe-images", Scope.DISK, True))),
         ),
         "budgets": (
             Budget(

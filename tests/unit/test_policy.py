@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kupgrade.errors import BadInputError
-from kupgrade.model.policy import NetworkMode, OnUnknown, Policy, seconds
+from kupgrade.model.policy import Concern, NetworkMode, OnUnknown, Policy, SpawnOptions, seconds
 from kupgrade.model.workload import Fate, ProbeKind, StoreKind
 from kupgrade.policy import drop_ins, find_line, load, merge, parse
 
@@ -59,9 +59,7 @@ def test_time_spans(text: str, expected: float) -> None:
     assert seconds(text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", "s", "-1s", "1 fortnight", "1s!", "infinity", "1e3s", "9" * 400 + "s"]
-)
+@pytest.mark.parametrize("text", ["", " ", "s", "-1s", "1 fortnight", "1s!", "infinity", "1e3s", "9" * 400 + "s"])
 def test_no_time_spans(text: str) -> None:
     """Anything else is refused."""
     with pytest.raises(BadInputError):
@@ -127,6 +125,64 @@ def test_every_key_is_read() -> None:
     assert (policy.limit(demo), policy.limit(batch), batch.fate) == (5, 30, Fate.RESTART)
     assert policy.kernels.permits("6.12.1") and not policy.kernels.permits("6.13-rc1")
     assert policy.keeps_service("ssh.service") and not policy.keeps_service("demo.service")
+
+
+def test_the_spawn_engine_has_options() -> None:
+    """Sizes take units, spans take spans, warnings are named."""
+    policy = of(
+        """
+        [engine.spawn]
+        cores = 2
+        memory = "2GiB"
+        window = "256 M"
+        serial = 2
+        predump_rounds = 1
+        hello_timeout = "2min"
+        restore_deadline = 7
+        cmdline_append = "quiet"
+        keep = ["0000:00:1c.*"]
+        retire = false
+        refuse_on = ["panic", "drivers"]
+        """
+    )
+    expected = SpawnOptions(
+        cores=2,
+        memory=2 << 30,
+        window=256 << 20,
+        serial=2,
+        predump_rounds=1,
+        hello_timeout=120.0,
+        restore_deadline=7.0,
+        cmdline_append="quiet",
+        keep=("0000:00:1c.*",),
+        retire=False,
+        refuse_on=(Concern.PANIC, Concern.DRIVERS),
+    )
+    assert policy.engine.spawn == expected
+    assert expected.keeps("0000:00:1c.4") and not expected.keeps("0000:00:02.0")
+    assert of("[engine.spawn]\nmemory = 4096").engine.spawn.memory == 4096
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("cores = -1", "engine.spawn.cores"),
+        ("cores = true", "whole number from 0 to 4096"),
+        ('memory = "2 lots"', '"512MiB"'),
+        ("memory = -1", '"512MiB"'),
+        ("window = false", '"512MiB"'),
+        ("serial = 9", "0 to 4"),
+        ('keep = ["eth0"]', "PCI address"),
+        ('keep = "0000:00:02.0"', "Write a list"),
+        ('hello_timeout = "0s"', "positive"),
+        ('refuse_on = ["panics"]', '"panic"'),
+        ("speed = 1", "Known here: cmdline_append, cores"),
+    ],
+)
+def test_wrong_options_of_the_spawn_engine(line: str, told: str) -> None:
+    """Each says where it stands and what to write."""
+    said = refusal(f"[engine.spawn]\n{line}\n")
+    assert told in said and "line 2" in said
 
 
 def test_layers_merge_by_file_name(tmp_path: Path) -> None:

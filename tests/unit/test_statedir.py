@@ -79,9 +79,7 @@ def test_a_plan_is_applied_once(state: StateDirectory, plan_with: PlanWith) -> N
         state.begin(plan_with())
 
 
-def test_a_finished_upgrade_does_not_block(
-    state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf
-) -> None:
+def test_a_finished_upgrade_does_not_block(state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf) -> None:
     """Killed between the last record and the removal of the link: the next upgrade begins all the same."""
     plan = plan_with()
     past(state, plan, records_of(plan, (RecordKind.FINISHED, None, {"outcome": "rolled-back"})), over=False)
@@ -218,9 +216,7 @@ def test_forget_lets_a_release_be_tried_again(
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "kupgrade.forgotten/1", "releases": 3}']
 )
-def test_a_damaged_list_of_forgotten_releases_is_refused(
-    state: StateDirectory, plan_with: PlanWith, text: str
-) -> None:
+def test_a_damaged_list_of_forgotten_releases_is_refused(state: StateDirectory, plan_with: PlanWith, text: str) -> None:
     """Nobody knows what was forgotten: say so."""
     state.begin(plan_with()).close()
     (state.path / "forgotten.json").write_text(text)
@@ -237,14 +233,10 @@ def test_begin_locks_out_another_begin(state: StateDirectory, plan_with: PlanWit
     held.close()
 
 
-def test_power_cut_before_the_link(
-    state: StateDirectory, plan_with: PlanWith, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_power_cut_before_the_link(state: StateDirectory, plan_with: PlanWith, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is open, and the directory does not stand in the way of another plan."""
     with monkeypatch.context() as patch:
-        patch.setattr(
-            StateDirectory, "_point_current", lambda *_: (_ for _ in ()).throw(RuntimeError("power cut"))
-        )
+        patch.setattr(StateDirectory, "_point_current", lambda *_: (_ for _ in ()).throw(RuntimeError("power cut")))
         with pytest.raises(RuntimeError):
             state.begin(plan_with())
     assert state.read_current() is None and state.history()[0].outcome == "abandoned"

@@ -14,7 +14,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import inside, qemu, virtual_host
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.scenario import Options
+from kupgrade.rehearsal.options import Options
 
 
 def say(text: str) -> None:

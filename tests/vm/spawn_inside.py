@@ -28,6 +28,7 @@ from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.memory import BlockState
 from kupgrade.model.spawn import CpusBefore, Instance, MemoryBefore, Order
+from kupgrade.probe_spawn import observe_spawn
 
 UPGRADE = UpgradeId("20260101-000000-abcdef")
 FIRST = (3, 2)
@@ -184,6 +185,7 @@ def main() -> None:
     built = standby.build(KernelRelease(release), INITRD, modules, kspawn=other)
     found: dict[str, Any] = {"initrd": built.size, "built in": time.monotonic() - began, "absent": built.absent}
     say(f"{built}")
+    found["facts"] = encode(observe_spawn())
     before = resources()
     try:
         if verb == "deaths":

@@ -9,7 +9,8 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import faults
-from kupgrade.rehearsal.scenario import Options, rehearse
+from kupgrade.rehearsal.options import Options
+from kupgrade.rehearsal.scenario import rehearse
 from tests.vm.conftest import say
 
 pytestmark = pytest.mark.vm

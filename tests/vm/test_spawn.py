@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from kupgrade.core import spawn_checks, spawn_choice
 from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.model.codec import decode
+from kupgrade.model.spawn_facts import ModuleState, SpawnFacts, Stack
+from kupgrade.rehearsal import qemu, spawn_module, virtual_host
 from kupgrade.rehearsal.cache import Cache
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.suites import Archive, mirror
-from tests.kmod import build
+from tests.fakes import facts as fake
 from tests.vm import spawn_inside
 from tests.vm.conftest import say
 
@@ -45,10 +48,7 @@ def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
     try:
         host = virtual_host.build(*request.param, say, line=line)
         archive = Archive(Cache.default(), mirror())
-        releases = (host.old_release, host.new_release)
-        built = [
-            build.module(archive, build.choose(archive, each.removesuffix(f"-{build.FLAVOUR}"))) for each in releases
-        ]
+        built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
     except KupgradeError as error:
         if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
             raise
@@ -80,9 +80,26 @@ def inside(host: Beside, verb: str, times: int = 1) -> dict[str, Any]:
     return found
 
 
+def check_facts(encoded: dict[str, Any]) -> None:
+    """What the probe says of the virtual host is what the lab built, and enough to choose from."""
+    seen = decode(SpawnFacts, encoded)
+    assert not seen.unknown
+    assert seen.module is ModuleState.LOADED and (seen.bsp, seen.ecam, seen.ipi_broadcast) == (0, True, False)
+    assert seen.root and seen.root.uuid and seen.root.stack is Stack.PLAIN and not seen.others and not seen.swaps
+    (nic,) = seen.nics
+    by_place = {port.address: set(port.modules) for port in seen.ports}
+    assert "virtio_blk" in by_place[seen.root.ports[0]] and "virtio_net" in by_place[nic.port]
+    facts = fake.facts(spawn=seen)
+    assert spawn_checks.refusals(facts, fake.policy()) == ()
+    choice = spawn_choice.choose(facts, fake.policy())
+    assert isinstance(choice, spawn_choice.SpawnChoice)
+    assert (choice.cpus, choice.handed) == ((3, 2), (seen.root.ports[0], nic.port))
+
+
 def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Beside) -> None:
     """Five times in a row: it says hello, beats, answers, is fenced; all CPUs and all memory are as before."""
     found = inside(beside, "cycles", TIMES)
+    check_facts(found["facts"])
     assert found["same"], "two builds of one standby initramfs differ"
     assert len(found["cycles"]) == TIMES
     assert len({cycle["boot_id"] for cycle in found["cycles"]}) == TIMES

@@ -5,6 +5,7 @@ Requests:
     {"id", "read": path}
     {"id", "write": path, "data": base64, "mode": number, "append": bool}
     {"hello": true}
+Empty lines and what is no JSON are skipped: half of a message may be left from another kernel's agent.
 Answers:
     {"id", "status", "stdout", "stderr"} | {"id", "line": text} (stream)
     {"id", "data": base64} | {"id", "error": text}
@@ -112,8 +113,18 @@ def serve(port: int, request: dict[str, Any]) -> None:
         say(port, {"id": request.get("id"), "error": repr(error)})
 
 
+def wait_for_port() -> int:
+    """The open port. In a kernel that came up beside another one it appears when that one lets go of it."""
+    while True:
+        try:
+            return os.open(PORT, os.O_RDWR)
+        except OSError:
+            time.sleep(0.2)
+
+
 def main() -> None:
-    port = os.open(PORT, os.O_RDWR)
+    port = wait_for_port()
+    os.write(port, b"\n")  # ends what an agent of another kernel may have left unfinished
     say(port, hello())
     rest = b""
     while True:

@@ -46,6 +46,25 @@ def test_a_step_that_does_not_exist_is_refused() -> None:
     assert "dump" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("text", "armed", "relayed"),
+    [
+        ("panic-new-kernel@dump", {"fault": "panic-new-kernel", "step": "dump", "moment": "intent"}, True),
+        ("kill-tool@dump:effect", {"fault": "kill-tool", "step": "dump", "moment": "effect"}, False),
+        ("panic-old-kernel@after-commit", {"fault": "panic-old-kernel", "step": "commit", "moment": "effect"}, False),
+        ("cpu-refuses-offline", {}, False),
+    ],
+)
+def test_a_kernel_beside_the_other_has_faults_of_its_own(text: str, armed: dict[str, str], relayed: bool) -> None:
+    """They are known for that engine only, and keep their spelling."""
+    fault = parse(text, ("dump",), "spawn")
+    assert (fault.armed, fault.relayed) == (armed, relayed)
+    assert parse(str(fault), ("dump",), "spawn") == fault
+    if text.startswith("panic"):
+        with pytest.raises(UsageError):
+            parse(text)
+
+
 @pytest.mark.parametrize(("text", "alone"), [("kill-tool@cross:frozen", True), ("kill-tool@cross", False)])
 def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone: bool) -> None:
     """Everywhere else a fault that is still armed afterwards never struck, which the judge has to know."""

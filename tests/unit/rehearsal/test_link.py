@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def serve(path: Path, answer: Answer) -> None:
         connection, _ = server.accept()
         with server, connection, connection.makefile("rb") as requests:
             for request in requests:
+                if not request.strip():
+                    continue
                 value = json.loads(request)
                 answers = [line({"hello": HELLO})] if value.get("hello") else answer(value)
                 connection.sendall(b"".join(answers))
@@ -85,3 +87,74 @@ def test_the_same_boot_is_counted_once(tmp_path: Path) -> None:
     assert link.read("/x") == b"hi"
     assert len(link.boots) == 1
     link.close()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Link, socket.socket]]:
+    """A link, and the other end of its port for the test to speak as it likes."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "agent"))
+        server.listen()
+        link = Link(tmp_path / "agent")
+        port = server.accept()[0]
+    with port:
+        yield link, port
+        link.close()
+
+
+def asked(port: socket.socket, hellos: bool = False) -> dict[str, Any]:
+    """The next request that reaches the agent."""
+    while True:
+        text = b""
+        while not text.endswith(b"\n"):
+            text += port.recv(1)
+        value: dict[str, Any] = json.loads(text) if text.strip() else {"hello": False}
+        if "hello" not in value or (hellos and value["hello"]):
+            return value
+
+
+def test_a_torn_message_does_not_hide_the_next_hello(pair: tuple[Link, socket.socket]) -> None:
+    """The new kernel's agent speaks on the same port, behind half a message of the old one: another boot."""
+    link, port = pair
+    torn = line({"id": "x", "stdout": 'said {"hello": 1} ' * 9})[:70]
+    port.sendall(line({"hello": HELLO}) + torn + line({"hello": {**HELLO, "boot_id": "b", "agent": "2"}}))
+    assert link.wait_boot(5, after=1).boot_id == "b"
+    port.sendall(b"\0\xff{]\n" + torn + b"\n" + line({"hello": {**HELLO, "boot_id": "c", "agent": "3"}}))
+    assert link.wait_boot(5, after=2).boot_id == "c"
+
+
+def test_after_silence_a_request_waits_for_an_agent(pair: tuple[Link, socket.socket]) -> None:
+    """What was not answered is not asked again; only hellos are asked for until one comes, then the request."""
+    link, port = pair
+    port.sendall(line({"hello": HELLO}))
+    link.wait_boot(5)
+    with pytest.raises(GuestGoneError):
+        link.request({"argv": ["lost"]}, 0.2)
+    lost = asked(port)
+    done: list[Any] = []
+    waiting = threading.Thread(target=lambda: done.append(link.request({"argv": ["next"]}, 20.0)))
+    waiting.start()
+    assert [asked(port, hellos=True) for _ in range(2)] == [{"hello": True}] * 2
+    port.sendall(line({"hello": {**HELLO, "boot_id": "b", "agent": "2"}}))
+    request = asked(port)
+    assert (lost["argv"], request["argv"]) == (["lost"], ["next"])
+    port.sendall(line({"id": lost["id"], "status": 1}) + line({"id": request["id"], "status": 0}))
+    waiting.join(10)
+    assert [each["status"] for each in done] == [0]
+    assert [boot.boot_id for boot in link.boots] == ["a", "b"]
+
+
+def test_the_old_agent_may_come_back(pair: tuple[Link, socket.socket]) -> None:
+    """Rolled back: the same agent answers again after its silence, in the same boot."""
+    link, port = pair
+    port.sendall(line({"hello": HELLO}))
+    link.wait_boot(5)
+    with pytest.raises(GuestGoneError):
+        link.request({"argv": ["lost"]}, 0.1)
+    with pytest.raises(GuestGoneError):
+        link.wait_answer(0.1)
+    port.sendall(line({"hello": HELLO}))
+    asked(port)
+    threading.Thread(target=lambda: port.sendall(line({"id": asked(port)["id"], "status": 0}))).start()
+    assert link.request({"argv": ["next"]}, 5.0)["status"] == 0
+    assert len(link.boots) == 1

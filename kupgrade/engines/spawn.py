@@ -1,0 +1,166 @@
+"""The spawn engine: the new kernel starts on freed cores beside the old one and takes over what it has, piece by piece.
+
+Order and its reasons (each line is also a crash window, see core/recovery.py):
+  prepare-store … gate      the new kernel boots and waits while the workloads run, on fewer CPUs, in less memory
+  hold-units                from now on no boot starts a kept unit a second time
+  lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
+  freeze, dump              the originals stay, frozen: until the commit rollback is to stop the new kernel and to thaw
+  hand-over                 disk and network change hands; the old kernel does nothing but watch
+  restore, probe            in the dark, on a snapshot of the root file system: no write where the old one mounts it
+  (commit)                  recorded by the loop, on that snapshot
+  take-disk                 the flag for the old kernel, then the first write: now the commit is on disk
+  thaw, unlock-network      output commit
+  start-system … wipe       the host's init around running workloads; units, boot default, and the rest of the machine
+"""
+
+from __future__ import annotations
+
+from kupgrade.core import spawn_checks
+from kupgrade.core.checks import KEXEC_RULES, host_refusals
+from kupgrade.core.predict import allowances
+from kupgrade.core.spawn_choice import SpawnChoice, choose
+from kupgrade.engines.base import Order, with_unit
+from kupgrade.errors import RefusedError
+from kupgrade.model.facts import Facts
+from kupgrade.model.plan import Phase, Refusal, Side, StepSpec
+from kupgrade.model.policy import Policy
+from kupgrade.model.workload import ProbeKind, StoreKind
+from kupgrade.steps.base import spec
+from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
+from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
+from kupgrade.steps.crossing import UnstageInitrd
+from kupgrade.steps.freeze import Freeze
+from kupgrade.steps.handover import HandOver, ReadyStandby, ShipImages
+from kupgrade.steps.health import Gate, ProbeWorkloads
+from kupgrade.steps.images import PrepareStore, WipeImages
+from kupgrade.steps.network import LockNetwork, UnlockNetwork
+from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
+from kupgrade.steps.takeover import AdoptUnits, RetireOld, StartSystem, TakeDisk
+
+EPOCH = 1
+SYSTEM_TIMEOUT = 120.0  # seconds until the host's own init answers
+ADOPT_TIMEOUT = 60.0
+RETIRE_TIMEOUT = 120.0
+WRITES = 1 << 30  # bytes, at most, of memory for what is written before the commit; only what is written is taken
+
+
+class SpawnEngine:
+    """The new kernel beside the old one; images travel through memory that both see."""
+
+    name = "spawn"
+
+    def refusals(self, facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+        """What this host lacks."""
+        host = (each for each in host_refusals(facts, policy) if each.rule not in KEXEC_RULES)
+        return (*host, *spawn_checks.refusals(facts, policy))
+
+    def stores(self, _policy: Policy) -> tuple[StoreKind, ...]:
+        """Memory: the old kernel stays until the commit, so nothing has to outlive it."""
+        return (StoreKind.WINDOW,)
+
+    def phases(self, order: Order) -> tuple[Phase, ...]:
+        """Staging and handing over here; verifying and serving there. Raises RefusedError as `refusals` would tell."""
+        choice = choose(order.facts, order.policy)
+        if not isinstance(choice, SpawnChoice):
+            raise RefusedError("No kernel can be started beside this one", choice[0].fact, choice[0].remedy)
+        return (
+            Phase("staging", Side.OLD, self._staging(order, choice)),
+            Phase("handing over", Side.OLD, self._handing_over(order, choice), blackout=True),
+            Phase("verifying", Side.NEW, self._verifying(order), blackout=True),
+            Phase("serving", Side.NEW, self._serving(order, choice)),
+        )
+
+    def _staging(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
+        options, release = order.policy.engine.spawn, str(order.target.image.release)
+        standby = _standby(order)
+        steps = [
+            spec(PrepareStore(order.store)),
+            spec(PinBootDefault(order.facts.release)),
+            spec(LoadSpawnModule()),
+            spec(BuildStandby(release, standby, choice.modules)),
+            spec(TakeCpus(choice.cpus)),
+            spec(TakeMemory(choice.memory)),
+            spec(
+                SpawnKernel(
+                    release=release,
+                    kernel=order.target.image.path,
+                    initrd=standby,
+                    upgrade=str(order.upgrade),
+                    epoch=EPOCH,
+                    cpus=choice.cpus,
+                    memory=choice.memory,
+                    window=choice.window,
+                    extra=f"kupgrade.pids={order.pid_floor} {options.cmdline_append}".strip(),
+                    timeout=options.hello_timeout,
+                    serial=options.serial,
+                )
+            ),
+            spec(ReadyStandby(choice.modules, order.workloads, WRITES)),
+        ]
+        if order.stopped:
+            steps.append(spec(StopServices(order.stopped)))
+        if options.predump_rounds:
+            steps.append(spec(PreDump(order.store, order.workloads, options.predump_rounds)))
+            steps.append(spec(ShipImages(order.store)))
+        limits = allowances(order.facts, order.workloads, options.restore_deadline)
+        steps.append(spec(Gate(order.workloads, order.store, limits)))
+        return tuple(steps)
+
+    def _handing_over(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
+        options, units = order.policy.engine.spawn, with_unit(order)
+        return (
+            *((spec(HoldUnits(units, str(order.upgrade), int(order.policy.deadline))),) if units else ()),
+            spec(LockNetwork(order.workloads, order.store)),
+            spec(Freeze(order.workloads)),
+            spec(
+                Dump(
+                    store=order.store,
+                    workloads=order.workloads,
+                    rounds=options.predump_rounds,
+                    upgrade=str(order.upgrade),
+                    old_release=order.facts.release,
+                    new_release=str(order.target.image.release),
+                    timeout=options.restore_deadline,
+                )
+            ),
+            spec(
+                HandOver(
+                    epoch=EPOCH,
+                    store=order.store,
+                    workloads=order.workloads,
+                    ports=choice.handed,
+                    uuid=choice.root_uuid,
+                    fstype=choice.root_fstype,
+                    options=choice.root_options,
+                    deadline=options.restore_deadline,
+                )
+            ),
+        )
+
+    def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
+        steps = [spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline))]
+        probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
+        if probed:
+            steps.append(spec(ProbeWorkloads(probed)))
+        return tuple(steps)
+
+    def _serving(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
+        units = with_unit(order)
+        retire = order.policy.engine.spawn.retire
+        return (
+            spec(TakeDisk()),
+            spec(Thaw(order.workloads)),
+            spec(UnlockNetwork(order.workloads, order.store)),
+            spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
+            *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
+            spec(MarkGood(str(order.target.image.release))),
+            spec(WipeImages(order.store)),
+            spec(UnstageInitrd(_standby(order))),
+            *((spec(RetireOld(choice.later, RETIRE_TIMEOUT)),) if retire else ()),
+        )
+
+
+def _standby(order: Order) -> str:
+    """Path of the standby initramfs."""
+    return f"{order.staging}/standby"

@@ -1,0 +1,295 @@
+"""The journal's ends of streams to processes that run before the journal does.
+
+A process restored before PID 1 is systemd needs a standard output that later leads to the journal. It gets one end of
+a socket pair (`make`); what it writes waits in the kernel, with its credentials. The other end becomes a stream of
+journald in the way in which journald's own streams outlive its restart (systemd's journald-stream.c): PID 1 holds the
+descriptor in the descriptor store of systemd-journald.service, and /run/systemd/journal/streams/DEV:INODE says what the
+stream is. `offer` keeps the descriptors at a socket and lays a run-time drop-in: before PID 1 starts journald, it runs
+journal_push, which puts them into the store. That holds for the first start in a boot too: PID 1 reads
+/run/systemd/system as it finds it. Where journald runs already, `insist` does the same from outside and restarts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.host import command, journal_push
+
+UNIT = "systemd-journald.service"
+STREAMS = "run/systemd/journal/streams"
+NOTIFY = "run/systemd/notify"
+PUSH = ("/usr/bin/python3", "-sP", "-m", "kupgrade.host.journal_push")
+SEND_BUFFER = 8 << 20  # bytes; what systemd gives a service's stream (exec-invoke.c)
+DAEMON_INFO = 3 << 3 | 6  # LOG_DAEMON | LOG_INFO, systemd's default of SyslogFacility= and SyslogLevel=
+_WORD = re.compile(r"[A-Za-z0-9_./=:@,+-]+")
+_FLAGS = ("LEVEL_PREFIX", "FORWARD_TO_SYSLOG", "FORWARD_TO_KMSG", "FORWARD_TO_CONSOLE")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPair:
+    """The two ends of a stream. `inode`, `device`: the server's end, by which journald knows it."""
+
+    client_fd: int
+    server_fd: int
+    inode: int
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What journald keeps of a stream. `priority`: facility and level as in syslog(3); `stream_id`: 32 hex digits."""
+
+    unit: str
+    identifier: str
+    stream_id: str
+    priority: int = DAEMON_INFO
+    level_prefix: bool = True
+    forward_to_syslog: bool = False
+    forward_to_kmsg: bool = False
+    forward_to_console: bool = False
+
+
+def make() -> StreamPair:
+    """A stream nobody reads yet: 8 MiB of lines wait in it, then the writer does. Both ends are the caller's to close.
+
+    The client's end is best kept open until the stream has settled: PID 1 drops a stream that nobody can write to, and
+    the last lines of a writer that ended early with it. Raises OSError.
+    """
+    client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # who wrote counts from the first byte on
+    with contextlib.suppress(PermissionError):
+        client.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
+    client.shutdown(socket.SHUT_RD)
+    status = os.fstat(server.fileno())
+    return StreamPair(client.detach(), server.detach(), status.st_ino, status.st_dev)
+
+
+def state_text(stream: Stream) -> str:
+    """The state file of `stream`, as stdout_stream_load() of systemd 215 and later reads it."""
+    flags = (stream.level_prefix, stream.forward_to_syslog, stream.forward_to_kmsg, stream.forward_to_console)
+    lines = ["# This is private data. Do not parse", f"PRIORITY={stream.priority}"]
+    lines += [f"{name}={flag:d}" for name, flag in zip(_FLAGS, flags, strict=True)]
+    lines.append(f"STREAM_ID={stream.stream_id}")
+    named = {"IDENTIFIER": stream.identifier, "UNIT": stream.unit}
+    lines += [f"{name}={_quoted(value)}" for name, value in named.items() if value]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    printable = "".join(each if each.isprintable() else "?" for each in value)
+    return '"' + re.sub(r'(["\\`$])', r"\\\1", printable) + '"'
+
+
+def parse_state(text: str) -> Stream:
+    """A stream from the state file that journald wrote of it; what is missing or not understood has its default."""
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    stream = new_stream(_unescaped(found.get("UNIT", "")), _unescaped(found.get("IDENTIFIER", "")))
+    if re.fullmatch(r"[0-9]{1,3}", found.get("PRIORITY", "")):
+        stream = replace(stream, priority=int(found["PRIORITY"]))
+    if re.fullmatch(r"[0-9a-f]{32}", found.get("STREAM_ID", "")):
+        stream = replace(stream, stream_id=found["STREAM_ID"])
+    flags = [found.get(name, default) == "1" for name, default in zip(_FLAGS, "1000", strict=True)]
+    return Stream(stream.unit, stream.identifier, stream.stream_id, stream.priority, *flags)
+
+
+def _unescaped(value: str) -> str:
+    """systemd's cescape() taken back."""
+    value = value.strip('"')
+    try:
+        return value.encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")
+    except UnicodeError:
+        return value
+
+
+def new_stream(unit: str, identifier: str) -> Stream:
+    """A stream with systemd's defaults and an ID of its own."""
+    return Stream(unit, identifier, uuid.uuid4().hex)
+
+
+def dropin_text(socket_path: Path, push: Sequence[str] = PUSH) -> str:
+    """The drop-in of systemd-journald.service. Raises BadInputError for words that a unit file would have to quote."""
+    words = [*push, str(socket_path)]
+    if not all(_WORD.fullmatch(word) for word in words):
+        raise BadInputError("The journal's streams cannot be offered", f"odd characters in {words}")
+    return f"""# Laid by kupgrade until the journal has the streams of restored processes; then removed.
+[Service]
+NotifyAccess=exec
+ExecStartPre=-+{" ".join(words)}
+"""
+
+
+def journald(root: Path = Path("/")) -> int:
+    """PID of the running journald, 0 when none runs. By its cgroup: no word with PID 1 is needed."""
+    for procs in (root / "sys/fs/cgroup").glob(f"*.slice/{UNIT}/cgroup.procs"):
+        for pid in procs.read_text().split():
+            with contextlib.suppress(OSError):
+                if (root / "proc" / pid / "comm").read_text().strip() == "systemd-journal":
+                    return int(pid)
+    return 0
+
+
+class Offer:
+    """Server ends on their way to journald. All methods but the constructor may be called again and again.
+
+    `root` is where we see the root directory of PID 1; it may be set anew when that changes.
+    """
+
+    def __init__(self, directory: Path, name: str, streams: Sequence[tuple[int, Stream]], root: Path) -> None:
+        self.root = root
+        self.address = directory / f"journal-{name}.sock"  # as PID 1 sees it
+        self.name = name
+        self.stored = threading.Event()  # PID 1 has them, journald may not yet
+        self._streams = dict(streams)
+        self._inodes = frozenset(os.fstat(fd).st_ino for fd in self._streams)
+        self.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.socket_path.unlink(missing_ok=True)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(str(self.socket_path))
+        self.socket_path.chmod(0o600)
+        self._server.listen()
+        self._thread = threading.Thread(target=self._serve, name=f"journal-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the descriptors are served."""
+        return self.root / self.address.relative_to("/")
+
+    @property
+    def dropin(self) -> Path:
+        """Where the drop-in of systemd-journald.service lies."""
+        return self.root / "run/systemd/system" / f"{UNIT}.d" / f"50-kupgrade-{self.name}.conf"
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _address = self._server.accept()
+            except OSError:  # withdrawn
+                return
+            with connection, contextlib.suppress(OSError):
+                self._give(connection)
+
+    def _give(self, connection: socket.socket) -> None:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        if struct.unpack("iII", credentials)[1] != os.geteuid():
+            return
+        connection.settimeout(2 * journal_push.TIMEOUT)
+        self.write_states()
+        fds = list(self._streams)
+        for start in range(0, len(fds), journal_push.MOST):
+            socket.send_fds(connection, [b"+"], fds[start : start + journal_push.MOST])
+        connection.sendall(b".")
+        if connection.recv(len(journal_push.STORED)) == journal_push.STORED:
+            self.stored.set()
+
+    def write_states(self) -> None:
+        """Write the state files; journald removes those whose descriptor it does not get at its start."""
+        directory = self.root / STREAMS
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for fd, stream in self._streams.items():
+            status = os.fstat(fd)
+            path = directory / f"{status.st_dev}:{status.st_ino}"
+            temporary = directory / f".#{path.name}.kupgrade"
+            temporary.write_text(state_text(stream))
+            temporary.replace(path)
+
+    def held(self) -> frozenset[int]:
+        """Inodes of the server ends that the running journald has among its descriptors."""
+        links = set()
+        with contextlib.suppress(OSError):
+            for link in (self.root / "proc" / str(journald(self.root)) / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    links.add(str(link.readlink()))
+        return frozenset(inode for inode in self._inodes if f"socket:[{inode}]" in links)
+
+    def settled(self) -> bool:
+        """Whether the running journald holds every stream: ours may be closed."""
+        return self.held() == self._inodes
+
+    def await_settled(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for journald to hold every stream."""
+        deadline = time.monotonic() + timeout
+        while not self.settled():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def insist(self, timeout: float = 30.0) -> None:
+        """Hand over to the journald that runs, without the drop-in: store the descriptors in its name, restart it.
+
+        Raises KupgradeError when none runs, PID 1 does not answer, or the streams are not held after `timeout` seconds.
+        """
+        pid = journald(self.root)
+        if not pid:
+            raise KupgradeError("The journal's streams were not handed over", "systemd-journald does not run")
+        try:
+            journal_push.store(str(self.root / NOTIFY), list(self._streams), pid)
+        except OSError as error:
+            raise KupgradeError("The journal's streams were not handed over", str(error)) from error
+        self.write_states()
+        command.run(["systemctl", "restart", UNIT], timeout=timeout)
+        if not self.await_settled(timeout):
+            raise KupgradeError("The journal's streams were not handed over", "systemd-journald did not restore them")
+
+    def withdraw(self) -> bool:
+        """Take everything of ours away and close our server ends; True when systemd has a daemon-reload due.
+
+        A stream that journald does not hold ends here, unless PID 1 stored it, and its state file goes.
+        """
+        held = self.held()
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join(2 * journal_push.TIMEOUT)
+        self._server.close()
+        self.socket_path.unlink(missing_ok=True)
+        for fd in self._streams:
+            status = os.fstat(fd)
+            if status.st_ino not in held:
+                (self.root / STREAMS / f"{status.st_dev}:{status.st_ino}").unlink(missing_ok=True)
+            os.close(fd)
+        self._streams = {}
+        return self._remove_dropin()
+
+    def _remove_dropin(self) -> bool:
+        found = self.dropin.exists()
+        self.dropin.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.dropin.parent.rmdir()  # only when it is empty
+        return found
+
+
+def offer(
+    directory: Path,
+    name: str,
+    streams: Sequence[tuple[int, Stream]],
+    *,
+    push: Sequence[str] = PUSH,
+    root: Path = Path("/"),
+) -> Offer:
+    """Keep server ends for journald's next start, served from `directory` (root's alone) until withdrawn.
+
+    `name` tells several offers apart; `streams` are server ends, which belong to the offer from now on, and what they
+    are. `directory` and `push`, the command of journal_push, are as PID 1 will see them once it is systemd. Raises
+    OSError, BadInputError.
+    """
+    offered = Offer(directory, name, streams, root)
+    try:
+        offered.dropin.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        offered.dropin.write_text(dropin_text(offered.address, push))
+        offered.write_states()
+    except (OSError, KupgradeError):
+        offered.withdraw()
+        raise
+    return offered

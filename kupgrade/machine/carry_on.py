@@ -1,0 +1,52 @@
+"""The upgrade goes on in a kernel that came up beside the old one: the same loop on the same journal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from kupgrade.errors import ExitCode, NeedsHumanError
+from kupgrade.machine import host, standing
+from kupgrade.machine.places import Places
+from kupgrade.model.handover import Stage
+from kupgrade.model.record import Record, RecordKind, State
+from kupgrade.statedir import StateDirectory
+
+LOCK = "early.lock"  # the boot's own agent waits for it
+
+
+def run() -> int:
+    """Claim, restore, commit, and everything after it; the exit code. Raises KupgradeError.
+
+    What goes wrong before the commit is told to the old kernel at once: undoing it here would only make the way back
+    longer.
+    """
+    places = Places()
+    states = StateDirectory(Path("/"))
+    lock = os.open(places.run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    journal = states.open_current()
+    if journal is None:
+        raise NeedsHumanError("There is no open upgrade", "its journal is not on the root file system")
+
+    def watch(record: Record, state: State) -> None:
+        step = "" if record.step is None else state.plan.steps[record.step].kind
+        print(f"kupgrade: {step} {record.kind.value}", flush=True)  # noqa: T201
+        if state.committed:
+            if standing.get(places).stage is Stage.TAKING:
+                standing.put(places, Stage.COMMITTED)
+        elif record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF, RecordKind.UNDO_REQUESTED):
+            why = str(record.data.get("error") or record.data.get("reason") or "a step failed")
+            print(f"kupgrade: {why}", flush=True)  # noqa: T201
+            standing.fail(places, why)
+
+    state = host.run(journal, root=Path("/"), watch=watch)
+    if state.over:
+        states.finish(state.plan.upgrade)
+        standing.put(places, Stage.OVER)
+    journal.close()
+    os.close(lock)
+    sys.stdout.flush()
+    return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.DONE

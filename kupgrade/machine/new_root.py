@@ -1,0 +1,136 @@
+"""In the new kernel: the handed-over devices come up, and the host's root file system becomes this process's root.
+
+Until the commit nothing may be written where the old kernel has mounted: the root file system is a snapshot, its
+writes go to this kernel's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host import command, device_mapper
+from kupgrade.host.device_mapper import Target
+from kupgrade.kernel import superblock
+from kupgrade.kernel.libc import Libc, reported
+from kupgrade.model.handover import LinkName, TakeOver
+
+SYSROOT = Path("/sysroot")
+NAME = "kupgrade-root"
+COW = Path("/run/kupgrade/writes")
+LOOP = Path("/run/kupgrade/writes.device")  # a link to the loop device
+MODULES = ("loop", "dm_snapshot")
+DEVICE_PATIENCE = 20.0  # seconds from the ACPI table to disk and network card
+POLL = 0.003
+_BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
+SHARED = ("dev", "proc", "sys", "run")
+
+
+def enter(order: TakeOver, libc: Libc) -> None:
+    """Mount it and make it this process's root. Done as well when it is mounted. Raises KupgradeError."""
+    if not SYSROOT.is_mount():
+        _mount(order)
+        for name in SHARED:
+            libc.mount(f"/{name}", SYSROOT / name, "none", _BIND | _REC)
+    change_root()
+
+
+def change_root() -> None:
+    """This process's root becomes the mounted root file system."""
+    with reported("chroot", SYSROOT):
+        os.chroot(SYSROOT)
+        os.chdir("/")
+
+
+def await_links(links: tuple[LinkName, ...], patience: float = DEVICE_PATIENCE) -> None:
+    """Wait for the interfaces and give them the names that they had. Raises KupgradeError."""
+    deadline = time.monotonic() + patience
+    for link in links:
+        while (found := _interface(link.mac)) is None:
+            if time.monotonic() > deadline:
+                raise KupgradeError(f"The network card of {link.name} did not come", f"no interface has {link.mac}")
+            time.sleep(POLL)
+        if found != link.name:
+            command.run(["ip", "link", "set", "dev", found, "name", link.name])
+
+
+def _interface(mac: str) -> str | None:
+    for path in Path("/sys/class/net").iterdir():
+        try:
+            if path.name != "lo" and (path / "address").read_text().strip() == mac:
+                return path.name
+        except OSError:
+            continue
+    return None
+
+
+def _mount(order: TakeOver) -> None:
+    deadline = time.monotonic() + DEVICE_PATIENCE
+    while (origin := superblock.find(order.uuid)) is None:
+        if time.monotonic() > deadline:
+            raise KupgradeError("The disk of the root file system did not come", f"no device holds {order.uuid}")
+        time.sleep(POLL)
+    found = device_mapper.status(NAME)
+    if found is None:
+        device_mapper.snapshot(NAME, origin, store(), device_mapper.sectors_of(origin))
+    node = device_mapper.node(NAME)
+    command.run(["mount", "-t", order.fstype, "-o", order.options or "defaults", str(node), str(SYSROOT)])
+
+
+def prepare_store(size: int) -> None:
+    """A loop device in memory for what is written, made ahead of time (bytes); only what is written is taken."""
+    command.run(["modprobe", "-a", "--", *MODULES])
+    if COW.exists():
+        return
+    COW.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(COW, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.ftruncate(fd, size)
+    os.close(fd)
+    LOOP.symlink_to(command.run(["losetup", "--find", "--show", str(COW)]).stdout.strip())
+
+
+def store() -> Path:
+    """That loop device. Raises KupgradeError without one."""
+    try:
+        return LOOP.readlink()
+    except OSError as error:
+        raise KupgradeError("There is no room for what is written before the commit", str(error)) from error
+
+
+def origin_of(uuid: str) -> Path:
+    """The device below the snapshot. Raises KupgradeError."""
+    origin = superblock.find(uuid)
+    if origin is None:
+        raise KupgradeError("The disk of the root file system is gone", f"no device holds {uuid}")
+    return origin
+
+
+def merge(uuid: str, patience: float) -> float:
+    """Write to the disk what was written since, then map it plainly; megabytes. Done as well when it is. (seconds)
+
+    Raises KupgradeError when the snapshot is unusable or the merge does not end.
+    """
+    found = device_mapper.check_sound(device_mapper.status(NAME), NAME)
+    if found.target is Target.LINEAR:
+        return 0.0
+    origin = origin_of(uuid)
+    written = max(0, found.used - found.metadata) * device_mapper.SECTOR / 1e6
+    if found.target is Target.SNAPSHOT:
+        device_mapper.reload(NAME, device_mapper.table(Target.MERGE, found.sectors, origin, store()))
+    deadline = time.monotonic() + patience
+    while not device_mapper.check_sound(device_mapper.status(NAME), NAME).merged:
+        if time.monotonic() > deadline:
+            raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
+        time.sleep(POLL)
+    device_mapper.reload(NAME, device_mapper.table(Target.LINEAR, found.sectors, origin, None))
+    command.run(["losetup", "--detach", str(store())], check=False)
+    COW.unlink(missing_ok=True)
+    return round(written, 3)
+
+
+def merged() -> bool | None:
+    """Whether the root file system lies plainly on its disk; None: it is not mapped by us."""
+    found = device_mapper.status(NAME)
+    return None if found is None else found.target is Target.LINEAR

@@ -1,0 +1,69 @@
+"""Image files through the window: from this kernel's memory into the other one's, in batches that fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kupgrade.host.images import MANIFEST
+from kupgrade.kernel.libc import reported
+from kupgrade.kernel.window_files import FileWriter
+from kupgrade.machine.spawn_watch import Watch
+from kupgrade.model import standby
+from kupgrade.model.codec import encode
+from kupgrade.model.handover import Piece
+
+FINAL = "final"
+PIECE = 4 << 20  # bytes
+BATCH = 200  # pieces in one request, which has to fit into one message
+TIMEOUT = 60.0  # seconds
+
+
+def ship(watch: Watch, top: Path, *, final: bool) -> int:
+    """Copy the rounds, or all that came last (and the mark of completeness); bytes. Raises KupgradeError."""
+    client, files = watch.client(), watch.window.files
+    paths = [path for path in sorted(top.rglob("*")) if _belongs(path.relative_to(top), final=final)]
+    links = [[str(path.relative_to(top)), str(path.readlink())] for path in paths if path.is_symlink()]
+    plain = [path for path in paths if not path.is_symlink() and path.is_file()]
+    writer, batch, total = FileWriter(files, BATCH), list[Piece](), 0
+
+    def send() -> None:
+        writer.publish()
+        client.ask(standby.RECEIVE, TIMEOUT, directory=str(top), pieces=encode(tuple(batch)), links=links)
+        links.clear()
+
+    for name, offset, data in _pieces(top, plain):
+        if len(batch) == BATCH or writer.room < len(data) + (1 << 12):
+            send()
+            writer, batch = FileWriter(files, BATCH), []
+        piece = Piece(name, offset, str(len(batch)))
+        writer.add(piece.piece, data)
+        batch.append(piece)
+        total += len(data)
+    if batch or links:
+        send()
+    return total
+
+
+def _belongs(path: Path, *, final: bool) -> bool:
+    last = path.name == MANIFEST or FINAL in path.parts
+    return last is final
+
+
+def _pieces(top: Path, paths: list[Path]) -> Iterator[tuple[str, int, bytes]]:
+    for path in paths:
+        with reported("read", path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                offset = 0
+                while True:
+                    data = os.pread(fd, PIECE, offset)
+                    if not data and offset:
+                        break
+                    yield str(path.relative_to(top)), offset, data
+                    offset += len(data)
+                    if len(data) < PIECE:
+                        break
+            finally:
+                os.close(fd)

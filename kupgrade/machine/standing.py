@@ -1,0 +1,35 @@
+"""How far the new kernel is, as a small file in /run that its agent reads out to the old kernel."""
+
+from __future__ import annotations
+
+import json
+
+from kupgrade.machine.places import Places
+from kupgrade.model.codec import decode, encode
+from kupgrade.model.handover import Stage, Standing
+
+FILE = "stage.json"
+
+
+def get(places: Places) -> Standing:
+    """What was put last."""
+    path = places.run / FILE
+    try:
+        return decode(Standing, json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        return Standing(Stage.WAITING)
+
+
+def put(places: Places, stage: Stage, why: str = "", ports: tuple[str, ...] = ()) -> None:
+    """Say it, whole or not at all."""
+    path = places.run / FILE
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(encode(Standing(stage, why, ports))))
+    temporary.replace(path)
+
+
+def fail(places: Places, why: str) -> None:
+    """Give up, if nothing is committed yet."""
+    if get(places).stage in (Stage.WAITING, Stage.TAKING):
+        put(places, Stage.FAILED, why)

@@ -1,0 +1,121 @@
+"""The port `Takeover`: the new kernel makes the host its own, once it may."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import kspawn, proc
+from kupgrade.kernel.libc import Libc
+from kupgrade.kernel.shared_window import SharedWindow
+from kupgrade.kernel.window import Side
+from kupgrade.machine import new_root, restorer, standing, streams
+from kupgrade.machine.checkpoints import RealCheckpoints
+from kupgrade.machine.places import Places
+from kupgrade.model.handover import Stage
+from kupgrade.model.ids import TICKET_PARAMETER, Ticket
+from kupgrade.model.spawn import WINDOW_PARAMETER, parse_range
+from kupgrade.model.workload import Workload
+
+MERGE_PATIENCE = 60.0  # seconds
+JOURNAL_PATIENCE = 20.0
+START = "start-system"  # in Places.run: the first process waits for it
+INHERITED = "inherited.json"
+POLL = 0.02
+
+
+@dataclass
+class RealTakeover:
+    """This kernel, as it came up beside another. `uuid`: of the root file system."""
+
+    places: Places
+    libc: Libc
+    systemd: Systemd
+    checkpoints: RealCheckpoints
+    uuid: str
+
+    def give_up(self, reason: str) -> None:
+        """See the port."""
+        standing.fail(self.places, reason)
+        while True:
+            time.sleep(3600)
+
+    def take_disk(self) -> float:
+        """See the port. The flag first; then everything that was written since must be on disk before it is used."""
+        with self._window() as window:
+            window.channel.declare_commit()
+        megabytes = new_root.merge(self.uuid, MERGE_PATIENCE)
+        self.libc.syncfs(self.places.state)
+        return megabytes
+
+    def _window(self) -> SharedWindow:
+        line = proc.cmdline(self.places.root)
+        ticket, where = line.get(TICKET_PARAMETER), line.get(WINDOW_PARAMETER)
+        if ticket is None or where is None:
+            raise KupgradeError("This kernel was not started beside another one", "its command line names no window")
+        found = Ticket.parse(ticket)
+        device = kspawn.open_device(self.places.root)
+        try:
+            return SharedWindow.open(device, parse_range(where), Side.NEW, found.upgrade, found.epoch)
+        finally:
+            device.close()
+
+    def disk_taken(self) -> bool | None:
+        """See the port."""
+        return new_root.merged()
+
+    def start_system(self, workloads: Sequence[Workload], timeout: float) -> None:
+        """See the port. The journal of that system takes the streams over that were made for the restore."""
+        offered = streams.offer(self.places.run, workloads)
+        (self.places.run / START).touch()
+        self.systemd.await_manager(timeout)
+        if offered is not None and streams.settle(offered, JOURNAL_PATIENCE):
+            self.systemd.reload()
+
+    def system_runs(self) -> bool:
+        """See the port."""
+        return self.systemd.running
+
+    def adopt(self, workloads: Sequence[Workload], timeout: float) -> None:
+        """See the port. Each unit's start process is put into the unit's cgroup by systemd and ends when told."""
+        deadline = time.monotonic() + timeout
+        mine = [w for w in workloads if w.unit and not self.checkpoints.adopted_yet(w)]
+        for workload in mine:
+            restorer.open_for_start(self.places, workload.name)
+        if mine:
+            self.systemd.start([w.unit for w in mine], now=True)
+        for workload in mine:
+            starter = restorer.starter_path(self.places, workload.name)
+            _await(starter.exists, deadline, f"systemd did not start {workload.unit}")
+            restorer.pidfile_path(self.places, workload.name).write_text(f"{workload.root_pid}\n")
+            restorer.open_gate(self.places, workload.name, 0)
+        for workload in mine:
+            _await(partial(self.checkpoints.adopted_yet, workload), deadline, f"{workload.unit} did not adopt")
+
+    def retire(self, ports: Sequence[str], timeout: float) -> dict[str, float | int | str]:
+        """See the port."""
+        if self.retired() is not True:
+            standing.put(self.places, Stage.RETIRE, ports=tuple(ports))
+        deadline = time.monotonic() + timeout
+        while self.retired() is not True:
+            if time.monotonic() > deadline:
+                return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
+            time.sleep(POLL)
+        found = json.loads((self.places.run / INHERITED).read_text())
+        return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
+
+    def retired(self) -> bool | None:
+        """See the port."""
+        return (self.places.run / INHERITED).exists()
+
+
+def _await(there: Callable[[], bool], deadline: float, what: str) -> None:
+    while not there():
+        if time.monotonic() > deadline:
+            raise KupgradeError(what, "its time is over")
+        time.sleep(POLL)

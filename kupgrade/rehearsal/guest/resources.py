@@ -1,0 +1,56 @@
+"""What the running kernel has of the machine, as one JSON object: CPUs, memory, devices, address map. Stdlib only."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+
+
+def read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def blocks() -> dict[str, str]:
+    """Memory blocks that are online, with their zone."""
+    found = {}
+    for path in glob.glob("/sys/devices/system/memory/memory[0-9]*"):
+        if read(f"{path}/state") == "online":
+            found[os.path.basename(path).removeprefix("memory")] = (read(f"{path}/valid_zones").split() or [""])[0]
+    return found
+
+
+def drivers() -> dict[str, str]:
+    """PCI functions with their identity and the driver that they are bound to."""
+    found = {}
+    for path in sorted(glob.glob("/sys/bus/pci/devices/*")):
+        link = f"{path}/driver"
+        driver = os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
+        found[os.path.basename(path)] = f"{read(path + '/vendor')}:{read(path + '/device')} {driver}".strip()
+    return found
+
+
+def main() -> None:
+    memory = dict(line.split(":", 1) for line in read("/proc/meminfo").splitlines())
+    print(
+        json.dumps(
+            {
+                "release": os.uname().release,
+                "cpus": read("/sys/devices/system/cpu/online"),
+                "present": read("/sys/devices/system/cpu/present"),
+                "memory_kib": int(memory["MemTotal"].split()[0]),
+                "blocks": blocks(),
+                "drivers": drivers(),
+                "iomem": [line for line in read("/proc/iomem").splitlines() if not line.startswith(" ")],
+                "kspawn": any(line.startswith("kspawn ") for line in read("/proc/modules").splitlines()),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

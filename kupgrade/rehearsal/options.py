@@ -1,0 +1,78 @@
+"""What to rehearse, and how large a virtual host that takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.rehearsal import virtual_host
+from kupgrade.rehearsal.faults import Fault
+
+ENGINES = ("kexec", "spawn")
+_BLOCK = 128  # MiB; what memory is taken from a running kernel in
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to rehearse. `memory`: MiB of the workload; `timeout`: seconds for the upgrade itself."""
+
+    engine: str = "kexec"
+    store: str = "auto"
+    old: str = "trixie"
+    new: str = "trixie-backports"
+    further: tuple[str, ...] = ()  # kernels to go on to, one after the other, in the same virtual host
+    memory: int = 64
+    dirty: int = 0
+    fault: Fault | None = None
+    rollback: str = ""  # kind of the step at which an operator takes the upgrade back
+    keep: Path | None = None
+    timeout: float = 420.0
+    boot: str = "grub"  # one of virtual_host.BOOTS
+    machine_memory: int = 0  # MiB; 0: by the size of the workload
+    cpus: int = 0  # 0: as many as the engine needs
+
+    @property
+    def beside(self) -> bool:
+        """Whether the new kernel starts beside the old one."""
+        return self.engine == "spawn"
+
+
+def persistent_memory(options: Options) -> int:
+    """MiB set aside for images: the pattern twice (a forked tree dumps shared pages once per process), and slack."""
+    return max(512, 256 * math.ceil(3.2 * options.memory / 256))
+
+
+def second_kernel(options: Options) -> int:
+    """MiB that a kernel beside this one is given: itself, the images twice on their way, the restored workload."""
+    return _BLOCK * math.ceil((3.2 * options.memory + 768) / _BLOCK)
+
+
+def movable_memory(options: Options) -> int:
+    """MiB that can be taken from the running kernel: the second kernel's, and room for the originals that stay."""
+    return max(2048, _BLOCK * math.ceil((second_kernel(options) + options.memory + 512) / _BLOCK))
+
+
+def machine_memory(options: Options) -> int:
+    """MiB of the virtual host, with room for the originals beside what the new kernel or the images take."""
+    if options.machine_memory:
+        return options.machine_memory
+    if options.beside:
+        return max(4096, movable_memory(options) + 2048)
+    pmem = persistent_memory(options)
+    return 2048 if pmem == 512 else 3072 + pmem + 2 * options.memory
+
+
+def cpus(options: Options) -> int:
+    """CPUs of the virtual host: one kernel beside the other needs some for each."""
+    return options.cpus or (4 if options.beside else 2)
+
+
+def kernel_line(options: Options) -> str:
+    """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
+    if options.beside:
+        stuck = options.fault is not None and options.fault.kind == "memory-refuses-offline"
+        return virtual_host.command_line_beside(0 if stuck else movable_memory(options))
+    pmem = persistent_memory(options)
+    line = virtual_host.command_line()
+    return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")

@@ -1,0 +1,150 @@
+"""In the old kernel: images, devices and authority pass to the kernel beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from kupgrade.model.plan import Scope
+from kupgrade.model.record import Verdict
+from kupgrade.model.workload import Store, Workload
+from kupgrade.steps.base import Figures, Nothing, UndoContext, register
+from kupgrade.steps.crossing import Armed
+from kupgrade.steps.ports_handover import DiskFound, Handover, Takeover
+
+
+class HasHandover(Protocol):
+    """A host with a kernel beside it."""
+
+    handover: Handover
+
+
+class HasBothSides(HasHandover, Protocol):
+    """The same, when the step may be undone in either kernel."""
+
+    takeover: Takeover
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class ReadyStandby:
+    """Everything in the new kernel that can be done before the blackout: drivers, criu's probing, the network lock."""
+
+    kind: ClassVar[str] = "ready-standby"
+    scope: ClassVar[Scope] = Scope.PEER
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    modules: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    writes: int  # bytes
+
+    def describe(self) -> str:
+        """One clause."""
+        return "make the new kernel ready: drivers, criu's check, the network lock there"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none needed: it ends with the new kernel"
+
+    def observe(self, host: HasHandover) -> Nothing:
+        """Nothing."""
+        return Nothing()
+
+    def do(self, host: HasHandover, before: Nothing) -> Figures:
+        """Ask for it."""
+        return {"criu": host.handover.ready(self.modules, self.workloads, self.writes) or "ok"}
+
+    def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
+        """Nothing to do."""
+
+    def verify(self, host: HasHandover, before: Nothing) -> Verdict:
+        """It said so."""
+        return Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class ShipImages:
+    """Copies the pre-dump rounds into the new kernel's memory while the workloads run."""
+
+    kind: ClassVar[str] = "ship-images"
+    scope: ClassVar[Scope] = Scope.PEER
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    store: Store
+
+    def describe(self) -> str:
+        """One clause."""
+        return "copy the images so far into the new kernel's memory"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none needed: they end with the new kernel, whose memory is overwritten"
+
+    def observe(self, host: HasHandover) -> Nothing:
+        """Nothing."""
+        return Nothing()
+
+    def do(self, host: HasHandover, before: Nothing) -> Figures:
+        """Ship; bytes."""
+        return {"bytes": host.handover.ship(self.store)}
+
+    def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
+        """Nothing to do."""
+
+    def verify(self, host: HasHandover, before: Nothing) -> Verdict:
+        """Acknowledged, with checksums."""
+        return Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The crossing: the rest of the images, the devices and authority pass to the new kernel.
+
+    Order and crash windows: file systems are frozen (clean on disk) before their devices are quiesced, and the devices
+    before the new kernel is told. Killed in between, the next worker finds the note in /run and goes on watching:
+    a new kernel that failed, died or stood still is fenced, then its commit flag is read: unset, devices and file
+    systems are taken back and the originals thawed; set, nothing is, for the new kernel has written the disk.
+    """
+
+    kind: ClassVar[str] = "hand-over"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Armed
+    epoch: int
+    store: Store
+    workloads: tuple[Workload, ...]
+    ports: tuple[str, ...]
+    uuid: str
+    fstype: str
+    options: str
+    deadline: float  # seconds the new kernel has to commit
+
+    def describe(self) -> str:
+        """One clause."""
+        return f"hand the devices behind {', '.join(self.ports)} and the frozen workloads to the new kernel"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "stop the new kernel, take devices and file systems back"
+
+    def observe(self, host: HasHandover) -> Armed:
+        """The epoch of the ticket."""
+        return Armed(self.epoch)
+
+    def do(self, host: HasHandover, before: Armed) -> None:
+        """Does not return when it works: this kernel ends."""
+        disk = DiskFound(self.uuid, self.fstype, self.options)
+        host.handover.hand_over(self.store, disk, self.ports, self.deadline)
+
+    def undo(self, host: HasBothSides, before: Armed, context: UndoContext) -> None:
+        """In the new kernel: ask to be stopped. In the old one: what a killed worker left is settled first."""
+        if context.in_new_kernel:
+            host.takeover.give_up("it rolled back")
+        else:
+            host.handover.settle()
+
+    def verify(self, host: HasHandover, before: Armed) -> Verdict:
+        """Whoever can ask is still in the old kernel, and everything is back."""
+        return Verdict.NOT_DONE
