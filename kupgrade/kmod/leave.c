@@ -4,10 +4,12 @@
 
 #include <linux/acpi.h>
 #include <linux/cpu.h>
+#include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <asm/apic.h>
@@ -24,6 +26,8 @@
 #define PD		0x3000
 #define BRIDGE		0x4000
 #define TABLE		(_PAGE_PRESENT | _PAGE_RW)
+/* For interrupts on their way, an emulated or virtual APIC's too. */
+#define PENDING_US	200
 /* A SIPI names a page below 640 KiB; pages 0 and up to 4 KiB belong to firmware. */
 #define LOWEST		0x1000
 #define HIGHEST		0xa0000
@@ -176,7 +180,16 @@ int kspawn_leave(const struct kspawn_leave *l)
 	/* With five levels the root's first entry wants a PML4, else a PDPT. */
 	bridge[0] = (trampoline + ((cr4 & X86_CR4_LA57) ? PML4 : PDPT)) | TABLE;
 	kspawn_pci_silence();
+	preempt_disable();
+	kspawn_ioapics_quiet();
+	kspawn_lapic_quiet();
+	/*
+	 * What is pending by now is served here: the next kernel would take a
+	 * stale interrupt of our timer for one of its own.
+	 */
+	udelay(PENDING_US);
 	local_irq_disable();
+	/* A handler may have set up its line or the timer anew. */
 	kspawn_ioapics_quiet();
 	kspawn_lapic_quiet();
 	kspawn_kvm_quiet();

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.rehearsal import qemu, spawn_module, virtual_host
 from kupgrade.rehearsal.cache import Cache
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.qemu import Qemu
 from kupgrade.rehearsal.suites import Archive, mirror
-from tests.kmod import build
 from tests.vm import retire_inside
 from tests.vm.conftest import say
 
@@ -50,10 +49,7 @@ def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
     try:
         host = virtual_host.build(*request.param, say, line=virtual_host.command_line("no_ipi_broadcast=1"))
         archive = Archive(Cache.default(), mirror())
-        releases = (host.old_release, host.new_release)
-        built = [
-            build.module(archive, build.choose(archive, each.removesuffix(f"-{build.FLAVOUR}"))) for each in releases
-        ]
+        built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
     except KupgradeError as error:
         if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
             raise
