@@ -106,19 +106,17 @@ def test_numbers_that_the_kernel_contradicts_are_not_used(kernel: NewKernel) -> 
 
 def test_a_cpu_comes_online_out_of_the_loop_only(kernel: NewKernel) -> None:
     """By its APIC ID; done twice is done once."""
-    here = Here(kernel, kernel.root)  # type: ignore[arg-type]
+    device: Any = kernel
     with pytest.raises(KupgradeError, match="not in the park loop"):
-        VERBS["online-cpu"](here, {"apic_id": 4, "park": PARK})
+        heir.bring_online(device, PARK, 4, kernel.root)
     kernel.flag(PARK, 4, 1)
     for _ in range(2):
-        assert VERBS["online-cpu"](here, {"apic_id": 4, "park": PARK}) == {"number": 3}
+        assert heir.bring_online(device, PARK, 4, kernel.root) == 3
     assert kernel.calls == ["on 4"]
     with pytest.raises(KupgradeError, match="knows no CPU"):
-        VERBS["online-cpu"](here, {"apic_id": 9, "park": PARK})
-    with pytest.raises(BadInputError, match="names no park"):
-        VERBS["online-cpu"](here, {"apic_id": 9})
+        heir.bring_online(device, PARK, 9, kernel.root)
     with pytest.raises(BadInputError, match="no park loop"):
-        heir.waiting(here.device, NEW + 0x100000)
+        heir.waiting(device, NEW + 0x100000)
 
 
 def test_all_is_taken_and_told(kernel: NewKernel) -> None:

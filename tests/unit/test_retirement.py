@@ -1,4 +1,4 @@
-"""The old kernel's end: every CPU goes where it should, the rest is promised, and a failure leaves all as it was."""
+"""The old kernel's end: every CPU goes where it should, all else is promised, and a failure leaves all as it was."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from kupgrade.kernel.kspawn import Entry, Info
 from kupgrade.machine import buses, own_park, retirement
 from kupgrade.machine.own_park import Loop
 from kupgrade.machine.retirement import Retirement
+from kupgrade.machine.spawner import Spawner
 from kupgrade.machine.standby_client import AgentError
 from kupgrade.model import standby
 from kupgrade.model.codec import decode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.machine import MemoryRange
-from kupgrade.model.spawn import Instance
+from kupgrade.model.spawn import CpusBefore, GivenCpu, Instance
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
@@ -36,7 +37,7 @@ IOMEM = f"00001000-0009ffff : System RAM\n00100000-{32 * BLOCK - 1:08x} : System
 class Machine:
     """CPUs, and memory as a sparse file. APIC IDs are twice the numbers that the old kernel gave the CPUs.
 
-    A CPU in a park loop says so in its slot; it takes its mail whenever somebody waits.
+    A CPU in a park loop says so in its slot.
     """
 
     def __init__(self, folder: Path, bsp: int, boot: int) -> None:
@@ -48,7 +49,6 @@ class Machine:
         self.errors: dict[str, int] = {}
         self.started: set[int] = set()
         self.online = {0, 1, 2}
-        self.new_online: set[int] = {6}
         self.now = 0.0
         self.write()
 
@@ -72,17 +72,6 @@ class Machine:
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
-        for base in (NEW, OWN):
-            command, apic_id, vector = park_code.MAILBOX.unpack(os.pread(self.file, park_code.MAILBOX.size, base))
-            if command == park_code.COMMAND_WAKEUP and self.flag(base + box.PARK, apic_id, 0):
-                os.pwrite(self.file, bytes(2), base)
-                self.calls.append(f"mail {apic_id}")
-                code = os.pread(self.file, 25, vector)
-                if code[:2] == b"\x48\xb8":
-                    cr3, vector = struct.unpack("<2xQ5xQ2x", code)
-                    assert cr3 == vector - box.PARK + TABLES
-                if "mail" not in self.errors:
-                    self.flag(vector, apic_id, 1)
 
     # kspawn
 
@@ -112,11 +101,12 @@ class Machine:
         for base in (NEW, OWN):
             self.flag(base + box.PARK, apic_id, 0)
 
-    def leave(self, entry: Entry) -> None:
-        assert len(self.online) == 1, "the module refuses with EBUSY"
+    def leave(self, entry: Entry, *, everyone: bool = False) -> None:
+        assert everyone, "the module refuses with EBUSY"
         self.calls.append("leave")
         self._fail("leave")
-        self.flag(entry.rip, self.boot, 1)
+        for number in self.online:
+            self.flag(entry.rip, self.apic(number), 1)
 
     def map(self, address: int, length: int, *, writable: bool = True) -> mmap.mmap:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -152,12 +142,9 @@ class Machine:
     # the new kernel's agent
 
     def ask(self, verb: str, _timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
-        self.calls.append(f"{verb} {arguments['apic_id']}" if verb == standby.ONLINE_CPU else verb)
+        self.calls.append(verb)
         if verb in self.errors:
             raise (AgentError if self.errors[verb] else KupgradeError)(f"{verb}: no")
-        if verb == standby.ONLINE_CPU:
-            assert self.flag(arguments["park"], arguments["apic_id"], 0)
-            self.new_online.add(arguments["apic_id"])
         if verb == standby.INHERIT:
             self.legacy = decode(standby.Legacy, arguments["legacy"])
         return {}
@@ -216,19 +203,18 @@ def a_retirement(machine: Machine) -> Retirement:
 
 def end(found: Retirement) -> None:
     """The parts in the order of `retire`."""
-    found.give_cpus()
+    found.settle_cpus()
     found.promise()
     with pytest.raises(KupgradeError, match="did not end"):
         found.leave()
 
 
-def test_a_kernel_of_the_firmware_gives_all_and_ends_on_the_bootstrap_processor(first: Machine) -> None:
-    """What it did not run on is parked, no more; the last CPU is in the loop only once this kernel is gone."""
+def test_a_kernel_ends_with_all_its_cpus_at_once(first: Machine) -> None:
+    """What it did not run on is parked before; nothing is taken offline."""
     end(a_retirement(first))
-    cpus = ["off 2", "start 2", "online-cpu 2", "off 4", "start 4", "online-cpu 4", "start 8"]
-    assert first.calls == [*cpus, "inherit", "leave"]
-    assert first.legacy.cpus == (0,)
-    assert first.new_online == {6, 2, 4}
+    assert first.calls == ["start 8", "inherit", "leave"]
+    assert first.legacy.cpus == (0, 2, 4)
+    assert a_retirement(first).loop.waiting() == (0, 2, 4, 8)
 
 
 def test_the_promise_is_all_memory_but_the_new_box(first: Machine) -> None:
@@ -244,39 +230,28 @@ def test_a_kernel_in_a_box_leaves_the_whole_box(second: Machine) -> None:
     assert a_retirement(second).legacy().memory[-1] == MemoryRange.between(NEW + 4 * BLOCK, OWN + 4 * BLOCK)
 
 
-@pytest.mark.parametrize("fault", ["deaf 2", "start 2"])
-def test_a_cpu_that_does_not_come_is_this_kernels_again(first: Machine, fault: str) -> None:
-    """The error says which; those that passed before stay, and trying again goes on."""
+@pytest.mark.parametrize("fault", ["deaf 8", "start 8"])
+def test_a_cpu_that_does_not_come_is_an_error(first: Machine, fault: str) -> None:
+    """It could still run in memory that is given away; trying again goes on."""
     first.errors[fault] = errno.ETIMEDOUT
     with pytest.raises(KupgradeError):
-        a_retirement(first).give_cpus()
-    assert (first.online, first.started) == ({0, 1, 2}, set())
+        a_retirement(first).settle_cpus()
     first.errors.clear()
-    end(a_retirement(first))
-    assert first.new_online == {6, 2, 4}
+    first.started.clear()
+    assert a_retirement(first).settle_cpus() == (8,)
+    assert a_retirement(first).settle_cpus() == (8,)
 
 
-def test_a_cpu_that_the_new_kernel_refuses_is_this_kernels_again(first: Machine) -> None:
-    """It waits in the loop still, so nobody runs on it."""
-    first.errors[standby.ONLINE_CPU] = 1
-    with pytest.raises(AgentError):
-        a_retirement(first).give_cpus()
-    assert first.online == {0, 1, 2}
-    assert first.calls[-2:] == ["stop 2", "on 2"]
-
-
-def test_an_interrupted_passage_goes_on(first: Machine) -> None:
-    """A CPU that was started and not brought online there is found waiting; one that runs there is left alone."""
-    first.turn(1, False)
-    first.start(2, Loop.of(first, a_retirement(first).instance).entry)  # type: ignore[arg-type]
-    end(a_retirement(first))
-    assert first.new_online == {6, 2, 4}
+def test_a_cpu_that_runs_in_the_new_kernel_is_left_alone(first: Machine) -> None:
+    """It was started before, and left the loop."""
+    first.started.add(8)
+    assert a_retirement(first).settle_cpus() == ()
 
 
 def test_a_cpu_that_is_not_there_is_passed_over(first: Machine) -> None:
     """The firmware may list more than there are."""
     first.errors["start 8"] = errno.ENODEV
-    end(a_retirement(first))
+    assert a_retirement(first).settle_cpus() == ()
 
 
 def test_a_cpu_that_the_new_kernel_does_not_know_is_stopped(first: Machine) -> None:
@@ -287,42 +262,33 @@ def test_a_cpu_that_the_new_kernel_does_not_know_is_stopped(first: Machine) -> N
     assert "stop 10" in first.calls
 
 
-def test_a_spawned_kernel_sends_the_bootstrap_processor_by_mail(second: Machine) -> None:
-    """It never gets INIT; the kernel ends on its own CPU 0."""
+def test_a_bootstrap_processor_that_rests_comes_online_first(second: Machine) -> None:
+    """It may get no INIT, so it can only go together with all others."""
+    second.turn(1, False)
+    second.calls.clear()
     end(a_retirement(second))
-    assert second.calls[-4:] == ["inherit", "off 0", "mail 0", "leave"]
-    assert second.legacy.cpus == (0, 2)
-    assert second.new_online == {6, 4}
-    assert a_retirement(second).loop.waiting() == (0, 2, 8)
+    assert second.calls == ["on 0", "start 8", "inherit", "leave"]
+    assert second.legacy.cpus == (2, 0, 4)
 
 
-def test_an_end_that_is_refused_fetches_the_bootstrap_processor(second: Machine) -> None:
-    """By the new kernel's mailbox, into this one's loop, and online."""
+def test_a_refused_end_changes_nothing(second: Machine) -> None:
+    """This kernel runs on all its CPUs."""
     second.errors["leave"] = errno.EBUSY
-    found = a_retirement(second)
-    found.give_cpus()
-    for _ in range(2):
-        with pytest.raises(KernelError):
-            found.leave()
-        assert second.calls[-3:] == ["leave", "mail 0", "on 0"]
-        assert second.online == {0, 1}
+    with pytest.raises(KernelError):
+        a_retirement(second).leave()
+    assert second.online == {0, 1, 2}
 
 
 def test_a_cpu_comes_back_to_a_spawned_kernel_through_its_loop(second: Machine) -> None:
     """After INIT it listens to no mailbox: it is led there first, without counting as started."""
-    second.errors[standby.ONLINE_CPU] = 1
-    with pytest.raises(AgentError):
-        a_retirement(second).give_cpus()
-    assert second.calls[-3:] == ["stop 4", "start 4 own", "on 4"]
+    device: Any = second
+    spawner = Spawner(device, second.root, second.pause, lambda: second.now)
+    given = CpusBefore((GivenCpu(2, 4, True), GivenCpu(3, 8, False)))
+    second.turn(2, False)
+    second.calls.clear()
+    spawner.give_cpus(given)
+    assert second.calls == ["stop 4", "start 4 own", "on 4", "stop 8"]
     assert (second.online, second.started) == ({0, 1, 2}, set())
-
-
-def test_a_bootstrap_processor_that_is_not_in_the_loop_is_not_sent(second: Machine) -> None:
-    """Nobody would take the mail."""
-    loop = Loop.own(second, second.root)  # type: ignore[arg-type]
-    assert loop is not None
-    with pytest.raises(KupgradeError, match="cannot be moved"):
-        loop.send(0, a_retirement(second).loop)
 
 
 def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,17 +310,17 @@ def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_whole_order(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs, promise, buses, the end; and each part is told with its seconds."""
+    """CPUs at rest, promise, buses, the end; and each part is told with its seconds."""
     order: list[str] = []
     told: list[str] = []
     monkeypatch.setattr(buses, "find", lambda *_: ("bus",))
-    for name in ("give_cpus", "promise", "give_buses", "leave"):
+    for name in ("settle_cpus", "promise", "give_buses", "leave"):
         monkeypatch.setattr(Retirement, name, lambda *_, name=name: order.append(name))
     device: Any = first
     call: Callable[..., object] = retirement.retire
     call(device, a_retirement(first).instance, device, (), 1, first.root, lambda part, _: told.append(part))
-    assert order == ["give_cpus", "promise", "give_buses", "leave"]
-    assert told == ["all CPUs but the last"]
+    assert order == ["settle_cpus", "promise", "give_buses", "leave"]
+    assert told == ["word of what is left"]
 
 
 def test_a_kernel_of_the_firmware_has_no_loop(first: Machine) -> None:

@@ -8,7 +8,9 @@ starts it once more and retires, and the third kernel says on the first port wha
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kupgrade.kernel import cpu, kspawn, pci
-from kupgrade.machine import retirement, spawn_box
+from kupgrade.machine import buses, retirement, spawn_box
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import KernelRelease
@@ -30,7 +32,7 @@ FIRST = (3,)  # the others pass at the end
 RESTING = 2  # offline in the first kernel when it ends: it is only parked
 WINDOW = 64 << 20
 PLAIN, INITRD = Path("/run/plain.cpio"), Path("/run/standby.cpio")
-NETWORK, CONTROL = 0x0200, 0x0780  # PCI classes
+NETWORK, CONTROL, DISK = 0x0200, 0x0780, 0x0100  # PCI classes
 MODULES = ("virtio_pci", "virtio_net", "virtio_console")
 NEXT = "next"  # a directory in the second kernel's initramfs
 
@@ -79,6 +81,18 @@ def facts() -> dict[str, str]:
     return {"meminfo": Path("/proc/meminfo").read_text().split()[1], "online": str(cpu.masks().online)}
 
 
+def hand_disk(device: kspawn.Kspawn) -> None:
+    """As after a handover of the disk: it stands still, and on CPU 1 somebody waits for it for ever."""
+    ctypes.CDLL(None).mlockall(3)  # nothing of this program may have to come from it
+    fd, place = os.open("/dev/vda", os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
+    buses.quiesce(device, buses.find([port_of(DISK)]))
+    if os.fork() == 0:
+        os.sched_setaffinity(0, {1})
+        os.preadv(fd, [place], 1 << 30)
+        os._exit(0)
+    time.sleep(0.5)
+
+
 def retire(order: Order, *, rest: int | None = None, fence: bool = False) -> None:
     """Start it and end in its favour; with `fence` start, stop and give everything back once before."""
     ports = [port_of(NETWORK), port_of(CONTROL)]
@@ -100,6 +114,8 @@ def retire(order: Order, *, rest: int | None = None, fence: bool = False) -> Non
             tell("hello", watch.await_hello(90.0).seconds)
             client = watch.client()
             client.ask("modules", 60.0, names=list(MODULES))
+            if go and rest is not None:
+                hand_disk(device)
             if go:
                 retirement.retire(device, blueprint.instance, client, ports, 1, told=tell)
         began = time.monotonic()

@@ -41,10 +41,3 @@ def test_ids_of_all_32_bits_have_slots_of_their_own():
 def test_the_mailbox_is_the_one_of_the_specification():
     """Command, two reserved bytes, APIC id, vector."""
     assert park_code.wake_up(0x102, 0x9A000) == struct.pack("<HHIQ", 1, 0, 0x102, 0x9A000)
-
-
-def test_the_exit_loads_a_page_table_and_goes_on():
-    """mov cr3, %rax; mov %rax, %cr3; mov entry, %rax; jmp *%rax"""
-    assert park_code.exit_code(0x1122334455667000, 0x8877665544332000).hex() == (
-        "48b80070665544332211" + "0f22d8" + "48b80020334455667788" + "ffe0"
-    )

@@ -105,12 +105,3 @@ def test_a_kernel_finds_its_way_from_the_registers_to_everything(start: int, siz
         any(each.range.overlaps(part) and each.type is not MemoryType.RAM for each in map_)
         for part in (made.park, made.acpi, made.page_tables)
     )
-
-
-def test_page_tables_map_the_parents_loop_too():
-    """It may lie anywhere; CPUs come from there and may have to go back."""
-    base, box_, loop = 1 << 32, MemoryRange(1 << 32, 1 << 30), MemoryRange(9 << 39, 0x8000)
-    tables = pagetables.identity(base, box_, 0x40000, also=loop)
-    for address in (0, box_.start, box_.end - 1, loop.start, loop.end - 1):
-        assert pagetables.translate(tables, base, address) == address
-    assert pagetables.translate(pagetables.identity(base, box_, 0x40000), base, loop.start) is None
