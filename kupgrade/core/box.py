@@ -103,8 +103,7 @@ def _control_size(whole: MemoryRange) -> int:
     first, last = whole.start // GIB, (whole.end - 1) // GIB
     gibs = 4 + last - first + 1
     tops = 1 + last // 512 - first // 512 + 1
-    parent = 2  # its loop, which may lie anywhere else
-    return up(PAGE_TABLES + (1 + tops + gibs + parent) * PAGE, SMALL_ALIGNMENT)
+    return up(PAGE_TABLES + (1 + tops + gibs) * PAGE, SMALL_ALIGNMENT)
 
 
 def needed_size(needs: BoxNeeds) -> int:

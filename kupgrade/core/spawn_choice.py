@@ -17,9 +17,10 @@ from kupgrade.model.spawn_facts import RootPort, SpawnFacts
 
 # Bytes. The initramfs stands in memory twice: as the archive and unpacked.
 KERNEL, INITRAMFS, SLACK = 96 * MIB, 2 * 64 * MIB, 192 * MIB
-CHANNEL, WINDOW_SLACK, LEAST_WINDOW, WINDOW_UNIT = 2 * MIB, 16 * MIB, 32 * MIB, 2 * MIB
-# Images wait in the new kernel's memory, in the window and, restored, as processes: none is given back in between.
-IN_MEMORY, IN_WINDOW = 3.2, 1.6
+# Images pass through the window in batches; it is no memory of either kernel, even in the end, so it is kept small.
+WINDOW, LEAST_WINDOW, WINDOW_UNIT = 64 * MIB, 8 * MIB, 2 * MIB
+# Images wait in the new kernel's memory and, restored, as processes: neither is given back in between.
+IN_MEMORY = 3.2
 LEFT_OVER = 128 * MIB  # of available memory, for the old kernel to go on with
 
 # Drivers with callbacks for the phase in which all interrupts are off (freeze_noirq, restore_noirq), or without those
@@ -57,7 +58,7 @@ def choose(facts: Facts, policy: Policy) -> SpawnChoice | tuple[Refusal, ...]:
     chosen = choose_cores(spawn, options)
     if isinstance(chosen, Refusal):
         found.append(chosen)
-    window = window_size(facts, options)
+    window = window_size(options)
     memory = memory_size(facts, options)
     found += _memory_refusals(spawn, memory)
     if spawn.root is None:
@@ -117,16 +118,15 @@ def workload_bytes(facts: Facts) -> int:
     return sum(each.anonymous_bytes + each.shared_bytes for each in facts.workloads)
 
 
-def window_size(facts: Facts, options: SpawnOptions) -> int:
-    """Bytes of shared memory for the channel and for images."""
-    computed = CHANNEL + int(IN_WINDOW * workload_bytes(facts)) + WINDOW_SLACK
-    return up(max(options.window or computed, LEAST_WINDOW), WINDOW_UNIT)
+def window_size(options: SpawnOptions) -> int:
+    """Bytes of shared memory for the channel and for a batch of images."""
+    return up(max(options.window or WINDOW, LEAST_WINDOW), WINDOW_UNIT)
 
 
 def memory_size(facts: Facts, options: SpawnOptions) -> int:
     """Bytes of the whole box, in blocks of memory; the window takes whole sections of it."""
     computed = up(KERNEL + INITRAMFS + SLACK + int(IN_MEMORY * workload_bytes(facts)), SECTION)
-    computed += up(window_size(facts, options), SECTION)
+    computed += up(window_size(options), SECTION)
     return up(options.memory or computed, max(SECTION, facts.spawn.block_size if facts.spawn else 0))
 
 

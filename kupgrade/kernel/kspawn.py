@@ -34,6 +34,7 @@ CAP_GUARD = 0x20
 START_FOREIGN = 0x1
 START_TIED = 0x2
 START_OWN = 0x4
+LEAVE_ALL = 0x1
 PCI_KEEP = 0x1
 
 ACPI_MAX = 65536
@@ -192,9 +193,13 @@ class Kspawn:
         """Stop a CPU, whatever it does; done as well when nothing runs there."""
         self._call("KSPAWN_STOP", IOC_STOP, STOP.pack(apic_id, START_FOREIGN * foreign), f"APIC id {apic_id}")
 
-    def leave(self, entry: Entry) -> None:
-        """End this kernel: its last online CPU goes on at `entry`. Nothing is synced. Returns only by an error."""
-        self._call("KSPAWN_LEAVE", IOC_LEAVE, LEAVE.pack(entry.rip, entry.cr3, entry.rsi, 0))
+    def leave(self, entry: Entry, *, everyone: bool = False) -> None:
+        """End this kernel: its last online CPU goes on at `entry`. Nothing is synced. Returns only by an error.
+
+        `everyone`: all online CPUs, at the same time; else EBUSY unless there is only one.
+        """
+        argument = LEAVE.pack(entry.rip, entry.cr3, entry.rsi, LEAVE_ALL * everyone)
+        self._call("KSPAWN_LEAVE", IOC_LEAVE, argument)
 
     def load_ssdt(self, table: bytes) -> None:
         """Load an ACPI table into this kernel, for good."""

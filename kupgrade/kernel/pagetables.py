@@ -23,22 +23,15 @@ _TABLE = 0b11  # present, writable
 _LARGE = 0b1000_0011  # present, writable, page size
 
 
-def identity(
-    base: int, mapped: MemoryRange, limit: int, *, gib_pages: bool = False, also: MemoryRange | None = None
-) -> bytes:
+def identity(base: int, mapped: MemoryRange, limit: int, *, gib_pages: bool = False) -> bytes:
     """Tables, to be put at `base` and entered with CR3 = `base`, that map the low 4 GiB and `mapped` to themselves.
-
-    `also`: what else is mapped so.
 
     Pages are of 2 MiB; with `gib_pages` (CPU flag pdpe1gb) of 1 GiB above 4 GiB, where no device memory of another
     caching type shares the page. Raises BadInputError when they are longer than `limit` bytes or out of reach.
     """
-    end = max(mapped.end, also.end if also else 0)
-    if base % PAGE or end > ADDRESS_LIMIT or base + limit > ADDRESS_LIMIT:
+    if base % PAGE or mapped.end > ADDRESS_LIMIT or base + limit > ADDRESS_LIMIT:
         raise BadInputError(f"{mapped} cannot be mapped by page tables at {base:#x}")
-    ranges = (mapped, also) if also else (mapped,)
-    beyond = {gib for each in ranges for gib in range(each.start // GIB, (each.end - 1) // GIB + 1)}
-    gibs = sorted({*range(LOW), *beyond})
+    gibs = sorted(set(range(LOW)) | set(range(mapped.start // GIB, (mapped.end - 1) // GIB + 1)))
     tops = sorted({gib // ENTRIES for gib in gibs})
     directories = [gib for gib in gibs if not gib_pages or gib < LOW]
     pages = 1 + len(tops) + len(directories)

@@ -19,7 +19,6 @@ MAILBOX = struct.Struct("<H2xIQ")
 COMMAND_NONE = 0
 COMMAND_WAKEUP = 1
 COMMAND_TEST = 2
-COMMAND_SIZE = 2  # bytes at its start; they are written last
 
 # In the code's page: page table, address of the slots, their number
 PARAMETERS_OFFSET = 0x200
@@ -28,9 +27,6 @@ PARAMETERS = struct.Struct("<QQI4x")
 # One slot a CPU: its APIC id; 1 while it waits in the loop
 SLOT = struct.Struct("<II56x")
 SLOT_PARKED_OFFSET = 4
-
-# In the code's page: where a CPU is sent that has to leave for memory which this page table does not map
-EXIT_OFFSET = 0x300
 
 CODE = bytes.fromhex(
     "fafc4c8d3df7ffffff488b05f00100000f22d831c00fa283f80b7210b80b00000031c90fa24189d685db750db8010000"
@@ -74,11 +70,3 @@ def slots_of(page: bytes | memoryview) -> MemoryRange:
 def waiting(table: bytes | memoryview) -> tuple[int, ...]:
     """The APIC IDs of the CPUs that wait, out of the table of slots."""
     return tuple(apic_id for apic_id, waits in SLOT.iter_unpack(bytes(table)) if waits)
-
-
-def exit_code(cr3: int, entry: int) -> bytes:
-    """Code that goes on at `entry` under the page table `cr3`, which maps this code as well: to another park page.
-
-    mov cr3, %rax; mov %rax, %cr3; mov entry, %rax; jmp *%rax
-    """
-    return struct.pack("<2sQ3s2sQ2s", b"\x48\xb8", cr3, b"\x0f\x22\xd8", b"\x48\xb8", entry, b"\xff\xe0")

@@ -4,11 +4,15 @@
 
 #include <linux/acpi.h>
 #include <linux/cpu.h>
+#include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/stop_machine.h>
 #include <linux/string.h>
 #include <asm/apic.h>
 #include <asm/kvm_para.h>
@@ -24,6 +28,8 @@
 #define PD		0x3000
 #define BRIDGE		0x4000
 #define TABLE		(_PAGE_PRESENT | _PAGE_RW)
+/* For interrupts on their way, an emulated or virtual APIC's too. */
+#define PENDING_US	200
 /* A SIPI names a page below 640 KiB; pages 0 and up to 4 KiB belong to firmware. */
 #define LOWEST		0x1000
 #define HIGHEST		0xa0000
@@ -154,35 +160,53 @@ static void kspawn_ioapics_quiet(void)
 	}
 }
 
+/* Runs on every CPU, when all have come so far, interrupts off. */
+static int kspawn_go(void *unused)
+{
+	unsigned long cr4 = native_read_cr4();
+	bool first = smp_processor_id() == cpumask_first(cpu_online_mask);
+
+	preempt_disable();
+	if (first)
+		kspawn_ioapics_quiet();
+	kspawn_lapic_quiet();
+	/*
+	 * What is pending by now is served here: the next kernel would take a
+	 * stale interrupt of our timer for one of its own.
+	 */
+	local_irq_enable();
+	udelay(PENDING_US);
+	local_irq_disable();
+	/* A handler may have set up its line or the timer anew. */
+	if (first)
+		kspawn_ioapics_quiet();
+	kspawn_lapic_quiet();
+	kspawn_kvm_quiet();
+	/* All may take this way at once: it has no stack and writes nothing that differs. */
+	kspawn_jump(trampoline + BRIDGE, cr4 & (X86_CR4_PAE | X86_CR4_LA57), trampoline,
+		    trampoline + OFF(kspawn_blob_leave));
+	unreachable();
+}
+
 int kspawn_leave(const struct kspawn_leave *l)
 {
 	u64 *bridge = __va(trampoline + BRIDGE);
 	unsigned long cr4 = native_read_cr4();
 	int ret;
 
-	cpus_read_lock();
 	/* In VMX operation CR4.VMXE cannot be cleared: unload KVM first. */
-	if (num_online_cpus() != 1 || (cr4 & X86_CR4_VMXE))
-		ret = -EBUSY;
-	else
-		ret = kspawn_mem_entry_ok(l->cr3, l->rip);
-	if (ret) {
-		cpus_read_unlock();
+	if ((num_online_cpus() != 1 && !(l->flags & KSPAWN_LEAVE_ALL)) || (cr4 & X86_CR4_VMXE))
+		return -EBUSY;
+	ret = kspawn_mem_entry_ok(l->cr3, l->rip);
+	if (ret)
 		return ret;
-	}
 	pr_notice("this kernel ends here\n");
 	kspawn_trampoline_set(l->rip, l->cr3, l->rsi);
 	memcpy(bridge, __va(read_cr3_pa()), PAGE_SIZE);
 	/* With five levels the root's first entry wants a PML4, else a PDPT. */
 	bridge[0] = (trampoline + ((cr4 & X86_CR4_LA57) ? PML4 : PDPT)) | TABLE;
 	kspawn_pci_silence();
-	local_irq_disable();
-	kspawn_ioapics_quiet();
-	kspawn_lapic_quiet();
-	kspawn_kvm_quiet();
-	kspawn_jump(trampoline + BRIDGE, cr4 & (X86_CR4_PAE | X86_CR4_LA57), trampoline,
-		    trampoline + OFF(kspawn_blob_leave));
-	unreachable();
+	return stop_machine(kspawn_go, NULL, cpu_online_mask);
 }
 
 void kspawn_leave_info(struct kspawn_info *info)

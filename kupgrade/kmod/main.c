@@ -112,7 +112,8 @@ static int kspawn_check(unsigned int cmd, const union kspawn_arg *a)
 		ok = CLEAR(a->stop.reserved) && !(a->stop.flags & ~KSPAWN_START_FOREIGN);
 		break;
 	case KSPAWN_LEAVE:
-		ok = CLEAR(a->leave.reserved) && !a->leave.reserved0 && !a->leave.flags;
+		ok = CLEAR(a->leave.reserved) && !a->leave.reserved0 &&
+		     !(a->leave.flags & ~KSPAWN_LEAVE_ALL);
 		break;
 	case KSPAWN_ACPI:
 		ok = CLEAR(a->acpi.reserved) && !a->acpi.flags;

@@ -119,34 +119,43 @@ class RealCheckpoints:
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
-        print("kupgrade: network", flush=True)
+        if not self.systemd.running:
+            self._restore_forked(store, workloads, deadline)
+            return
         network.bring_up(self.places, self.network_timeout)
-        system = self.systemd.running
-        units = [w.unit for w in workloads if w.unit and system]
+        units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
             self.systemd.start(units, now=True)
-        images = store_of(store)
-        print("kupgrade: restoring", flush=True)
         for workload in workloads:
-            directory = images.path / workload.name / "final"
-            meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
-            pidfile = restorer.pidfile_path(self.places, workload.name)
-            pidfile.unlink(missing_ok=True)
-            request = restorer.Request(
-                directory=str(directory),
-                streams=dict(meta.streams),
-                pidfile=str(pidfile),
-                cgroup=workload.cgroup,
-                unit=bool(workload.unit) and system,
-                deadline=max(1.0, deadline - time.monotonic()),
-            )
-            if not system:
-                restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
-                continue
+            request = self._request(store, workload, deadline, unit=bool(workload.unit))
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         for workload in workloads:
             self._await(workload, deadline)
+
+    def _restore_forked(self, store: Store, workloads: Sequence[Workload], deadline: float) -> None:
+        """Beside an old kernel: no system runs here yet, and the network comes up while criu is at work."""
+        with network.foreign_addresses(self.places):
+            for workload in workloads:
+                request = self._request(store, workload, deadline, unit=False)
+                restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
+            network.bring_up(self.places, self.network_timeout)
+            for workload in workloads:
+                self._await(workload, deadline)
+
+    def _request(self, store: Store, workload: Workload, deadline: float, *, unit: bool) -> restorer.Request:
+        directory = store_of(store).path / workload.name / "final"
+        meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
+        pidfile = restorer.pidfile_path(self.places, workload.name)
+        pidfile.unlink(missing_ok=True)
+        return restorer.Request(
+            directory=str(directory),
+            streams=dict(meta.streams),
+            pidfile=str(pidfile),
+            cgroup=workload.cgroup,
+            unit=unit,
+            deadline=max(1.0, deadline - time.monotonic()),
+        )
 
     def _await(self, workload: Workload, deadline: float) -> None:
         path = restorer.answer_path(self.places, workload.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,20 @@ def _present() -> set[str]:
     return {a["local"] for link in found for a in link.get("addr_info", []) if not a.get("tentative") and "local" in a}
 
 
+@contextlib.contextmanager
+def foreign_addresses(places: Places) -> Iterator[None]:
+    """Let sockets be bound to addresses that are not here yet (Documentation/networking/ip-sysctl.rst)."""
+    knobs = [places.root / f"proc/sys/net/{family}/ip_nonlocal_bind" for family in ("ipv4", "ipv6")]
+    before = {knob: knob.read_text() for knob in knobs if knob.exists()}
+    for knob in before:
+        knob.write_text("1\n")
+    try:
+        yield
+    finally:
+        for knob, value in before.items():
+            knob.write_text(value)
+
+
 def bring_up(places: Places, timeout: float) -> None:
     """Wait until the saved addresses are there, or add them ourselves as soon as their NIC is (seconds).
 
@@ -79,20 +93,23 @@ def _add(saved: dict[str, Any]) -> None:
     for path in Path("/sys/class/net").iterdir():
         with contextlib.suppress(OSError):
             names[(path / "address").read_text().strip()] = path.name
+    lines = []
     for link in saved["links"]:
         name = names.get(link["mac"])
         if name is None or name != link["name"]:
             continue  # not probed, or not renamed by udev yet
-        command.run(["ip", "link", "set", name, "up"], check=False)
+        lines.append(f"link set {name} up")
         for address in link["addresses"]:
-            extra = ["nodad"] if ":" in address else []
-            command.run(["ip", "address", "add", address, "dev", name, *extra], check=False)
+            lines.append(f"address add {address} dev {name}" + (" nodad" if ":" in address else ""))
     for route in saved["routes"]:
-        words = [route["dst"]]
+        anywhere = "::/0" if route["family"] == "-6" else "0.0.0.0/0"  # a batch takes no -6
+        words = [anywhere if route["dst"] == "default" else route["dst"]]
         for key, word in (("gateway", "via"), ("dev", "dev"), ("metric", "metric"), ("prefsrc", "src")):
             if key in route:
                 words += [word, str(route[key])]
-        command.run(["ip", route["family"], "route", "replace", *words], check=False)
+        lines.append(f"route replace {' '.join(words)}")
+    # One process for all: each costs a moment of the blackout. What exists already is no error.
+    command.run(["ip", "-force", "-batch", "-"], stdin="\n".join(lines).encode() + b"\n", check=False)
 
 
 @dataclass

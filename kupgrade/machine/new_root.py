@@ -26,10 +26,8 @@ DEVICE_PATIENCE = 20.0  # seconds from the ACPI table to disk and network card
 POLL = 0.003
 _BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
 # include/uapi/linux/mount.h; what /proc/mounts says besides these is the file system's own
-_FLAGS = {
-    **{"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128},
-    **{"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25},
-}
+_FLAGS = {"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128}
+_FLAGS |= {"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25}
 SHARED = ("dev", "proc", "sys", "run")
 
 

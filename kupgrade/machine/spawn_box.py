@@ -18,7 +18,6 @@ from kupgrade.kernel.bootparams import BzImage
 from kupgrade.kernel.kspawn import Info
 from kupgrade.kernel.libc import read_text, reported
 from kupgrade.kernel.window import channel_size
-from kupgrade.machine.own_park import own_loop
 from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.machine import MemoryRange
@@ -49,7 +48,6 @@ class Blueprint:
     image: BzImage
     ecam: EcamRange
     tsc_khz: int
-    parent_loop: MemoryRange | None = None  # of the kernel that runs here, from where CPUs come by mail
 
 
 T = TypeVar("T")
@@ -152,7 +150,7 @@ def lay_out(order: Order, cpus: CpusBefore, info: Info, root: Path = Path("/")) 
         later=cpus.others,
         bsp=info.bsp_apic_id,
     )
-    return Blueprint(order, instance, made, image, ecam, info.tsc_khz, own_loop(root))
+    return Blueprint(order, instance, made, image, ecam, info.tsc_khz)
 
 
 def command_line(blueprint: Blueprint) -> CommandLine:
@@ -204,8 +202,7 @@ def parts(blueprint: Blueprint) -> Iterator[Part]:
     slots = park_code.slot_table(everybody)
     if slots_at(instance) + len(slots) > made.park.end:
         raise BadInputError("There are too many CPUs for one box", f"{len(everybody)}")
-    at = made.page_tables
-    tables = pagetables.identity(at.start, made.whole, at.size, also=blueprint.parent_loop)
+    tables = pagetables.identity(made.page_tables.start, made.whole, made.page_tables.size)
     yield Part(made.page_tables.start, tables)
     yield Part(instance.park, park_code.park_page(made.page_tables.start, slots_at(instance), len(everybody)))
     yield Part(slots_at(instance), slots)

@@ -15,7 +15,7 @@ from kupgrade.model.machine import MemoryRange
 PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
 # Of the handover: warm up and lock, images from the window, take over, how far it is
 PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
-ONLINE_CPU, INHERIT, INHERITED = "online-cpu", "inherit", "inherited"
+INHERIT, INHERITED = "inherit", "inherited"
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
 
@@ -43,8 +43,7 @@ class Answer:
 class Legacy:
     """What a kernel leaves when it ends. `park`: the page of the heir's park loop.
 
-    `cpus`: APIC IDs of the CPUs that come there at the end; when the last of them waits, the old kernel is gone and
-    `memory` is free.
+    `cpus`: APIC IDs of the CPUs that it runs on; when all of them wait there it is gone, and `memory` is free.
     """
 
     park: int

@@ -1,7 +1,7 @@
 """How a spawned kernel comes into the CPUs and the memory of the one that it was started beside.
 
-The old kernel cannot see its own end through. So it leaves word beforehand, and a thread here waits until the last of
-its CPUs has come to this kernel's park loop: from then on nobody else runs on this machine.
+The old kernel cannot see its own end through. So it leaves word beforehand, and a thread here waits until its CPUs have
+come to this kernel's park loop, all at once: from then on nobody else runs on this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kupgrade.model.standby import INHERITED_FILE, Inherited, Legacy, Stage
 
 POLL = 0.01  # seconds between looks for the old kernel's end
 BLOCK_PATIENCE = 60.0  # seconds for a table's memory to be online
-PARK_PATIENCE = 5.0  # seconds for a CPU that left the old kernel to be in the loop
+PARK_PATIENCE = 5.0  # seconds from the first CPU in the loop to the last
 # The kernel describes memory it is given in memory it has, one byte in 64: at most a quarter of what is free.
 GROWTH = 16
 
@@ -103,7 +103,7 @@ class Heir:
         self.found = Inherited()
 
     def _run(self, legacy: Legacy, given_up: threading.Event) -> None:
-        while legacy.cpus[-1] not in waiting(self.device, legacy.park):
+        while not {*legacy.cpus} & {*waiting(self.device, legacy.park)}:
             if given_up.is_set():
                 return
             self.pause(POLL)
@@ -118,9 +118,9 @@ class Heir:
             cpus_before=str(cpu.masks(self.root).online),
             memory_before=memory_facts(self.root).get("MemTotal", 0),
         )
+        self._await_cpus(legacy)
         for apic_id in legacy.cpus:
             try:
-                self._await_cpu(legacy.park, apic_id)
                 bring_online(self.device, legacy.park, apic_id, self.root)
             except KupgradeError as error:
                 missing.append(str(error))
@@ -138,9 +138,10 @@ class Heir:
         )
         self._tell()
 
-    def _await_cpu(self, park: int, apic_id: int) -> None:
+    def _await_cpus(self, legacy: Legacy) -> None:
+        """Each must have left the old kernel's memory."""
         deadline = self.clock() + PARK_PATIENCE
-        while apic_id not in waiting(self.device, park) and self.clock() < deadline:
+        while not {*legacy.cpus} <= {*waiting(self.device, legacy.park)} and self.clock() < deadline:
             self.pause(POLL)
 
     def _take_memory(self, ranges: tuple[MemoryRange, ...]) -> list[str]:

@@ -19,7 +19,6 @@ from kupgrade.kernel.libc import read_text
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
-from kupgrade.standby import heir
 from kupgrade.standby.heir import Heir
 
 # criu looks for what these bring, and not all of them come by themselves when it does.
@@ -103,19 +102,6 @@ def load_ssdt(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"length": len(table)}
 
 
-def _number(arguments: Mapping[str, Any], name: str) -> int:
-    value = arguments.get(name)
-    if not isinstance(value, int):
-        raise BadInputError(f"The request names no {name}", f"found {value!r:.60}")
-    return value
-
-
-def online_cpu(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Run on the CPU with the APIC ID `apic_id`, which waits in the park loop at `park`; its `number` here."""
-    apic_id, park = _number(arguments, "apic_id"), _number(arguments, "park")
-    return {"number": heir.bring_online(here.device, park, apic_id, here.root)}
-
-
 def inherit(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take over `legacy` (a standby.Legacy) as soon as the old kernel is gone; "inherited" tells how it went."""
     here.heir.expect(decode(standby.Legacy, arguments.get("legacy")))
@@ -141,7 +127,6 @@ VERBS: dict[str, Verb] = {
     standby.MODULES: modules,
     standby.CRIU_CHECK: criu_check,
     standby.LOAD_SSDT: load_ssdt,
-    standby.ONLINE_CPU: online_cpu,
     standby.INHERIT: inherit,
     standby.INHERITED: inherited,
     standby.STOP: stop,

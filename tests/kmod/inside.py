@@ -268,14 +268,13 @@ def park(device: kspawn.Kspawn, box: Box) -> None:
         box.put(MAILBOX, bytes(16))
         counter = bytes.fromhex("48be") + struct.pack("<Q", BOX + WORD) + COUNTER
         box.put(CODE + 0x100, counter)
-        box.put(PARK + park_code.EXIT_OFFSET, park_code.exit_code(BOX + TABLES, BOX + CODE + 0x100))
-        mail = park_code.wake_up(3, BOX + PARK + park_code.EXIT_OFFSET)
+        mail = park_code.wake_up(3, BOX + CODE + 0x100)
         box.put(MAILBOX + 2, mail[2:])
         box.put(MAILBOX, mail[:2])
         deadline = time.monotonic() + 2
         while box.memory[MAILBOX] and time.monotonic() < deadline:
             time.sleep(0.001)
-        check("woken, by the exit", box.counts() and box.memory[MAILBOX] == 0 and box.memory[SLOTS + 128 + 4] == 0)
+        check("woken", box.counts() and box.memory[MAILBOX] == 0 and box.memory[SLOTS + 128 + 4] == 0)
         device.stop(3)
 
 

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.rehearsal import qemu, spawn_module, virtual_host
 from kupgrade.rehearsal.cache import Cache
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.qemu import Qemu
 from kupgrade.rehearsal.suites import Archive, mirror
-from tests.kmod import build
 from tests.vm import retire_inside
 from tests.vm.conftest import say
 
@@ -50,10 +49,7 @@ def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
     try:
         host = virtual_host.build(*request.param, say, line=virtual_host.command_line("no_ipi_broadcast=1"))
         archive = Archive(Cache.default(), mirror())
-        releases = (host.old_release, host.new_release)
-        built = [
-            build.module(archive, build.choose(archive, each.removesuffix(f"-{build.FLAVOUR}"))) for each in releases
-        ]
+        built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
     except KupgradeError as error:
         if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
             raise
@@ -87,32 +83,61 @@ def told(text: str) -> dict[str, Any]:
     return found
 
 
-def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None:
-    """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network."""
-    words = ["/usr/bin/python3", "/root/retire_inside.py", beside.release, "/root/own.ko", "/root/other.ko"]
-    done = beside.link.run(["systemd-run", "--unit=retire", "--collect", *words], timeout=60.0)
+def last_word(text: str) -> bool:
+    return re.search(r"\n[ 0-9.]*END", text.replace("\r", "")) is not None
+
+
+def inherited(text: str, before: dict[str, Any], online: tuple[str, str]) -> None:
+    """Check what a spawned kernel said on its port; `before`: what the kernel before it said of itself."""
+    match = re.search(r"INHERITED (\{.*\})", text)
+    assert match, text[-3000:]
+    found = json.loads(match[1])
+    print(json.dumps(before), json.dumps(found), sep="\n")
+    assert (found["stage"], found["missing"]) == ("done", [])
+    assert (found["cpus_before"], found["cpus"]) == online
+    assert "ONLINE 0-3 0-3" in text
+    assert found["memory"] >= 0.9 * int(before["facts"]["meminfo"]) * 1024
+    assert re.search(r"PCI 0001:\S+\s+(?:[ 0-9.]+ )?0002:\S+", text), text[-3000:]
+    assert not [line for line in text.splitlines() if COMPLAINT.search(line)]
+
+
+def run(host: Beside, *further: str) -> tuple[str, str]:
+    """Both serial ports' logs once the last kernel has said its last word."""
+    words = ["/usr/bin/python3", "/root/retire_inside.py", "first", host.release, "/root/own.ko", "/root/other.ko"]
+    done = host.link.run(["systemd-run", "--unit=retire", "--collect", *words, *further], timeout=60.0)
     assert done.status == 0, done.stderr
+    ports = ("serial.log", "serial2.log")
 
     def report() -> str:
-        return f"{told(beside.said('serial.log'))}\n{beside.said('serial2.log')[-4000:]}"
+        return "\n".join(host.said(port)[-4000:] for port in ports)
 
     def finished() -> bool:
-        assert "failed" not in told(beside.said("serial.log")), report()
-        return "\nEND" in beside.said("serial2.log").replace("\r", "")
+        assert not any("failed" in told(host.said(port)) for port in ports), report()
+        return last_word(host.said(ports[0 if further else 1]))
 
-    until(finished, PATIENCE, report)
-    before, after = told(beside.said("serial.log")), beside.said("serial2.log")
-    match = re.search(r"INHERITED (\{.*\})", after)
-    assert match, report()
-    inherited = json.loads(match[1])
-    print(json.dumps(before), json.dumps(inherited), sep="\n")
-    assert inherited["stage"] == "done"
-    assert not inherited["missing"]
+    until(finished, PATIENCE * (1 + len(further)), report)
+    return host.said(ports[0]), host.said(ports[1])
+
+
+def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None:
+    """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network.
+
+    The old one's disk stands still by then, and somebody there waits for it.
+    """
+    old, new = run(beside)
     # Its CPUs 0 to 3 are those that were 3, 0, 1 and 2; the last one rested, and is brought online by hand.
-    assert (inherited["cpus_before"], inherited["cpus"]) == ("0,2", "0-2")
-    assert "ONLINE 0-3 0-3" in after
-    assert inherited["memory"] >= 0.9 * int(before["facts"]["meminfo"]) * 1024
-    assert re.search(r"PCI 0001:\S+\s+0002:\S+", after), report()
-    assert not [line for line in after.splitlines() if COMPLAINT.search(line)]
+    inherited(new, told(old), ("0", "0-2"))
     with pytest.raises(ConnectionRefusedError):  # by the new kernel, where nobody listens
+        beside.network.connect(1, 10.0)
+
+
+def test_the_new_kernel_leaves_in_its_turn(beside: Beside) -> None:
+    """The third kernel has all that the first had; one that was fenced before had given everything back."""
+    old, new = run(beside, "again")
+    first, second = told(old), told(new)
+    inherited(new, first, ("0", "0-2"))
+    assert second["given back"]["kept"]
+    # Its CPUs 0 to 3 were 3, 0, 1 and 2 of the second, where 1 was the bootstrap processor.
+    inherited(old.split('"2 buses"')[1], second, ("0", "0-3"))
+    with pytest.raises(ConnectionRefusedError):
         beside.network.connect(1, 10.0)

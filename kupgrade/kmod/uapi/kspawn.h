@@ -136,18 +136,26 @@ struct kspawn_stop {
 	__aligned_u64 reserved[3];
 };
 
+/* All online CPUs go to the entry, at the same time. */
+#define KSPAWN_LEAVE_ALL	0x1
+
 /**
  * struct kspawn_leave - end this kernel, for KSPAWN_LEAVE
  * @rip: as in struct kspawn_start
  * @cr3: as in struct kspawn_start
  * @rsi: as in struct kspawn_start
- * @flags: 0
+ * @flags: KSPAWN_LEAVE_ALL or 0
  * @reserved: 0
  *
- * The calling CPU, which must be the only one online (-EBUSY), takes the bus
- * from the devices that this kernel still drives (quiesced ones excepted),
- * masks all I/O APICs and its own local vectors, and enters @rip. Returns only
- * by an error, and then nothing was done. Nothing is synced.
+ * The calling CPU, which must be the only one online without KSPAWN_LEAVE_ALL
+ * (-EBUSY), takes the bus from the devices that this kernel still drives
+ * (quiesced ones excepted), masks all I/O APICs and its own local vectors, and
+ * enters @rip. Returns only by an error, and then nothing was done. Nothing is
+ * synced.
+ *
+ * With KSPAWN_LEAVE_ALL no CPU need be taken offline before, which can wait for
+ * ever where a quiesced device holds requests; and the bootstrap processor,
+ * which may get no INIT, goes like all others. The entry needs no stack then.
  */
 struct kspawn_leave {
 	__aligned_u64 rip;

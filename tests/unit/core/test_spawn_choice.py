@@ -69,15 +69,15 @@ def test_half_of_the_cores_unless_told(topology: Any, spawn: Any, cores: int, cp
 @pytest.mark.parametrize(
     ("anonymous", "memory", "window"),
     [
-        (0, 640, 32),
-        (64, 640 + 128, 122),  # 416 + 204.8 and 2 + 102.4 + 16, rounded up
-        (1024, 3712 + 1664, 1658),
+        (0, 512 + 128, 64),
+        (64, 640 + 128, 64),  # 416 + 204.8, rounded up, and a section for the window
+        (1024, 3712 + 128, 64),
     ],
 )
 def test_memory_grows_with_the_workloads(anonymous: int, memory: int, window: int) -> None:
-    """Images lie in it, in the window and, restored, as processes."""
+    """Images lie in it and, restored, as processes; through the window they come in batches."""
     facts = fake.facts(workloads=(fake.seen(anonymous_bytes=anonymous * MIB),), spawn=fake.spawn())
-    assert spawn_choice.window_size(facts, SpawnOptions()) // MIB == window
+    assert spawn_choice.window_size(SpawnOptions()) // MIB == window
     assert spawn_choice.memory_size(facts, SpawnOptions()) // MIB == memory
 
 
@@ -86,8 +86,8 @@ def test_memory_always_holds_a_box(anonymous: int, window: int, block: int) -> N
     """Whatever the workloads: whole blocks, an even window, and room for kernel, initramfs and what starts them."""
     facts = fake.facts(workloads=(fake.seen(anonymous_bytes=anonymous),), spawn=fake.spawn(block_size=block))
     options = SpawnOptions(window=window)
-    memory, share = spawn_choice.memory_size(facts, options), spawn_choice.window_size(facts, options)
-    assert memory % max(block, 128 * MIB) == 0 and share % (2 * MIB) == 0 and share >= max(window, 32 * MIB)
+    memory, share = spawn_choice.memory_size(facts, options), spawn_choice.window_size(options)
+    assert memory % max(block, 128 * MIB) == 0 and share % (2 * MIB) == 0 and share >= max(window, 8 * MIB)
     needs = box.BoxNeeds(init_size=64 * MIB, initrd=64 * MIB, root_image=0, window=share)
     assert box.needed_size(needs) <= memory
 

@@ -20,7 +20,7 @@ REQUESTS = ("INFO", "START", "STOP", "LEAVE", "ACPI", "QUIESCE", "RESUME", "PANI
 VALUES = (
     *("ABI_VERSION", "NO_APIC_ID", "INFO_X2APIC", "INFO_LA57", "CAP_START", "CAP_LEAVE", "CAP_ACPI", "CAP_PCI"),
     *("CAP_PANIC_FLAG", "CAP_GUARD", "START_FOREIGN", "START_TIED", "START_OWN", "PCI_KEEP", "ACPI_MAX"),
-    *("GUARD_MIN_US", "GUARD_MAX_US"),
+    *("LEAVE_ALL", "GUARD_MIN_US", "GUARD_MAX_US"),
 )
 
 
@@ -103,7 +103,7 @@ def test_the_unknown_bootstrap_processor_is_none():
 
 
 def test_flags_follow_the_keywords():
-    """START_FOREIGN, START_TIED and PCI_KEEP are set when asked for, only then."""
+    """START_FOREIGN, START_TIED, LEAVE_ALL and PCI_KEEP are set when asked for, only then."""
     opened, ioctls = device()
     entry = kspawn.Entry(0x1000, 0x2000, 0x3000)
     opened.start(3, entry)
@@ -112,6 +112,10 @@ def test_flags_follow_the_keywords():
     opened.stop(3, foreign=True)
     opened.quiesce(kspawn.PciFunction(0, 4, 0x18), keep=True)
     assert [struct.unpack_from("<II", argument) for _, argument in ioctls.calls[:4]] == [(3, 0), (3, 3), (3, 4), (3, 1)]
+    for everyone in (False, True):
+        opened.leave(entry, everyone=everyone)
+    left = [struct.unpack_from("<3QI", argument) for _, argument in ioctls.calls[5:]]
+    assert left == [(0x1000, 0x2000, 0x3000, 0), (0x1000, 0x2000, 0x3000, 1)]
     assert struct.unpack_from("<IBBHI", ioctls.calls[4][1]) == (0, 4, 0x18, 0, 1)
 
 

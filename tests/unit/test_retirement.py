@@ -1,0 +1,336 @@
+"""The old kernel's end: every CPU goes where it should, all else is promised, and a failure leaves all as it was."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kupgrade.core import box
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.kernel import acpi, park_code
+from kupgrade.kernel.kspawn import Entry, Info
+from kupgrade.machine import buses, own_park, retirement
+from kupgrade.machine.own_park import Loop
+from kupgrade.machine.retirement import Retirement
+from kupgrade.machine.spawner import Spawner
+from kupgrade.machine.standby_client import AgentError
+from kupgrade.model import standby
+from kupgrade.model.codec import decode
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.machine import MemoryRange
+from kupgrade.model.spawn import CpusBefore, GivenCpu, Instance
+
+MIB = 1 << 20
+BLOCK = 128 * MIB
+NEW, OWN = 8 * BLOCK, 20 * BLOCK  # where the boxes begin
+TABLES = box.PAGE_TABLES
+IOMEM = f"00001000-0009ffff : System RAM\n00100000-{32 * BLOCK - 1:08x} : System RAM\n"
+
+
+class Machine:
+    """CPUs, and memory as a sparse file. APIC IDs are twice the numbers that the old kernel gave the CPUs.
+
+    A CPU in a park loop says so in its slot.
+    """
+
+    def __init__(self, folder: Path, bsp: int, boot: int) -> None:
+        self.file = os.open(folder / "memory", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.file, 1 << 36)
+        self.root = folder / "root"
+        self.bsp, self.boot = bsp, boot
+        self.calls: list[str] = []
+        self.errors: dict[str, int] = {}
+        self.started: set[int] = set()
+        self.online = {0, 1, 2}
+        self.now = 0.0
+        self.write()
+
+    # memory
+
+    def loop(self, base: int, ids: tuple[int, ...]) -> None:
+        at = base + box.PARK
+        os.pwrite(self.file, park_code.park_page(base + TABLES, at + park_code.PAGE, len(ids)), at)
+        os.pwrite(self.file, park_code.slot_table(ids), at + park_code.PAGE)
+
+    def flag(self, page: int, apic_id: int, value: int) -> bool:
+        _, slots, count = park_code.PARAMETERS.unpack(
+            os.pread(self.file, park_code.PARAMETERS.size, page + park_code.PARAMETERS_OFFSET)
+        )
+        for at in range(slots, slots + count * park_code.SLOT.size, park_code.SLOT.size):
+            found, waits = struct.unpack("<II", os.pread(self.file, 8, at))
+            if found == apic_id:
+                os.pwrite(self.file, struct.pack("<I", value), at + park_code.SLOT_PARKED_OFFSET)
+                return bool(waits)
+        return False
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    # kspawn
+
+    def _fail(self, call: str) -> None:
+        if number := self.errors.get(call):
+            raise KernelError(call, "", number)
+
+    def info(self) -> Info:
+        return Info(1, 0, 0x3F, 0x10000, 0x5000, 2_400_000, self.bsp, self.boot, 1, 0xFE, 0)
+
+    def start(self, apic_id: int, entry: Entry, *, foreign: bool = False, own: bool = False) -> None:
+        self.calls.append(f"start {apic_id}{' own' if own else ''}")
+        assert apic_id != self.bsp
+        self._fail(f"start {apic_id}")
+        if apic_id in self.started:
+            raise KernelError("KSPAWN_START", "", errno.EALREADY)
+        if not own:
+            self.started.add(apic_id)
+        assert entry.cr3 == entry.rip - box.PARK + TABLES
+        if f"deaf {apic_id}" not in self.errors:
+            self.flag(entry.rip, apic_id, 1)
+
+    def stop(self, apic_id: int, *, foreign: bool = False) -> None:
+        self.calls.append(f"stop {apic_id}")
+        assert apic_id != self.bsp
+        self.started.discard(apic_id)
+        for base in (NEW, OWN):
+            self.flag(base + box.PARK, apic_id, 0)
+
+    def leave(self, entry: Entry, *, everyone: bool = False) -> None:
+        assert everyone, "the module refuses with EBUSY"
+        self.calls.append("leave")
+        self._fail("leave")
+        for number in self.online:
+            self.flag(entry.rip, self.apic(number), 1)
+
+    def map(self, address: int, length: int, *, writable: bool = True) -> mmap.mmap:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        return mmap.mmap(self.file, length, mmap.MAP_SHARED, protection, offset=address)
+
+    # the old kernel
+
+    def write(self) -> None:
+        infos = (f"processor\t: {n}\napicid\t\t: {self.apic(n)}\nflags\t: lm\n" for n in sorted(self.online))
+        online = ",".join(map(str, sorted(self.online)))
+        for name, text in (("proc/cpuinfo", "\n".join(infos)), ("sys/devices/system/cpu/online", online)):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(text)
+
+    def apic(self, number: int) -> int:
+        """In a spawned kernel the CPU that booted it comes first."""
+        order = [self.boot, *(each for each in (0, 2, 4, 8, 6) if each != self.boot)]
+        return order[number]
+
+    def turn(self, number: int, on: bool) -> None:
+        self.calls.append(f"{'on' if on else 'off'} {self.apic(number)}")
+        if on:
+            self._fail(f"on {number}")
+            assert self.boot == self.bsp or self.flag(OWN + box.PARK, self.apic(number), 0), "it would wait for ever"
+            self.online.add(number)
+        elif number in self.online:
+            self._fail(f"off {number}")
+            self.online.discard(number)
+            if self.boot != self.bsp:
+                self.flag(OWN + box.PARK, self.apic(number), 1)
+        self.write()
+
+    # the new kernel's agent
+
+    def ask(self, verb: str, _timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
+        self.calls.append(verb)
+        if verb in self.errors:
+            raise (AgentError if self.errors[verb] else KupgradeError)(f"{verb}: no")
+        if verb == standby.INHERIT:
+            self.legacy = decode(standby.Legacy, arguments["legacy"])
+        return {}
+
+
+def a_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, bsp: int, boot: int) -> Machine:
+    found = Machine(folder, bsp, boot)
+    found.loop(NEW, (6, 0, 2, 4, 8))
+    (found.root / "proc/iomem").write_text(IOMEM)
+    own = f"kupgrade.box={OWN:#x}:{4 * BLOCK:#x}" if boot != bsp else ""
+    (found.root / "proc/cmdline").write_text(f"quiet {own}\n")
+    tables = found.root / "sys/firmware/acpi/tables"
+    tables.mkdir(parents=True)
+    (tables / "APIC").write_bytes(acpi.madt((boot, *(each for each in (0, 2, 4, 8, 6) if each != boot)), 0, 0))
+    monkeypatch.setattr("kupgrade.kernel.cpu.take_offline", lambda number, _root: found.turn(number, False))
+    monkeypatch.setattr("kupgrade.kernel.cpu.bring_online", lambda number, _root: found.turn(number, True))
+    return found
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Started by the firmware. CPUs 0 to 2 are online, APIC ID 8 was offline before, 6 runs the new kernel."""
+    found = a_machine(tmp_path, monkeypatch, 0, 0)
+    yield found
+    os.close(found.file)
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Itself spawned: its CPU 0 has APIC ID 2, the bootstrap processor is its CPU 1, which came by mailbox."""
+    found = a_machine(tmp_path, monkeypatch, 0, 2)
+    found.loop(OWN, (2, 0, 4, 8, 6))
+    yield found
+    os.close(found.file)
+
+
+def a_retirement(machine: Machine) -> Retirement:
+    instance = Instance(
+        upgrade=UpgradeId("20261121-041503-9f2c1a"),
+        epoch=2,
+        generation=1,
+        box=MemoryRange(NEW, 4 * BLOCK),
+        low=MemoryRange(0x20000, 0x30000),
+        window=MemoryRange(NEW + 3 * BLOCK, BLOCK),
+        root_image=None,
+        registers=NEW + box.REGISTERS,
+        park=NEW + box.PARK,
+        page_tables=NEW + TABLES,
+        apic_ids=(6,),
+        later=(0, 2, 4, 8),
+        bsp=machine.bsp,
+    )
+    device: Any = machine
+    return Retirement(device, instance, device, machine.root, machine.pause, lambda: machine.now)
+
+
+def end(found: Retirement) -> None:
+    """The parts in the order of `retire`."""
+    found.settle_cpus()
+    found.promise()
+    with pytest.raises(KupgradeError, match="did not end"):
+        found.leave()
+
+
+def test_a_kernel_ends_with_all_its_cpus_at_once(first: Machine) -> None:
+    """What it did not run on is parked before; nothing is taken offline."""
+    end(a_retirement(first))
+    assert first.calls == ["start 8", "inherit", "leave"]
+    assert first.legacy.cpus == (0, 2, 4)
+    assert a_retirement(first).loop.waiting() == (0, 2, 4, 8)
+
+
+def test_the_promise_is_all_memory_but_the_new_box(first: Machine) -> None:
+    """From 1 MiB on."""
+    memory = a_retirement(first).legacy().memory
+    assert memory == (MemoryRange.between(MIB, NEW), MemoryRange.between(NEW + 4 * BLOCK, 32 * BLOCK))
+
+
+def test_a_kernel_in_a_box_leaves_the_whole_box(second: Machine) -> None:
+    """Control area and window, which are no RAM to it, end with it."""
+    iomem = f"00100000-{OWN - 1:08x} : System RAM\n{OWN + 2 * MIB:08x}-{OWN + 3 * BLOCK - 1:08x} : System RAM\n"
+    (second.root / "proc/iomem").write_text(iomem)
+    assert a_retirement(second).legacy().memory[-1] == MemoryRange.between(NEW + 4 * BLOCK, OWN + 4 * BLOCK)
+
+
+@pytest.mark.parametrize("fault", ["deaf 8", "start 8"])
+def test_a_cpu_that_does_not_come_is_an_error(first: Machine, fault: str) -> None:
+    """It could still run in memory that is given away; trying again goes on."""
+    first.errors[fault] = errno.ETIMEDOUT
+    with pytest.raises(KupgradeError):
+        a_retirement(first).settle_cpus()
+    first.errors.clear()
+    first.started.clear()
+    assert a_retirement(first).settle_cpus() == (8,)
+    assert a_retirement(first).settle_cpus() == (8,)
+
+
+def test_a_cpu_that_runs_in_the_new_kernel_is_left_alone(first: Machine) -> None:
+    """It was started before, and left the loop."""
+    first.started.add(8)
+    assert a_retirement(first).settle_cpus() == ()
+
+
+def test_a_cpu_that_is_not_there_is_passed_over(first: Machine) -> None:
+    """The firmware may list more than there are."""
+    first.errors["start 8"] = errno.ENODEV
+    assert a_retirement(first).settle_cpus() == ()
+
+
+def test_a_cpu_that_the_new_kernel_does_not_know_is_stopped(first: Machine) -> None:
+    """It must not go on in memory that will be overwritten."""
+    tables = first.root / "sys/firmware/acpi/tables/APIC"
+    tables.write_bytes(acpi.madt((0, 2, 4, 8, 6, 10), 0, 0))
+    end(a_retirement(first))
+    assert "stop 10" in first.calls
+
+
+def test_a_bootstrap_processor_that_rests_comes_online_first(second: Machine) -> None:
+    """It may get no INIT, so it can only go together with all others."""
+    second.turn(1, False)
+    second.calls.clear()
+    end(a_retirement(second))
+    assert second.calls == ["on 0", "start 8", "inherit", "leave"]
+    assert second.legacy.cpus == (2, 0, 4)
+
+
+def test_a_refused_end_changes_nothing(second: Machine) -> None:
+    """This kernel runs on all its CPUs."""
+    second.errors["leave"] = errno.EBUSY
+    with pytest.raises(KernelError):
+        a_retirement(second).leave()
+    assert second.online == {0, 1, 2}
+
+
+def test_a_cpu_comes_back_to_a_spawned_kernel_through_its_loop(second: Machine) -> None:
+    """After INIT it listens to no mailbox: it is led there first, without counting as started."""
+    device: Any = second
+    spawner = Spawner(device, second.root, second.pause, lambda: second.now)
+    given = CpusBefore((GivenCpu(2, 4, True), GivenCpu(3, 8, False)))
+    second.turn(2, False)
+    second.calls.clear()
+    spawner.give_cpus(given)
+    assert second.calls == ["stop 4", "start 4 own", "on 4", "stop 8"]
+    assert (second.online, second.started) == ({0, 1, 2}, set())
+
+
+def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the agent: driven here again. No answer at all: the new kernel may drive them, hands off."""
+    done: list[str] = []
+    monkeypatch.setattr(buses, "table", lambda *_: b"SSDT")
+    for name in ("keep_awake", "quiesce", "resume"):
+        monkeypatch.setattr(buses, name, lambda *_, name=name: done.append(name))
+    movables: Any = ["bus"]
+    found = a_retirement(first)
+    found.give_buses(movables, 1)
+    assert done == ["keep_awake", "quiesce"]
+    found.give_buses((), 1)
+    for error, end_of_it in ((1, "resume"), (0, "quiesce")):
+        first.errors[standby.LOAD_SSDT] = error
+        with pytest.raises(KupgradeError):
+            found.give_buses(movables, 1)
+        assert done[-1] == end_of_it
+
+
+def test_the_whole_order(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs at rest, promise, buses, the end; and each part is told with its seconds."""
+    order: list[str] = []
+    told: list[str] = []
+    monkeypatch.setattr(buses, "find", lambda *_: ("bus",))
+    for name in ("settle_cpus", "promise", "give_buses", "leave"):
+        monkeypatch.setattr(Retirement, name, lambda *_, name=name: order.append(name))
+    device: Any = first
+    call: Callable[..., object] = retirement.retire
+    call(device, a_retirement(first).instance, device, (), 1, first.root, lambda part, _: told.append(part))
+    assert order == ["settle_cpus", "promise", "give_buses", "leave"]
+    assert told == ["word of what is left"]
+
+
+def test_a_kernel_of_the_firmware_has_no_loop(first: Machine) -> None:
+    """It starts CPUs by INIT."""
+    assert own_park.own_loop(first.root) is None
+
+
+def test_a_loop_is_where_the_box_begins(second: Machine) -> None:
+    """Mailbox, code and slots at the fixed places of every box."""
+    found = Loop.own(second, second.root)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.entry == Entry(OWN + box.PARK, OWN + TABLES)
+    assert found.area == MemoryRange(OWN, box.REGISTERS)
