@@ -151,13 +151,13 @@ def losses(facts: Facts, policy: Policy, stopped: tuple[str, ...]) -> tuple[Loss
     return tuple(found)
 
 
-def warnings(facts: Facts, target: Target) -> tuple[str, ...]:
-    """What an operator should know before saying yes."""
+def warnings(facts: Facts, target: Target, *, beside: bool = False) -> tuple[str, ...]:
+    """What an operator should know before saying yes. `beside`: the old kernel watches the new one itself."""
     found = [f"unknown: {name}: {why}" for name, why in facts.unknown.items()]
     found += target.problems
     if not target.config_known:
         found.append(f"the configuration of {target.image.release} is unknown; criu's needs could not be checked")
-    if not facts.watchdog:
+    if not facts.watchdog and not beside:
         found.append(f"a new kernel that hangs before user space is not recovered: {facts.watchdog_why}")
     if not facts.boot_default:
         found.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
 from kupgrade.core.predict import budget
@@ -91,6 +92,7 @@ def assemble(
     fallbacks: tuple[str, ...],
 ) -> Plan:
     """The plan as it is stored."""
+    beside = store.kind is StoreKind.WINDOW
     workloads = kept(facts, policy)
     names = {w.name for w in workloads}
     return Plan(
@@ -104,11 +106,11 @@ def assemble(
         facts_digest=facts.digest,
         facts=facts.values,
         phases=phases,
-        budgets=tuple(budget(facts, w, policy.deadline) for w in facts.workloads if w.name in names),
+        budgets=tuple(budget(facts, w, policy.deadline, beside=beside) for w in facts.workloads if w.name in names),
         losses=losses(facts, policy, to_stop(facts, policy)),
-        warnings=warnings(facts, target),
+        warnings=(*warnings(facts, target, beside=beside), *(spawn_checks.warnings(facts) if beside else ())),
         fallbacks=fallbacks,
-        deadline=policy.deadline,
+        deadline=policy.engine.spawn.restore_deadline if beside else policy.deadline,
         workload_pids=tuple(sorted(p for w in workloads for p in w.pids)),
         workload_cgroups=tuple(w.cgroup for w in workloads),
         network=policy.engine.kexec.network.value,

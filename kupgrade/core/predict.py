@@ -15,37 +15,48 @@ _DUMP_FIXED = 0.05
 _RESTORE_FIXED = 0.15
 _COPY_RATE = 1e9
 _USERSPACE = 0.6
+_DEVICES = 0.3  # freeze, quiesce, probe, snapshot, mount, addresses; and the merge at the commit
 _DIRTY_SHARE = 0.05
 
 
 DUMP = "freeze and final dump"
 
 
-def allowances(facts: Facts, workloads: Iterable[Workload], deadline: float) -> tuple[Allowance, ...]:
+def allowances(
+    facts: Facts, workloads: Iterable[Workload], deadline: float, *, beside: bool = False
+) -> tuple[Allowance, ...]:
     """What is left of each limited workload's blackout for freeze and dump, by the prediction of the rest."""
     by_name = {workload.name: workload for workload in facts.workloads}
     found = []
     for workload in workloads:
         if workload.max_blackout is None:
             continue
-        terms = budget(facts, by_name[workload.name], deadline).terms
+        terms = budget(facts, by_name[workload.name], deadline, beside=beside).terms
         rest = sum(term.seconds for term in terms if term.name != DUMP)
         found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
     return tuple(found)
 
 
-def budget(facts: Facts, workload: WorkloadFacts, deadline: float) -> Budget:
-    """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory."""
+def budget(facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bool = False) -> Budget:
+    """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory.
+
+    `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted.
+    """
     slow = max(1.0, _REFERENCE_RATE / facts.checksum_rate)
     size = workload.anonymous_bytes + workload.shared_bytes
     mib = size >> 20
     rate = f"this host checksums {facts.checksum_rate / 1e6:.0f} MB/s"
     boot = facts.boot_seconds or min(deadline, 10.0 * slow)
     basis = "this boot's kernel and initrd took that long" if facts.boot_seconds else "no measurement of this boot"
-    terms = (
-        BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
+    between: tuple[BlackoutTerm, ...] = (
         BlackoutTerm("kernel and initrd", boot, basis),
         BlackoutTerm("agent in the new kernel", _USERSPACE * slow, rate),
+    )
+    if beside:
+        between = (BlackoutTerm("devices and root file system", _DEVICES * slow, rate),)
+    terms = (
+        BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
+        *between,
         BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * size / _COPY_RATE), f"{mib} MiB; {rate}"),
     )
     limit = workload.workload.max_blackout if workload.workload else None

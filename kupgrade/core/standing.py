@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kupgrade.core.recovery import Action, Decision
-from kupgrade.core.stakes import CROSS, HAND_OVER, THAW, images_valid, status_of
+from kupgrade.core.stakes import CROSS, HAND_OVER, THAW, images_valid, status_of, volatile
 from kupgrade.model.plan import Side
 from kupgrade.model.record import Outcome, Stage, State, StepStatus
 
@@ -148,6 +148,8 @@ def _safe(state: State, stage: Stage) -> str:
     if stage is Stage.ASK_HUMAN:
         images = " The checkpoint images are complete: do not delete them." if images_valid(state) else ""
         return "All evidence is kept: journal, images and logs." + images
+    if images_valid(state) and volatile(state):
+        return "Any failure of the new kernel ends in the old one, which is there; a power cut is an ordinary one."
     if images_valid(state):
         return "A power cut now ends in the old release with the workloads restored from their checkpoint."
     return "The old release serves. A restart ends the upgrade without loss beyond that of any restart."

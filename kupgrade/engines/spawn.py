@@ -103,7 +103,7 @@ class SpawnEngine:
         if options.predump_rounds:
             steps.append(spec(PreDump(order.store, order.workloads, options.predump_rounds)))
             steps.append(spec(ShipImages(order.store)))
-        limits = allowances(order.facts, order.workloads, options.restore_deadline)
+        limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
 
