@@ -119,7 +119,8 @@ def prompt(
 ) -> tuple[Prompted, ...]:
     """Prompt every peer, at most REPEATS times each, until bytes come in.
 
-    `received` gives each connection's bytes received so far (tcp_info, counted from the restore on). In each
+    `received` gives each connection's bytes received so far (tcp_info; of a socket that was never restored, in its
+    whole life). A peer that has sent again already takes no notice of a message about what was acknowledged. In each
     round every peer that was not heard gets one message; then PAUSE. A connection that is gone, or whose peer
     cannot be reached, is passed over: prompting is an improvement, never a condition.
     """
@@ -127,7 +128,7 @@ def prompt(
     sent = {each.connection: 0 for each in everything}
     errors: dict[Connection, str] = {}
     before = received()
-    heard: set[Connection] = {name for name in sent if before.get(name, 0) > 0}
+    heard: set[Connection] = set()
     for _ in range(REPEATS):
         done = heard | errors.keys()
         quiet = [each for each in everything if each.connection not in done]

@@ -34,7 +34,8 @@ def run() -> int:
     def watch(record: Record, state: State) -> None:
         step = "" if record.step is None else state.plan.steps[record.step].kind
         why = str(record.data.get("error") or record.data.get("reason") or "")
-        print(f"kupgrade: {step} {record.kind.value} {why}".strip(), flush=True)  # noqa: T201
+        level = "<3>" if record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF) else "<5>"  # of the kernel's log
+        print(f"{level}kupgrade: {step} {record.kind.value} {why}".strip(), flush=True)  # noqa: T201
         if state.committed:
             if standing.get(places).stage is Stage.TAKING:
                 standing.put(places, Stage.COMMITTED)

@@ -155,7 +155,7 @@ def _start(here: Here, order: TakeOver) -> None:
     try:
         code = _carry_on(here, order)
     except BaseException as error:
-        sys.stderr.write(f"kupgrade: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"<3>kupgrade: {type(error).__name__}: {error}\n")
         with contextlib.suppress(BaseException):
             standing.fail(Places(), str(error))
     finally:
