@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import sys
 import time
@@ -21,14 +20,14 @@ from kupgrade.host import nft
 from kupgrade.host.criu import Criu
 from kupgrade.kernel.libc import Libc, reported
 from kupgrade.kernel.window_files import content, read_table
-from kupgrade.machine import carry_on, new_root, standing, streams
+from kupgrade.machine import new_root, standing, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.handover import Piece, Stage, TakeOver
-from kupgrade.model.kernel import CommandLine
 from kupgrade.model.workload import Store, StoreKind
+from kupgrade.standby import carry_on
 from kupgrade.standby.verbs import Here, Verb
 
 MAX_CHILDREN = 5  # that may die of a signal
@@ -178,10 +177,6 @@ def _carry_on(here: Here, order: TakeOver) -> int:
     return carry_on.run()
 
 
-def foreign(cmdline: CommandLine) -> bool:
-    """Whether this kernel's command line is that of one started beside another."""
-    return cmdline.has("kupgrade.window")
-
 
 VERBS: dict[str, Verb] = {
     standby.PREPARE: prepare,
@@ -190,4 +185,3 @@ VERBS: dict[str, Verb] = {
     standby.STAGE: stage,
 }
 
-__all__ = ["VERBS", "foreign", "json", "prepare", "receive", "stage", "take_over"]
