@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from kupgrade.core.obstacles import obstacles
 from kupgrade.model.facts import Facts
+from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Loss, Refusal
 from kupgrade.model.policy import OnUnknown, Policy
+from kupgrade.model.spawn import WINDOW_PARAMETER
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Fate, StoreKind
 
 MINIMUM_CRIU = (4, 2, 1)
 PMEM_HEADROOM = 1.5  # images of a forked tree hold shared pages once per process
-KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded")  # of host_refusals, those that concern kexec only
+# Of host_refusals, those that concern kexec only.
+KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded", "the firmware started this kernel")
+    "kexec is allowed",
+    "no kexec image is loaded",
+    "the firmware started this kernel",
+)  # of host_refusals, those that concern kexec only
 STORE_EXTRA = 32 << 20  # bytes for everything that is not memory
 
 
@@ -43,6 +50,9 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("kexec is allowed", "kernel.kexec_load_disabled is 1", "It can only be cleared by a restart")
     if facts.kexec_loaded:
         no("no kexec image is loaded", "another tool loaded one", "Unload it: kexec -u")
+    if facts.cmdline and CommandLine.parse(facts.cmdline).has(WINDOW_PARAMETER):
+        fact = "it was started beside another one, and knows the machine only as that one described it"
+        no("the firmware started this kernel", fact, "Use the spawn engine, or restart the machine first")
     if facts.lockdown == "confidentiality":
         no("kernel lockdown permits kexec", "lockdown is confidentiality", "Use signed kernels without lockdown")
     if policy.on_unknown is OnUnknown.REFUSE:

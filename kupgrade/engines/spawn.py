@@ -157,7 +157,7 @@ class SpawnEngine:
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),
-            *((spec(RetireOld(choice.later, RETIRE_TIMEOUT)),) if retire else ()),
+            *((spec(RetireOld(choice.later, RETIRE_TIMEOUT, order.facts.panic_timeout)),) if retire else ()),
         )
 
 

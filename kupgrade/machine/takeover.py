@@ -26,6 +26,7 @@ MERGE_PATIENCE = 60.0  # seconds
 JOURNAL_PATIENCE = 20.0
 START = "start-system"  # in Places.run: the first process waits for it
 INHERITED = "inherited.json"
+PANIC = "proc/sys/kernel/panic"
 POLL = 0.02
 
 
@@ -97,7 +98,7 @@ class RealTakeover:
         for workload in mine:
             _await(partial(self.checkpoints.adopted_yet, workload), deadline, f"{workload.unit} did not adopt")
 
-    def retire(self, ports: Sequence[str], timeout: float) -> dict[str, float | int | str]:
+    def retire(self, ports: Sequence[str], timeout: float, panic: int) -> dict[str, float | int | str]:
         """See the port."""
         if self.retired() is not True:
             standing.put(self.places, Stage.RETIRE, ports=tuple(ports))
@@ -106,6 +107,7 @@ class RealTakeover:
             if time.monotonic() > deadline:
                 return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
             time.sleep(POLL)
+        (self.places.root / PANIC).write_text(f"{panic}\n")
         found = json.loads((self.places.run / INHERITED).read_text())
         return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
 

@@ -177,11 +177,9 @@ def _carry_on(here: Here, order: TakeOver) -> int:
     return carry_on.run()
 
 
-
 VERBS: dict[str, Verb] = {
     standby.PREPARE: prepare,
     standby.RECEIVE: receive,
     standby.TAKE_OVER: take_over,
     standby.STAGE: stage,
 }
-

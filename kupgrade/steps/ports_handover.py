@@ -61,8 +61,8 @@ class Takeover(Protocol):
     def adopt(self, workloads: Sequence[Workload], timeout: float) -> None:
         """Make each restored tree its unit's again; raises naming the first that is not (seconds)."""
 
-    def retire(self, ports: Sequence[str], timeout: float) -> dict[str, float | int | str]:
-        """Let the old kernel give the rest and end; figures of what was gained (seconds)."""
+    def retire(self, ports: Sequence[str], timeout: float, panic: int) -> dict[str, float | int | str]:
+        """Let the old kernel give the rest and end, then set kernel.panic; figures of what was gained (seconds)."""
 
     def retired(self) -> bool | None:
         """Whether the old kernel has left; None: unknown."""

@@ -140,6 +140,7 @@ class RetireOld:
     """The old kernel gives CPUs, memory and the devices behind `ports`, and ends. `timeout`: seconds.
 
     One that does not (it may have crashed since) keeps what it has until the machine is restarted: said, not fatal.
+    With it goes the guard that takes a reset for a wish to be stopped: then kernel.panic is the host's own again.
     """
 
     kind: ClassVar[str] = "retire-old"
@@ -148,6 +149,7 @@ class RetireOld:
     before: ClassVar[type] = Nothing
     ports: tuple[str, ...]
     timeout: float
+    panic: int  # kernel.panic of the old kernel, seconds
 
     def describe(self) -> str:
         """One clause."""
@@ -163,7 +165,7 @@ class RetireOld:
 
     def do(self, host: HasTakeover, before: Nothing) -> Figures:
         """Ask for it, wait."""
-        return host.takeover.retire(self.ports, self.timeout)
+        return host.takeover.retire(self.ports, self.timeout, self.panic)
 
     def undo(self, host: HasTakeover, before: Nothing, context: UndoContext) -> None:
         """Never called."""
