@@ -12,6 +12,9 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Store, StoreKind, Workload
 
+# Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
+CROSSING_TARGET = "kupgrade-crossing.target"
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

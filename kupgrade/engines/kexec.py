@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import Order, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
@@ -37,8 +37,6 @@ EPOCH = 1
 RDINIT = "/kupgrade-init"
 # Words of the running command line that belong to one boot, not to the host.
 _PER_BOOT = ("BOOT_IMAGE", "initrd", "rdinit", "kexec", "kupgrade.ticket", "kupgrade.return")
-# Brings up the agent and nothing else; the agent starts the default target when it is done.
-CROSSING_TARGET = "kupgrade-crossing.target"
 
 
 class KexecEngine:

@@ -19,7 +19,7 @@ from kupgrade.core import spawn_checks
 from kupgrade.core.checks import KEXEC_RULES, host_refusals
 from kupgrade.core.predict import allowances
 from kupgrade.core.spawn_choice import SpawnChoice, choose
-from kupgrade.engines.base import Order, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
 from kupgrade.errors import RefusedError
 from kupgrade.model.facts import Facts
 from kupgrade.model.plan import Phase, Refusal, Side, StepSpec
@@ -91,7 +91,7 @@ class SpawnEngine:
                     cpus=choice.cpus,
                     memory=choice.memory,
                     window=choice.window,
-                    extra=f"kupgrade.pids={order.pid_floor} {options.cmdline_append}".strip(),
+                    extra=_words(order),
                     timeout=options.hello_timeout,
                     serial=options.serial,
                 )
@@ -164,3 +164,9 @@ class SpawnEngine:
 def _standby(order: Order) -> str:
     """Path of the standby initramfs."""
     return f"{order.staging}/standby"
+
+
+def _words(order: Order) -> str:
+    """More words for the new kernel: PIDs kept free, and what its system starts first."""
+    first = f"kupgrade.pids={order.pid_floor} systemd.unit={CROSSING_TARGET}"
+    return f"{first} {order.policy.engine.spawn.cmdline_append}".strip()

@@ -85,10 +85,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         push(offer, notify)
     except OSError as error:
-        with open("/dev/kmsg", "w") as log:  # noqa: PTH123 - a device
-            log.write(f"<4>kupgrade: journal streams were not handed over: {error}")
+        _complain(f"<4>kupgrade: journal streams were not handed over: {error}\n")
         return 1
     return 0
+
+
+def _complain(text: str) -> None:
+    log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(log, text.encode())
+    finally:
+        os.close(log)
 
 
 if __name__ == "__main__":

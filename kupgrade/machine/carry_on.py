@@ -33,14 +33,13 @@ def run() -> int:
 
     def watch(record: Record, state: State) -> None:
         step = "" if record.step is None else state.plan.steps[record.step].kind
-        print(f"kupgrade: {step} {record.kind.value}", flush=True)  # noqa: T201
+        why = str(record.data.get("error") or record.data.get("reason") or "")
+        print(f"kupgrade: {step} {record.kind.value} {why}".strip(), flush=True)  # noqa: T201
         if state.committed:
             if standing.get(places).stage is Stage.TAKING:
                 standing.put(places, Stage.COMMITTED)
         elif record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF, RecordKind.UNDO_REQUESTED):
-            why = str(record.data.get("error") or record.data.get("reason") or "a step failed")
-            print(f"kupgrade: {why}", flush=True)  # noqa: T201
-            standing.fail(places, why)
+            standing.fail(places, why or "a step failed")
 
     state = host.run(journal, root=Path("/"), watch=watch)
     if state.over:

@@ -119,6 +119,7 @@ class RealCheckpoints:
     def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
+        print("kupgrade: network", flush=True)
         network.bring_up(self.places, self.network_timeout)
         system = self.systemd.running
         units = [w.unit for w in workloads if w.unit and system]
@@ -126,6 +127,7 @@ class RealCheckpoints:
             self.systemd.await_manager(timeout)
             self.systemd.start(units, now=True)
         images = store_of(store)
+        print("kupgrade: restoring", flush=True)
         for workload in workloads:
             directory = images.path / workload.name / "final"
             meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")

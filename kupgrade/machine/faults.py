@@ -19,14 +19,17 @@ from kupgrade.model.spawn import WINDOW_PARAMETER
 FAULT_PORT = "org.kupgrade.fault"
 # What strikes a kernel that waits beside the one at work: a hook there, reached over its console or, within, a FIFO.
 RELAYED = ("panic-new-kernel", "hang-new-kernel", "kill-agent", "channel-corrupted")
-RELAYED_FIFO = "run/kupgrade-fault.fifo"
+RELAYED_FIFO = "run/kupgrade/fault.fifo"
 RELAY_SECONDS = 1.5  # until it has struck
 RESET_CONTROL = 0xCF9
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What to do where: `moment` is intent, effect, undo-intent, undo-effect or frozen; `release` limits it to one."""
+    """What to do where: `moment` is intent, effect, undo-intent, undo-effect or one within a step; `release` limits it.
+
+    Within a step file systems are frozen: a fault there is armed below /run, or can never be spent.
+    """
 
     fault: str
     step: str
@@ -66,7 +69,7 @@ def strike(places: Places, step: str, moment: str) -> None:
         return
     match fault.fault:
         case "kill-tool" if (step, moment) == (fault.step, fault.moment):
-            if moment != "frozen":  # then nothing can be written any more, and nothing comes here again
+            if moment != "frozen" or places.state not in fault.path.parents:  # it cannot be, or ever come here again
                 _spend(fault)
             os.kill(os.getpid(), signal.SIGKILL)
         case "power-cut" if (step, moment) == (fault.step, fault.moment):
@@ -75,9 +78,12 @@ def strike(places: Places, step: str, moment: str) -> None:
         case kind if kind in RELAYED and (step, moment) == (fault.step, fault.moment):
             _spend(fault)
             _relay(places, f"{kind} {step} {moment}\n")
-        case "panic-old-kernel" if (step, moment) == (fault.step, fault.moment) and not _spawned(places):
+        case "panic-old-kernel" if (step, moment) == (fault.step, fault.moment):
             _spend(fault)
-            (places.root / "proc/sysrq-trigger").write_text("c")
+            if _spawned(places):
+                _relay(places, "panic-old-kernel\n")
+            else:
+                (places.root / "proc/sysrq-trigger").write_text("c")
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)

@@ -25,13 +25,18 @@ MODULES = ("loop", "dm_snapshot")
 DEVICE_PATIENCE = 20.0  # seconds from the ACPI table to disk and network card
 POLL = 0.003
 _BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
+# include/uapi/linux/mount.h; what /proc/mounts says besides these is the file system's own
+_FLAGS = {
+    **{"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128},
+    **{"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25},
+}
 SHARED = ("dev", "proc", "sys", "run")
 
 
 def enter(order: TakeOver, libc: Libc) -> None:
     """Mount it and make it this process's root. Done as well when it is mounted. Raises KupgradeError."""
     if not SYSROOT.is_mount():
-        _mount(order)
+        _mount(order, libc)
         for name in SHARED:
             libc.mount(f"/{name}", SYSROOT / name, "none", _BIND | _REC)
     change_root()
@@ -66,7 +71,7 @@ def _interface(mac: str) -> str | None:
     return None
 
 
-def _mount(order: TakeOver) -> None:
+def _mount(order: TakeOver, libc: Libc) -> None:
     deadline = time.monotonic() + DEVICE_PATIENCE
     while (origin := superblock.find(order.uuid)) is None:
         if time.monotonic() > deadline:
@@ -76,7 +81,21 @@ def _mount(order: TakeOver) -> None:
     if found is None:
         device_mapper.snapshot(NAME, origin, store(), device_mapper.sectors_of(origin))
     node = device_mapper.node(NAME)
-    command.run(["mount", "-t", order.fstype, "-o", order.options or "defaults", str(node), str(SYSROOT)])
+    if not node.exists():
+        command.run(["dmsetup", "mknodes", NAME])
+    flags, data = mount_options(order.options)
+    libc.mount(str(node), SYSROOT, order.fstype, flags, data)
+
+
+def mount_options(text: str) -> tuple[int, str]:
+    """What mount(8) writes as options, as mount(2) takes them: flags, and the file system's own."""
+    flags, data = 0, []
+    for word in filter(None, text.split(",")):
+        if word in _FLAGS:
+            flags |= _FLAGS[word]
+        else:
+            data.append(word)
+    return flags, ",".join(data)
 
 
 def prepare_store(size: int) -> None:

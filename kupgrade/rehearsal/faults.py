@@ -15,8 +15,10 @@ BESIDE_AT_STEP = (*AT_STEP, "panic-new-kernel", "hang-new-kernel", "kill-agent",
 REFUSING = ("device-refuses", "cpu-refuses-offline", "memory-refuses-offline")
 BESIDE_WHOLE = (*REFUSING, "restore-fails", "probe-fails", "bad-initrd")
 AFTER_COMMIT = "panic-old-kernel@after-commit"
-# frozen: of the step cross alone, with every file system frozen and the jump not yet made.
-MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", "frozen")
+# frozen: of the steps cross and hand-over, with every file system frozen and the jump, or the handover, not yet made.
+# Of hand-over alone: quiesced, when the devices are let go of; told, when the new kernel was asked to take them.
+WITHIN = ("frozen", "quiesced", "told")
+MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}
@@ -52,12 +54,18 @@ class Fault:
     @property
     def leaves_itself(self) -> bool:
         """Where it strikes no file can be written any more, so its own file stays armed."""
-        return self.moment == "frozen"
+        return self.moment == "frozen" and self.step == "cross"
+
+    @property
+    def path(self) -> str:
+        """Its file: one that has to be spent while file systems are frozen does not lie on any of them."""
+        volatile = self.moment in WITHIN and not self.leaves_itself
+        return "/run/kupgrade-fault.json" if volatile else "/var/lib/kupgrade/fault.json"
 
     @property
     def relayed(self) -> bool:
         """Whether it strikes in a kernel beside the one that works at the step, by the hook on its console."""
-        return bool(self.step) and self.kind not in (*AT_STEP, "panic-old-kernel")
+        return bool(self.step) and self.kind not in AT_STEP
 
     @property
     def armed(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ find /var/lib/kupgrade/images /run/kupgrade/pmem -name '*.img' 2>/dev/null | gre
 grep -q /run/kupgrade/pmem /proc/mounts && echo "the mounted image store"
 pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"
-test -e /var/lib/kupgrade/fault.json && echo "a fault that never struck"
+ls /var/lib/kupgrade/fault.json /run/kupgrade-fault.json 2>/dev/null | grep -q . && echo "a fault that never struck"
 env=/boot/grub/grubenv
 test -e $env && ! grep -qF "saved_entry=gnulinux-$(uname -r)-" $env && echo "another kernel as the boot default"
 true
@@ -90,7 +90,7 @@ def _arm(link: Link, fault: Fault, release: str) -> None:
         link.write(f"/etc/systemd/system/{unit}.d/rehearsal.conf", b"[Service]\nEnvironment=KUPGRADE_FAULTS=1\n")
     shell(link, "systemctl daemon-reload; mkdir -p -m 0700 /var/lib/kupgrade")
     if fault.armed:
-        link.write("/var/lib/kupgrade/fault.json", json.dumps(fault.armed).encode(), 0o600)
+        link.write(fault.path, json.dumps(fault.armed).encode(), 0o600)
     if fault.relayed:
         shell(link, _HOOK)
     image = f"/boot/initrd.img-{release}"
@@ -163,10 +163,13 @@ def system_log(link: Link) -> str:
     return shell(link, f'{script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done', 180.0)
 
 
-def leftovers(link: Link, fault: Fault | None = None) -> tuple[str, ...]:
-    """What an ended upgrade must not leave behind; `fault` is the one that was armed."""
-    if fault is not None and fault.leaves_itself:
-        shell(link, "rm -f /var/lib/kupgrade/fault.json")
+def leftovers(link: Link, *, struck: bool = False) -> tuple[str, ...]:
+    """What an ended upgrade must not leave behind.
+
+    `struck`: the fault did, where it could not take its own file away (frozen, or written in a kernel that is gone).
+    """
+    if struck:
+        shell(link, "rm -f /var/lib/kupgrade/fault.json /run/kupgrade-fault.json")
     return tuple(line for line in shell(link, _LEFTOVERS).splitlines() if line)
 
 

@@ -62,7 +62,9 @@ def rehearse(options: Options, progress: Progress) -> Result:
         link = stack.enter_context(closing(Link(state / "agent")))
         _watch_faults(state, running, progress)
         link.wait_boot(_BOOT_TIMEOUT)
-        return _generations(options, host, network, link, progress)
+        if options.fault is not None and options.fault.kind == "panic-old-kernel":
+            threading.Thread(target=_panic_old, args=(state, link, progress), daemon=True).start()
+        return _generations(options, host, network, link, progress, running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ class _Course:
     link: Link
     client: Client
     progress: Progress
+    running: qemu.Qemu
+
+    def struck(self, fault: Fault | None) -> bool:
+        """Whether the fault is known to have struck without its own file telling."""
+        if fault is None:
+            return False
+        cut = fault.kind == "power-cut" and any(event.name == "RESET" for event in self.running.events)
+        console = self.running.state / "serial2.log"
+        said = console.exists() and f"fault: {fault.kind}" in console.read_text(errors="replace")
+        return fault.leaves_itself or cut or said
 
     def look(self) -> judge.WorkloadSeen:
         return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
@@ -83,13 +95,18 @@ class _Course:
 
 
 def _generations(
-    options: Options, host: virtual_host.VirtualHost, network: Network, link: Link, progress: Progress
+    options: Options,
+    host: virtual_host.VirtualHost,
+    network: Network,
+    link: Link,
+    progress: Progress,
+    running: qemu.Qemu,
 ) -> Result:
     progress("starting the workload and a client outside")
     inside.prepare(link, options, host.new_release)
     client = Client(network.connect(PORT, 30.0))
     begun, begun_wall = time.monotonic(), time.time()
-    course = _Course(options, network, link, client, progress)
+    course = _Course(options, network, link, client, progress, running)
     judged: list[Mapping[str, Any]] = []
     journal: tuple[Mapping[str, Any], ...] = ()
     old = host.old_release
@@ -129,7 +146,7 @@ def _upgrade(course: _Course, old: str, new: str, *, first: bool) -> judge.Evide
     try:
         after = course.look()
         journal = records(inside.journal(link)) if not refused else ()
-        leftovers = inside.leftovers(link, fault)
+        leftovers = inside.leftovers(link, struck=course.struck(fault))
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:
@@ -217,6 +234,20 @@ def _watch_faults(state: Path, running: qemu.Qemu, progress: Progress) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _panic_old(state: Path, link: Link, progress: Progress) -> None:
+    """Once the new kernel says on its console that it is time, the old one panics: it has the link still."""
+    while state.exists():
+        with contextlib.suppress(OSError):
+            if b"fault: panic-old-kernel" in (state / "serial2.log").read_bytes():
+                break
+        time.sleep(0.02)
+    else:
+        return
+    progress("fault: the old kernel panics")
+    with contextlib.suppress(KupgradeError):
+        link.request({"write": "/proc/sysrq-trigger", "data": "Yw==", "mode": 0o200}, 1.0)  # c
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGTERM ends a rehearsal as Ctrl-C does, so that the machine is always stopped."""
@@ -245,7 +276,9 @@ def put_away(state: Path, keep: Path | None) -> None:
 
 
 def write_evidence(result: Result, keep: Path) -> None:
-    """Journal and result as files beside the serial log."""
+    """Journal, result and what the client saw as files beside the serial log."""
     keep.mkdir(parents=True, exist_ok=True)
     (keep / "journal.json").write_text(json.dumps(list(result.journal), indent=1) + "\n")
     (keep / "result.json").write_text(json.dumps(dict(result.judged), indent=1) + "\n")
+    client = {"latencies": result.latencies, "marks": result.marks}
+    (keep / "client.json").write_text(json.dumps(client) + "\n")

@@ -156,6 +156,8 @@ def _start(here: Here, order: TakeOver) -> None:
         code = _carry_on(here, order)
     except BaseException as error:
         sys.stderr.write(f"kupgrade: {type(error).__name__}: {error}\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"kupgrade: {sorted(os.listdir('/dev/mapper'))}\n")
         with contextlib.suppress(BaseException):
             standing.fail(Places(), str(error))
     finally:

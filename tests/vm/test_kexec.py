@@ -11,6 +11,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import faults
 from kupgrade.rehearsal.options import Options
 from kupgrade.rehearsal.scenario import rehearse
+from kupgrade.steps import registry
 from tests.vm.conftest import say
 
 pytestmark = pytest.mark.vm
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.vm
 def run(**wanted: Any) -> dict[str, Any]:
     fault = wanted.pop("fault", "")
     try:
-        result = rehearse(Options(fault=faults.parse(fault) if fault else None, **wanted), say)
+        engine = wanted.get("engine", "kexec")
+        parsed = faults.parse(fault, registry.names(), engine) if fault else None
+        result = rehearse(Options(fault=parsed, **wanted), say)
     except KupgradeError as error:
         if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
             raise

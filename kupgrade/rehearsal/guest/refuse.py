@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import os
 import resource
 import signal
@@ -19,8 +20,10 @@ SCHED_DEADLINE = 6
 SECOND = 1_000_000_000
 F_SETPIPE_SZ = 1031
 PIPE = 1 << 20
-SPARE_KIB = 400 << 10  # left free while memory is filled
-KEEP_EACH = 48  # of so many pipes one stays, so that every block of 128 MiB holds one that cannot be moved
+HUGE = 2 << 20
+SPARE_KIB = 200 << 10  # left free while memory is filled
+LEAST_KIB = 80 << 10  # left free in the end
+HOLE_EACH = 32  # one of so many huge pages, which is more than one for each block of 128 MiB
 
 
 def hold_cpus() -> None:
@@ -43,21 +46,23 @@ def free_kib() -> int:
 
 
 def hold_memory() -> None:
-    """Fill memory with pipes and drop most of them again: what stays is everywhere, and the kernel cannot move it."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 17, 1 << 17))
-    pipes = []
+    """Fill memory, make holes everywhere, fill these with what the kernel cannot move; then let go of the rest."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 16, 1 << 16))
+    size = (free_kib() - SPARE_KIB) * 1024 // HUGE * HUGE
+    filling = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    filling.madvise(mmap.MADV_HUGEPAGE)
+    block = bytes(HUGE)
+    for offset in range(0, size, HUGE):
+        filling[offset : offset + HUGE] = block
+    for offset in range(HUGE, size - HUGE, HOLE_EACH * HUGE):
+        filling.madvise(mmap.MADV_DONTNEED, offset, HUGE)
     data = bytes(PIPE)
-    while free_kib() > SPARE_KIB:
-        for _ in range(8):
-            reader, writer = os.pipe()
-            fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE)
-            os.set_blocking(writer, False)
-            os.write(writer, data)
-            pipes.append((reader, writer))
-    for number, ends in enumerate(pipes):
-        if number % KEEP_EACH:
-            os.close(ends[0])
-            os.close(ends[1])
+    while free_kib() > LEAST_KIB:
+        _, writer = os.pipe()
+        fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE)
+        os.set_blocking(writer, False)
+        os.write(writer, data)
+    filling.close()
 
 
 def main() -> None:

@@ -16,12 +16,24 @@ def read(path: str) -> str:
 
 
 def blocks() -> dict[str, str]:
-    """Memory blocks that are online, with their zone."""
-    found = {}
+    """The memory blocks that are online, per zone, as ranges of their numbers."""
+    found: dict[str, list[int]] = {}
     for path in glob.glob("/sys/devices/system/memory/memory[0-9]*"):
         if read(f"{path}/state") == "online":
-            found[os.path.basename(path).removeprefix("memory")] = (read(f"{path}/valid_zones").split() or [""])[0]
-    return found
+            zone = (read(f"{path}/valid_zones").split() or [""])[0]
+            found.setdefault(zone, []).append(int(os.path.basename(path).removeprefix("memory")))
+    return {zone: ranges(sorted(numbers)) for zone, numbers in sorted(found.items())}
+
+
+def ranges(numbers: list[int]) -> str:
+    """As `0-3,7`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(f"{first}-{last}" if first != last else str(first) for first, last in spans)
 
 
 def drivers() -> dict[str, str]:

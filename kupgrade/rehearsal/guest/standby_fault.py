@@ -14,8 +14,9 @@ import re
 import select
 import signal
 import time
+from collections.abc import Callable
 
-FIFO = "/run/kupgrade-fault.fifo"
+FIFO = "/run/kupgrade/fault.fifo"
 # The ring new to old of the window: behind three pages and the other ring, eight slots of 64 KiB each way.
 RING, SLOT, SLOTS, FRAME = 3 * 4096 + 8 * 65536, 65536, 8, 48
 CORRUPT_SECONDS = 30.0
@@ -44,16 +45,26 @@ def hang() -> None:
 
 
 def kill_agent() -> None:
-    """The agent and its heartbeat, which is a fork of it."""
+    """The agent alone: its heartbeat ends with it, what carries the upgrade on is a child of it and lives on."""
+    for pid in ours():
+        with open(f"/proc/{pid}/stat") as file:
+            parent = int(file.read().rpartition(")")[2].split()[1])
+        if parent not in ours():
+            os.kill(pid, signal.SIGKILL)
+
+
+def ours() -> set[int]:
+    """The processes that were started as the agent's program, this one aside."""
+    found = set()
     for path in glob.glob("/proc/[0-9]*/cmdline"):
-        pid = int(path.split("/")[2])
         try:
             with open(path, "rb") as file:
                 words = file.read().split(b"\0")
         except OSError:
             continue
-        if b"kupgrade.standby" in words and pid != os.getpid():
-            os.kill(pid, signal.SIGKILL)
+        if b"kupgrade.standby" in words:
+            found.add(int(path.split("/")[2]))
+    return found - {os.getpid()}
 
 
 def corrupt() -> None:
@@ -72,11 +83,12 @@ def corrupt() -> None:
     os.close(device)
 
 
-STRIKES = {
+STRIKES: dict[str, Callable[[], None]] = {
     "panic-new-kernel": panic,
     "hang-new-kernel": hang,
     "kill-agent": kill_agent,
     "channel-corrupted": corrupt,
+    "panic-old-kernel": lambda: None,  # that is another one: the rehearsal reads the word on the console
 }
 
 
@@ -91,12 +103,13 @@ def listen() -> None:
         for ready in select.select(inputs, [], [])[0]:
             for word in os.read(ready, 4096).decode(errors="replace").split():
                 if word in STRIKES:
+                    os.write(inputs[-1], f"fault: {word}\n".encode())
                     STRIKES[word]()
 
 
 def plant() -> None:
     """Fork the listener, once in this kernel's life."""
-    if os.path.exists(FIFO) or os.fork() != 0:
+    if "kupgrade.window=" not in cmdline() or os.path.exists(FIFO) or os.fork() != 0:
         return
     try:
         os.setsid()

@@ -229,3 +229,14 @@ def test_nobody_to_insist_on(tmp_path: Path, pairs: list[StreamPair]) -> None:
     with pytest.raises(KupgradeError, match="not handed over"):
         offer.insist()
     offer.withdraw()
+
+
+def test_an_offer_nobody_stands_behind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever offered has died: a failure, one line for the kernel's log, and the start of journald goes on."""
+    told: list[str] = []
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setattr(journal_push, "_complain", told.append)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    assert journal_push.main([str(tmp_path / "dead.sock")]) == 1
+    assert told[0].endswith("Connection refused\n")

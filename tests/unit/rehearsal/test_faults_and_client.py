@@ -51,7 +51,7 @@ def test_a_step_that_does_not_exist_is_refused() -> None:
     [
         ("panic-new-kernel@dump", {"fault": "panic-new-kernel", "step": "dump", "moment": "intent"}, True),
         ("kill-tool@dump:effect", {"fault": "kill-tool", "step": "dump", "moment": "effect"}, False),
-        ("panic-old-kernel@after-commit", {"fault": "panic-old-kernel", "step": "commit", "moment": "effect"}, False),
+        ("panic-old-kernel@after-commit", {"fault": "panic-old-kernel", "step": "commit", "moment": "effect"}, True),
         ("cpu-refuses-offline", {}, False),
     ],
 )
@@ -65,10 +65,19 @@ def test_a_kernel_beside_the_other_has_faults_of_its_own(text: str, armed: dict[
             parse(text)
 
 
-@pytest.mark.parametrize(("text", "alone"), [("kill-tool@cross:frozen", True), ("kill-tool@cross", False)])
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [("kill-tool@cross:frozen", True), ("kill-tool@cross", False), ("kill-tool@hand-over:frozen", False)],
+)
 def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone: bool) -> None:
     """Everywhere else a fault that is still armed afterwards never struck, which the judge has to know."""
     assert parse(text).leaves_itself is alone
+
+
+@pytest.mark.parametrize(("moment", "where"), [("told", "/run/"), ("quiesced", "/run/"), ("effect", "/var/lib/")])
+def test_a_fault_in_the_middle_of_the_handover_can_be_spent(moment: str, where: str) -> None:
+    """File systems are frozen there; a file on one of them could not be removed."""
+    assert parse(f"kill-tool@hand-over:{moment}", (), "spawn").path.startswith(where)
 
 
 def serve(listener: socket.socket, pause_at: int, pause: float, stop_at: int) -> None:
@@ -103,3 +112,21 @@ def test_a_closed_connection_counts_as_a_reset() -> None:
     """A server that closes early is a lost connection, not a short run."""
     seen = run(stop_at=10).recording
     assert seen.resets == 1 and len(seen.answered) == 10
+
+
+def test_a_pause_divides_what_one_connection_saw() -> None:
+    """Requests before and after a pause are judged apart, over the same connection, and the pause is no gap."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, -1, 0.0, -1), daemon=True).start()
+        client = Client(socket.create_connection(listener.getsockname()), 0.005)
+        time.sleep(0.2)
+        first = client.pause(2.0)
+        time.sleep(0.3)
+        client.go_on()
+        time.sleep(0.2)
+        second = client.pause(2.0)
+        whole = client.stop(2.0)
+    assert len(first.sent) == len(first.answered) > 10
+    assert len(second.sent) == len(second.answered) > 10
+    assert second.longest_gap < 0.2 < whole.longest_gap
+    assert len(whole.sent) == len(first.sent) + len(second.sent) and whole.in_order

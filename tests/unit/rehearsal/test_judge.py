@@ -126,6 +126,67 @@ def test_the_file_is_intact_only_without_gap_and_repetition(lines: tuple[str, ..
     assert file_intact(lines) is intact
 
 
+HAD: dict[str, Any] = {
+    "release": "6.12",
+    "cpus": "0-3",
+    "present": "0-3",
+    "memory_kib": 4000000,
+    "blocks": {"DMA32": "0-15", "Movable": "32-47"},
+    "drivers": {"0000:00:02.0": "0x8086:0x25ab timer", "0000:01:00.0": "0x1af4:0x1042 virtio-pci"},
+    "iomem": ["00100000-7ffdcfff : System RAM"],
+    "kspawn": False,
+}
+HAS: dict[str, Any] = {
+    **HAD,
+    "memory_kib": 3700000,
+    "drivers": {"0001:01:00.0": "0x1af4:0x1042 virtio-pci"},
+    "kspawn": True,
+}
+
+
+def beside(**changes: Any) -> dict[str, Any]:
+    return judge(evidence(engine="spawn", resources_before=HAD, **{"resources_after": HAS, **changes}))
+
+
+def test_a_kernel_beside_the_other_has_everything_in_the_end() -> None:
+    """Committed: all CPUs, nearly all memory, every device behind a root port; other engines are not asked."""
+    assert beside()["outcome"] == "committed"
+    assert beside()["resources"]["after"]["memory_kib"] == 3700000
+    assert "resources" not in judge(evidence())
+    for change, words in (
+        ({"cpus": "2-3"}, "old kernel is not gone: 2 of 4"),
+        ({"memory_kib": 3000000}, "only 75% of the memory"),
+        ({"drivers": {}}, "0x1af4:0x1042 virtio-pci"),
+    ):
+        result = beside(resources_after={**HAS, **change})
+        assert result["outcome"] == "failed" and words in result["findings"][0]
+    assert "could not be counted" in beside(resources_after=None)["findings"][0]
+
+
+def test_taken_back_a_kernel_has_what_it_had_and_was_never_restarted() -> None:
+    """Rolled back: the same blocks in the same zones, drivers, address map and module, in the same boot."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "rolled-back"}}
+    back = {"journal": (*evidence().journal[:-1], ended), "running_release": "6.12", "boot_ids": ("a",)}
+    assert beside(**back, resources_after=HAD)["outcome"] == "rolled-back"
+    changed = {**HAD, "blocks": {"DMA32": "0-15", "Movable": "32-46", "Normal": "47"}, "kspawn": True}
+    found = beside(**back, resources_after=changed)["findings"]
+    assert found[0].startswith("memory blocks and their zones changed: Movable: 32-47 -> 32-46")
+    assert "kspawn loaded changed" in found[1]
+    restarted = beside(**{**back, "boot_ids": ("a", "b")}, resources_after=HAD)
+    assert restarted["findings"] == ["the old kernel was restarted"]
+
+
+def test_several_upgrades_are_reported_one_after_the_other() -> None:
+    """Each with its own verdict; the object as a whole is the last one's."""
+    first, last = beside(), {**beside(), "old_release": "7.3", "new_release": "7.4"}
+    told = report.text(Result({**last, "generations": [first, last]}, (), ()))
+    assert [line for line in told.splitlines() if line.startswith("committed")] == [
+        "committed: 6.12 -> 7.3, running 7.3",
+        "committed: 7.3 -> 7.4, running 7.3",
+    ]
+    assert "CPUs 0-3 -> 0-3, memory 3906 -> 3613 MiB" in told
+
+
 def test_the_report_is_self_contained_and_shows_the_silence() -> None:
     """No outside resource; the plot marks the span without answers; text and HTML carry the verdict."""
     item = evidence()
