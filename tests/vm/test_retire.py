@@ -19,7 +19,6 @@ from kupgrade.rehearsal import qemu, spawn_module, virtual_host
 from kupgrade.rehearsal.cache import Cache
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.qemu import Qemu
 from kupgrade.rehearsal.suites import Archive, mirror
 from tests.vm import retire_inside
 from tests.vm.conftest import say
@@ -35,12 +34,12 @@ class Beside:
     """A virtual host with four CPUs and kspawn for both kernels in /root."""
 
     link: Link
-    running: Qemu
+    state: Path
     release: str
     network: Network
 
     def said(self, name: str) -> str:
-        return (self.running.state / name).read_text(errors="replace")
+        return (self.state / name).read_text(errors="replace")
 
 
 @pytest.fixture(params=[("trixie", "trixie-backports"), ("trixie-backports", "trixie")], ids=["newer", "older"])
@@ -65,7 +64,7 @@ def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
         for name, module in zip(("own", "other"), built, strict=True):
             link.write(f"/root/{name}.ko", module.read_bytes())
         link.write("/root/retire_inside.py", Path(retire_inside.__file__).read_bytes())
-        yield Beside(link, running, host.new_release, network)
+        yield Beside(link, state, host.new_release, network)
 
 
 def until(found: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
