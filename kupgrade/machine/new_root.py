@@ -6,15 +6,16 @@ writes go to this kernel's memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
-from kupgrade.errors import KupgradeError
-from kupgrade.host import command, device_mapper
-from kupgrade.host.device_mapper import Target
-from kupgrade.kernel import superblock
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host import command
+from kupgrade.kernel import devmapper, loop, snapshot, superblock
 from kupgrade.kernel.libc import Libc, reported
+from kupgrade.kernel.snapshot import Target
 from kupgrade.model.handover import LinkName, TakeOver
 
 SYSROOT = Path("/sysroot")
@@ -75,12 +76,12 @@ def _mount(order: TakeOver, libc: Libc) -> None:
         if time.monotonic() > deadline:
             raise KupgradeError("The disk of the root file system did not come", f"no device holds {order.uuid}")
         time.sleep(POLL)
-    found = device_mapper.status(NAME)
-    if found is None:
-        device_mapper.snapshot(NAME, origin, store(), device_mapper.sectors_of(origin))
-    node = device_mapper.node(NAME)
-    if not node.exists():
-        command.run(["dmsetup", "mknodes", NAME])
+    with devmapper.open_control() as mapper:
+        found = snapshot.status(mapper, NAME)
+        if found is None or found.target is Target.NONE:
+            node = snapshot.snapshot(mapper, NAME, origin, store(), snapshot.sectors_of(origin))
+        else:
+            node = snapshot.ensure_node(mapper, NAME)
     flags, data = mount_options(order.options)
     libc.mount(str(node), SYSROOT, order.fstype, flags, data)
 
@@ -99,13 +100,13 @@ def mount_options(text: str) -> tuple[int, str]:
 def prepare_store(size: int) -> None:
     """A loop device in memory for what is written, made ahead of time (bytes); only what is written is taken."""
     command.run(["modprobe", "-a", "--", *MODULES])
-    if COW.exists():
+    if LOOP.is_symlink():
         return
     COW.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(COW, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, size)
     os.close(fd)
-    LOOP.symlink_to(command.run(["losetup", "--find", "--show", str(COW)]).stdout.strip())
+    LOOP.symlink_to(loop.attach(COW))
 
 
 def store() -> Path:
@@ -129,25 +130,30 @@ def merge(uuid: str, patience: float) -> float:
 
     Raises KupgradeError when the snapshot is unusable or the merge does not end.
     """
-    found = device_mapper.check_sound(device_mapper.status(NAME), NAME)
-    if found.target is Target.LINEAR:
-        return 0.0
-    origin = origin_of(uuid)
-    written = max(0, found.used - found.metadata) * device_mapper.SECTOR / 1e6
-    if found.target is Target.SNAPSHOT:
-        device_mapper.reload(NAME, device_mapper.table(Target.MERGE, found.sectors, origin, store()))
-    deadline = time.monotonic() + patience
-    while not device_mapper.check_sound(device_mapper.status(NAME), NAME).merged:
-        if time.monotonic() > deadline:
-            raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
-        time.sleep(POLL)
-    device_mapper.reload(NAME, device_mapper.table(Target.LINEAR, found.sectors, origin, None))
-    command.run(["losetup", "--detach", str(store())], check=False)
+    with devmapper.open_control() as mapper:
+        found = snapshot.check_sound(snapshot.status(mapper, NAME), NAME)
+        if found.target is Target.LINEAR:
+            return 0.0
+        origin = origin_of(uuid)
+        written = max(0, found.used - found.metadata) * devmapper.SECTOR / 1e6
+        if found.target is Target.SNAPSHOT:
+            snapshot.reload(mapper, NAME, snapshot.table(Target.MERGE, found.sectors, origin, store()))
+        deadline = time.monotonic() + patience
+        while not snapshot.check_sound(snapshot.status(mapper, NAME), NAME).merged:
+            if time.monotonic() > deadline:
+                raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
+            time.sleep(POLL)
+        snapshot.reload(mapper, NAME, snapshot.table(Target.LINEAR, found.sectors, origin, None))
+    with contextlib.suppress(KernelError):
+        loop.detach(store())
     COW.unlink(missing_ok=True)
     return round(written, 3)
 
 
 def merged() -> bool | None:
-    """Whether the root file system lies plainly on its disk; None: it is not mapped by us."""
-    found = device_mapper.status(NAME)
-    return None if found is None else found.target is Target.LINEAR
+    """Whether the root file system lies plainly on its disk; None: it is not mapped by us. Raises KernelError."""
+    if not devmapper.loaded():
+        return None
+    with devmapper.open_control() as mapper:
+        found = snapshot.status(mapper, NAME)
+    return None if found is None or found.target is Target.NONE else found.target is Target.LINEAR

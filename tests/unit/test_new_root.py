@@ -1,0 +1,143 @@
+"""The root file system of a kernel beside another: what the commit does to it, from whatever state a kill left."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.kernel import devmapper, loop, superblock
+from kupgrade.kernel.devmapper import Info, Segment
+from kupgrade.machine import new_root
+
+MERGING = ("72/2048 8", "40/2048 8", "8/2048 8")
+
+
+class Mapper:
+    """One mapped device. A merge goes on with each look; `refuses` names a target that the kernel does not take."""
+
+    def __init__(self, kind: str | None, text: str = "") -> None:
+        self.kind, self.text = kind, text
+        self.todo = list(MERGING)
+        self.waiting: Segment | None = None
+        self.calls: list[str] = []
+        self.refuses = ""
+
+    def __enter__(self) -> Mapper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def status(self, _name: str) -> tuple[Segment, ...] | None:
+        if self.kind == "snapshot-merge" and self.todo:
+            self.text = self.todo.pop(0)
+        return None if self.kind is None else (Segment(0, 4096, self.kind, self.text),)
+
+    def info(self, _name: str) -> Info | None:
+        return None if self.kind is None else Info(0, 1, suspended=False, active=True)
+
+    def suspend(self, _name: str) -> None:
+        self.calls.append("suspend")
+
+    def load(self, _name: str, table: Sequence[Segment]) -> None:
+        self.calls.append(f"load {table[0].kind} {table[0].text}")
+        if table[0].kind == self.refuses:
+            raise KernelError("DM_TABLE_LOAD", "root", errno.EINVAL)
+        self.waiting = table[0]
+
+    def resume(self, _name: str) -> None:
+        self.calls.append("resume")
+        if self.waiting is not None:
+            self.kind, self.text = (
+                self.waiting.kind,
+                self.waiting.text if self.waiting.kind == "linear" else "72/2048 8",
+            )
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts a mapper in place; the detached loop devices are noted as its calls."""
+    monkeypatch.setattr(new_root, "COW", tmp_path / "writes")
+    monkeypatch.setattr(new_root, "LOOP", tmp_path / "writes.device")
+    new_root.COW.touch()
+    new_root.LOOP.symlink_to("/dev/loop5")
+    monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vda1"))
+    monkeypatch.setattr(devmapper, "loaded", lambda: True)
+
+    def place(mapper: Mapper) -> Mapper:
+        monkeypatch.setattr(devmapper, "open_control", lambda: mapper)
+        monkeypatch.setattr(loop, "detach", lambda device: mapper.calls.append(f"detach {device}"))
+        return mapper
+
+    return place
+
+
+MERGE = ["suspend", "load snapshot-merge /dev/vda1 /dev/loop5 P 8", "resume"]
+LINEAR = ["suspend", "load linear /dev/vda1 0", "resume", "detach /dev/loop5"]
+
+
+def test_what_was_written_goes_to_the_disk_and_the_store_is_given_back(machine) -> None:
+    """Merge, wait, plain mapping; the megabytes are those of data, without the store's own."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    assert new_root.merge("uuid", 5.0) == 1.024
+    assert mapper.calls == MERGE + LINEAR
+    assert not mapper.todo
+    assert not new_root.COW.exists()
+    assert new_root.merged() is True
+
+
+def test_a_merge_that_was_begun_is_only_ended(machine) -> None:
+    """Killed in between: the table is not loaded once more."""
+    mapper = machine(Mapper("snapshot-merge"))
+    new_root.merge("uuid", 5.0)
+    assert mapper.calls == LINEAR
+
+
+def test_a_merged_disk_is_left_alone(machine) -> None:
+    """Done is done."""
+    mapper = machine(Mapper("linear"))
+    assert new_root.merge("uuid", 5.0) == 0.0
+    assert mapper.calls == []
+
+
+def test_a_refused_table_leaves_the_snapshot_in_use(machine) -> None:
+    """The error is told, the device goes on, the store stays."""
+    mapper = machine(Mapper("snapshot", "16/2048 8"))
+    mapper.refuses = "snapshot-merge"
+    with pytest.raises(KernelError):
+        new_root.merge("uuid", 5.0)
+    assert mapper.calls == MERGE
+    assert new_root.COW.exists()
+    assert new_root.merged() is False
+
+
+@pytest.mark.parametrize("mapper", [Mapper(None), Mapper("snapshot", "Invalid")])
+def test_nothing_is_merged_from_an_unusable_snapshot(machine, mapper: Mapper) -> None:
+    """Gone or invalid: no table is touched."""
+    machine(mapper)
+    with pytest.raises(KupgradeError):
+        new_root.merge("uuid", 5.0)
+    assert mapper.calls == []
+
+
+def test_a_merge_that_does_not_end_is_an_error(machine) -> None:
+    """The snapshot goes on being merged, and the store stays."""
+    mapper = machine(Mapper("snapshot-merge"))
+    mapper.todo = ["72/2048 8"] * 9999
+    with pytest.raises(KupgradeError, match="in time"):
+        new_root.merge("uuid", 0.0)
+    assert new_root.COW.exists()
+
+
+def test_without_device_mapper_no_root_is_mapped_by_us(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary boot: nothing is opened, nothing is loaded."""
+    machine(Mapper("linear"))
+    monkeypatch.setattr(devmapper, "loaded", lambda: False)
+    assert new_root.merged() is None
+    monkeypatch.setattr(devmapper, "loaded", lambda: True)
+    machine(Mapper(None))
+    assert new_root.merged() is None

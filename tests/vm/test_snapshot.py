@@ -1,0 +1,31 @@
+"""The kernel does with our tables what the new kernel's root file system needs, without a tool and without udev."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vm import snapshot_inside
+from tests.vm.conftest import Guest
+
+pytestmark = pytest.mark.vm
+
+
+def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest) -> None:
+    """Origin untouched before, nothing lost after; refused tables and wrong nodes do no harm; faster than by tools."""
+    guest.link.write("/root/snapshot_inside.py", Path(snapshot_inside.__file__).read_bytes())
+    done = guest.link.run(["/usr/bin/python3", "/root/snapshot_inside.py"], timeout=300.0)
+    print(done.stderr, file=sys.stderr)
+    assert done.status == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(found, indent=1), file=sys.stderr)
+    assert found["version"][0] == 4
+    assert found["killed"]
+    for name in ("udev", "alone"):
+        facts = ("untouched", "linear", "freed", "gone", "sound")
+        assert {each: found[name][each] for each in facts} == dict.fromkeys(facts, True), name
+        assert found[name]["link"].startswith("../dm-")
+        assert found[name]["ms"]["snapshot"] < found["tools"]["ms"]["snapshot"]
