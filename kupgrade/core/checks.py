@@ -15,10 +15,6 @@ MINIMUM_CRIU = (4, 2, 1)
 PMEM_HEADROOM = 1.5  # images of a forked tree hold shared pages once per process
 # Of host_refusals, those that concern kexec only.
 KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded", "the firmware started this kernel")
-    "kexec is allowed",
-    "no kexec image is loaded",
-    "the firmware started this kernel",
-)  # of host_refusals, those that concern kexec only
 STORE_EXTRA = 32 << 20  # bytes for everything that is not memory
 
 
