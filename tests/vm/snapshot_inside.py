@@ -180,6 +180,8 @@ def by_tools(libc: Libc, timed: Timed) -> None:
         subprocess.run(["dmsetup", "info", NAME], capture_output=True)
         Path(store).write_bytes(bytes(4096))
         run("dmsetup", "create", NAME, "--table", f"0 {sectors} snapshot {origin} {store} P 8")
+        if not snapshot.node(NAME).exists():
+            run("dmsetup", "mknodes", NAME)
     libc.mount(f"/dev/mapper/{NAME}", POINT, "ext4", 0, "")
     writer = Writer(POINT / "lines")
     (POINT / "bulk").write_bytes(BULK)
@@ -233,6 +235,7 @@ def main() -> None:
         if name == "alone":
             units = ("systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket")
             run("systemctl", "stop", *units)
+            Path("/run/udev/control").unlink(missing_ok=True)  # by which dmsetup knows
         fresh()
         timed = Timed()
         say(name)
