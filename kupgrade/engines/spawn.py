@@ -96,7 +96,7 @@ class SpawnEngine:
                     serial=options.serial,
                 )
             ),
-            spec(ReadyStandby(choice.modules, order.workloads, WRITES)),
+            spec(ReadyStandby(choice.modules, order.workloads, WRITES, choice.handed)),
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))

@@ -63,11 +63,14 @@ class RealHandover:
     libc: Libc
     beside: RealBeside
     _ports: dict[tuple[str, ...], tuple[Movable, ...]] = field(default_factory=dict)
+    _tables: dict[tuple[str, ...], bytes] = field(default_factory=dict)
 
     # Before the blackout
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int) -> str:
-        """See the port."""
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> str:
+        """See the port. Buses are looked up here, so that the blackout has less to do."""
+        buses.keep_awake(self._movables(ports), self.places.root)
+        self._table(ports)
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
         udp = sorted({port for w in workloads for port in w.udp_ports})
         with self._watching() as watch:
@@ -87,8 +90,7 @@ class RealHandover:
         """See the port."""
         spawner, instance = self.beside.started()
         movables = self._movables(ports)
-        buses.keep_awake(movables, self.places.root)
-        table = buses.table(movables, FIRST_SEGMENT, self.places.root)
+        table = self._table(ports)
         order = self._order(store, disk, table)
         self.libc.lock_memory()
         try:
@@ -255,6 +257,12 @@ class RealHandover:
         if key not in self._ports:
             self._ports[key] = buses.find([PciAddress.parse(port) for port in ports], self.places.root)
         return self._ports[key]
+
+    def _table(self, ports: Sequence[str]) -> bytes:
+        key = tuple(ports)
+        if key not in self._tables:
+            self._tables[key] = buses.table(self._movables(ports), FIRST_SEGMENT, self.places.root)
+        return self._tables[key]
 
     def _put(self, note: Note | None) -> None:
         path = self.places.run / NOTE

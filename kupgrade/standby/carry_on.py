@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, NeedsHumanError
-from kupgrade.machine import host, standing
+from kupgrade.machine import handover, host, standing, takeover
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
+# Imported here, before the blackout, and not when the loop asks for them.
+PRELOADED = (handover, takeover)
 LOCK = "early.lock"  # the boot's own agent waits for it
 
 

@@ -40,6 +40,7 @@ class PreDump:
     workloads: tuple[Workload, ...]
     rounds: int
     shrink: float = 0.7  # another round pays only when the last one wrote less than this share of the one before
+    enough: int = 8 << 20  # and when more than so many bytes were changed since: each round makes the restore longer
 
     def describe(self) -> str:
         """One clause."""
@@ -66,6 +67,9 @@ class PreDump:
                 if last is not None and written > last * self.shrink:
                     break
                 last = written
+                changed = host.checkpoints.changed(workload)
+                if changed is not None and changed <= self.enough:
+                    break
         host.images.remember(self.store)
         return figures
 

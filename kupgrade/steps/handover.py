@@ -37,6 +37,7 @@ class ReadyStandby:
     modules: tuple[str, ...]
     workloads: tuple[Workload, ...]
     writes: int  # bytes
+    ports: tuple[str, ...]  # that will be handed over
 
     def describe(self) -> str:
         """One clause."""
@@ -52,7 +53,7 @@ class ReadyStandby:
 
     def do(self, host: HasHandover, before: Nothing) -> Figures:
         """Ask for it."""
-        return {"criu": host.handover.ready(self.modules, self.workloads, self.writes) or "ok"}
+        return {"criu": host.handover.ready(self.modules, self.workloads, self.writes, self.ports) or "ok"}
 
     def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""

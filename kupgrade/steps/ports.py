@@ -52,6 +52,9 @@ class Checkpoints(Protocol):
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         """One round while the workload runs; bytes written."""
 
+    def changed(self, workload: Workload) -> int | None:
+        """Bytes that it wrote to since the last round; None: not known."""
+
     def dump(self, store: Store, workload: Workload, rounds: int) -> int:
         """The final dump of a frozen workload, which stays frozen; bytes written."""
 

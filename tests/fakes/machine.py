@@ -518,6 +518,9 @@ class Images(_Port):
 
 
 class Checkpoints(_Port):
+    def changed(self, workload: Workload) -> int | None:
+        return None
+
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         self.m.act(f"pre-dump {workload.name}")
         self.m.rounds.add(f"{workload.name}/{number}")
