@@ -205,15 +205,17 @@ def by_tools(libc: Libc, timed: Timed) -> None:
 
 def killed_before(mapper: devmapper.DeviceMapper) -> bool:
     """A device that never got a table is not in the way of the next one; one that has a table is."""
-    store = loop.attach(STORE)
+    store, origin = loop.attach(STORE), loop.attach(ORIGIN)
     mapper.create(NAME)
-    snapshot.snapshot(mapper, NAME, Path("/dev/vda"), store, snapshot.sectors_of(Path("/dev/vda")))
+    snapshot.snapshot(mapper, NAME, origin, store, snapshot.sectors_of(origin))
+    taken = False
     try:
         mapper.create(NAME)
     except KernelError as error:
         taken = error.errno == errno.EBUSY
     snapshot.remove(mapper, NAME)
     loop.detach(store)
+    loop.detach(origin)
     return taken
 
 
