@@ -38,8 +38,9 @@ NOTE = "handover.json"  # in Places.run
 FIRST_SEGMENT, LATER_SEGMENT = 0x10, 0x40  # of the buses handed over, and of those that follow at the retirement
 READY_TIMEOUT = 120.0  # seconds
 ASK_TIMEOUT = 5.0
-POLL = 0.005
-ASK_EVERY = 0.02
+# Looks are kept rare: the restore needs the processors, and what is seen late costs the way back a moment only.
+POLL = 0.02
+ASK_EVERY = 0.2
 STALL = 3.0  # seconds without a heartbeat: an emulated or overloaded host may well take one
 IDLE_LIMIT = 5.0  # seconds in which a new kernel that was told begins
 

@@ -31,7 +31,7 @@ from kupgrade.standby.verbs import Here, Verb
 POLL = 0.0005  # seconds between looks for a message
 IDLE_POLL = 0.005  # the same, when none has come for a while
 IDLE_AFTER = 2.0
-BEAT = 0.01
+BEAT = 0.02
 PANIC_VALUE = 1
 VERBS: dict[str, Verb] = {**verbs.VERBS, **takeover.VERBS}
 MODULE_FILES = "usr/lib/kupgrade/kspawn.ko*"  # in the standby initramfs
@@ -107,7 +107,8 @@ class Agent:
         if found.verdict is Verdict.FOREIGN:
             self.channel.discard()
         if found.verdict is not Verdict.MESSAGE or found.message is None:
-            self.pause(POLL if self.clock() - self._last < IDLE_AFTER else IDLE_POLL)
+            brisk = self.clock() - self._last < IDLE_AFTER and takeover.Child.order is None
+            self.pause(POLL if brisk else IDLE_POLL)  # once the restore is at work it needs the processors
             return True
         self._last = self.clock()
         try:
