@@ -69,9 +69,10 @@ class RealHandover:
     # Before the blackout
 
     def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> str:
-        """See the port. Buses are looked up here, so that the blackout has less to do."""
+        """See the port. What can be is done here, so that the blackout has less to do."""
         buses.keep_awake(self._movables(ports), self.places.root)
         self._table(ports)
+        self.libc.lock_memory()  # again in the blackout, by whoever works then; this takes the moment out of it
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
         udp = sorted({port for w in workloads for port in w.udp_ports})
         with self._watching() as watch:
@@ -83,7 +84,9 @@ class RealHandover:
     def ship(self, store: Store) -> int:
         """See the port."""
         with self._watching() as watch:
-            return shipping.ship(watch, Path(store.path), final=False)
+            shipped = shipping.ship(watch, Path(store.path), final=False)
+        self.libc.sync()  # leaves the one in the blackout little to write
+        return shipped
 
     # The blackout
 
