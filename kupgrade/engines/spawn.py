@@ -39,8 +39,8 @@ from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
 from kupgrade.steps.takeover import AdoptUnits, RetireOld, StartSystem, TakeDisk
 
 EPOCH = 1
-SYSTEM_TIMEOUT = 120.0  # seconds until the host's own init answers
-ADOPT_TIMEOUT = 60.0
+SYSTEM_TIMEOUT = 240.0  # seconds until the host's own init answers
+ADOPT_TIMEOUT = 120.0
 RETIRE_TIMEOUT = 120.0
 WRITES = 1 << 30  # bytes, at most, of memory for what is written before the commit; only what is written is taken
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kupgrade.errors import KupgradeError
 from kupgrade.host import journal_streams
 from kupgrade.host.journal_streams import Offer
 from kupgrade.kernel.libc import read_text
@@ -48,9 +49,17 @@ def offer(directory: Path, workloads: Sequence[Workload]) -> Offer | None:
 
 
 def settle(offered: Offer, timeout: float) -> bool:
-    """Wait (seconds) until the journal has them, and take ours away; whether systemd has to read its units again."""
-    if not offered.await_settled(timeout):
-        offered.insist()
+    """Wait (seconds) until the journal has them, and take ours away; whether systemd has to read its units again.
+
+    A journal that does not take them costs what the workloads say on their streams, nothing else: it is told, and the
+    offer stands as long as this process.
+    """
+    try:
+        if not offered.await_settled(timeout):
+            offered.insist(timeout)
+    except KupgradeError as error:
+        print(f"<3>kupgrade: {error}", flush=True)  # noqa: T201
+        return False
     for pairs in PAIRS.values():
         for pair in pairs.values():
             for fd in pair:

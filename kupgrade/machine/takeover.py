@@ -23,7 +23,7 @@ from kupgrade.model.spawn import WINDOW_PARAMETER, parse_range
 from kupgrade.model.workload import Workload
 
 MERGE_PATIENCE = 60.0  # seconds
-JOURNAL_PATIENCE = 20.0
+JOURNAL_PATIENCE = 60.0
 START = "start-system"  # in Places.run: the first process waits for it
 INHERITED = "inherited.json"
 PANIC = "proc/sys/kernel/panic"
