@@ -54,6 +54,7 @@ class Note:
     store: Store
     told: bool
     deadline: float  # CLOCK_MONOTONIC
+    panic: int  # kernel.panic as it was: none may reset the machine under the kernel that takes over
 
 
 @dataclass
@@ -101,14 +102,16 @@ class RealHandover:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
                 shipping.ship(watch, Path(store.path), final=True)
-                note = Note(instance, tuple(ports), store, told=False, deadline=time.monotonic() + deadline)
+                until, panic = time.monotonic() + deadline, int(self._panic.read_text())
+                note = Note(instance, tuple(ports), store, told=False, deadline=until, panic=panic)
                 self._put(note)
                 try:
+                    self._panic.write_text("0\n")
                     self._freeze()
                     faults.strike(self.places, "hand-over", "frozen")
                     buses.quiesce(spawner.device, movables)
                     faults.strike(self.places, "hand-over", "quiesced")
-                    self._put(Note(note.instance, note.ports, store, told=True, deadline=note.deadline))
+                    self._put(replace(note, told=True))
                     order = replace(order, clock=time.time())
                     watch.client().ask(standby.TAKE_OVER, ASK_TIMEOUT, order=encode(order))
                     faults.strike(self.places, "hand-over", "told")
@@ -174,6 +177,7 @@ class RealHandover:
             self._end(error)
         buses.resume(spawner.device, self._movables(note.ports))
         self._thaw()
+        self._panic.write_text(f"{note.panic}\n")
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
 
@@ -208,8 +212,6 @@ class RealHandover:
 
         Should it die now it is a crash of the host: the machine is restarted, as nobody else could do it.
         """
-        with contextlib.suppress(OSError):  # a panic here must not reset the machine under the one that serves
-            (self.places.root / "proc/sys/kernel/panic").write_text("0\n")
         client = watch.client()
         wiped = asked = False
         while True:
@@ -251,6 +253,10 @@ class RealHandover:
             os.close(fd)
 
     # What is noted
+
+    @property
+    def _panic(self) -> Path:
+        return self.places.root / "proc/sys/kernel/panic"
 
     def _watching(self) -> Watch:
         spawner, instance = self.beside.started()
