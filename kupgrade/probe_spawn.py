@@ -11,7 +11,7 @@ from pathlib import Path
 from kupgrade import probe_storage
 from kupgrade.errors import KernelError
 from kupgrade.host import command, kernels
-from kupgrade.kernel import acpi, blockfs, cpu, kspawn, memory_blocks, pci, pci_needs, proc
+from kupgrade.kernel import acpi, blockfs, cpu, kspawn, memory_blocks, pci, pci_host, pci_needs, proc
 from kupgrade.kernel.libc import read_text
 from kupgrade.model.facts import Unknowns
 from kupgrade.model.kernel import CommandLine
@@ -167,7 +167,8 @@ def _ports(root: Path, unknown: Unknowns) -> tuple[RootPort, ...]:
     if found.unknown:
         unknown["what devices are needed for"] = "; ".join(found.unknown)
     ports = []
-    for each in pci.movable(pci.functions(root), pci.bridges(root)):
+    functions = pci.functions(root)
+    for each in (*pci.movable(functions, pci.bridges(root)), *pci_host.movable(functions, root)):
         needs = {need for f in each.functions for need in found.functions.get(f.address, ())}
         modules = {name for f in each.functions for name in _modules(pci.folder_of(f.address, root).resolve(), root)}
         ports.append(RootPort(each, tuple(sorted(needs, key=lambda n: n.name)), tuple(sorted(modules))))

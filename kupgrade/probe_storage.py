@@ -13,8 +13,14 @@ from kupgrade.model.spawn_facts import OtherFileSystem, RootFileSystem, Stack
 
 
 def port_of(device: Path) -> str:
-    """The root port above a device; empty when there is none."""
+    """The root port above a device; empty when there is none.
+
+    A kernel that was started beside another one has the devices on root buses of segments of their own: there the
+    function stands for its bus.
+    """
     path = pci.addresses_in(device.resolve())
+    if len(path) == 1 and path[0].domain != 0:
+        return str(path[0])
     return str(path[0]) if len(path) > 1 else ""
 
 

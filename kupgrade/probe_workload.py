@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host import journal_streams
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, cgroup, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
@@ -111,8 +113,13 @@ def _place(entry: WorkloadPolicy, systemd: Systemd, root: Path) -> tuple[int, st
 
 
 def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
+    """All unix sockets; streams that journald took over, not accepted, get the path of those that it accepts."""
     with sock_diag.connect() as diag:
-        return sock_diag.unix_peers(diag)
+        peers = sock_diag.unix_peers(diag)
+    for inode in journal_streams.held_inodes() & peers.keys():
+        if not peers[inode].path:
+            peers[inode] = dataclasses.replace(peers[inode], path=JOURNAL_SOCKETS[0])
+    return peers
 
 
 def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], volatile: set[str]) -> Descriptor:

@@ -33,6 +33,7 @@ PUSH = ("/usr/bin/python3", "-sP", "-m", "kupgrade.host.journal_push")
 SEND_BUFFER = 8 << 20  # bytes; what systemd gives a service's stream (exec-invoke.c)
 DAEMON_INFO = 3 << 3 | 6  # LOG_DAEMON | LOG_INFO, systemd's default of SyslogFacility= and SyslogLevel=
 _WORD = re.compile(r"[A-Za-z0-9_./=:@,+-]+")
+_SOCKET = re.compile(r"socket:\[([0-9]+)\]")
 _FLAGS = ("LEVEL_PREFIX", "FORWARD_TO_SYSLOG", "FORWARD_TO_KMSG", "FORWARD_TO_CONSOLE")
 
 
@@ -139,6 +140,17 @@ def journald(root: Path = Path("/")) -> int:
     return 0
 
 
+def held_inodes(root: Path = Path("/")) -> frozenset[int]:
+    """Inodes of all sockets that the running journald has open: a stream that was offered has no path to tell it by."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in (root / "proc" / str(journald(root)) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if match := _SOCKET.fullmatch(str(link.readlink())):
+                    found.add(int(match[1]))
+    return frozenset(found)
+
+
 class Offer:
     """Server ends on their way to journald. All methods but the constructor may be called again and again.
 
@@ -206,12 +218,7 @@ class Offer:
 
     def held(self) -> frozenset[int]:
         """Inodes of the server ends that the running journald has among its descriptors."""
-        links = set()
-        with contextlib.suppress(OSError):
-            for link in (self.root / "proc" / str(journald(self.root)) / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    links.add(str(link.readlink()))
-        return frozenset(inode for inode in self._inodes if f"socket:[{inode}]" in links)
+        return self._inodes & held_inodes(self.root)
 
     def settled(self) -> bool:
         """Whether the running journald holds every stream: ours may be closed."""

@@ -10,6 +10,7 @@ drivers/pci/probe.c ("PCI Bus", pci_create_root_bus).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
@@ -17,7 +18,7 @@ from kupgrade.kernel import acpi, memory
 from kupgrade.kernel.acpi import ECAM_BUS, EcamRange
 from kupgrade.kernel.memory import IoRange
 from kupgrade.model.machine import MemoryRange, PciAddress
-from kupgrade.model.pci import Bridge, BridgeWindow
+from kupgrade.model.pci import Bridge, BridgeWindow, Movable, PciFunction
 
 _ECAM = re.compile(r"PCI (?:ECAM|MMCONFIG) ([0-9a-f]{4}) \[bus ([0-9a-f]{2})-([0-9a-f]{2})\]")
 
@@ -56,3 +57,15 @@ def root_bus(address: PciAddress, root: Path = Path("/")) -> Bridge:
     ranges = [each for each in ecam(root) if each.segment == address.domain and each.first <= address.bus <= each.last]
     last = ranges[0].last if ranges and ranges[0].first == address.bus else address.bus
     return Bridge(address, address.bus, last, False, windows)
+
+
+def movable(functions: Iterable[PciFunction], root: Path = Path("/")) -> tuple[Movable, ...]:
+    """The devices that have a root bus, and a segment, to themselves: what a spawned kernel was given. By address."""
+    everything = tuple(functions)
+    found = []
+    for each in everything:
+        beside = tuple(other for other in everything if other.address.domain == each.address.domain)
+        alone = len({(other.address.bus, other.address.device) for other in beside}) == 1
+        if each.address.domain and alone and not each.path and not each.is_bridge and each is beside[0]:
+            found.append(Movable(root_bus(each.address, root), beside))
+    return tuple(found)

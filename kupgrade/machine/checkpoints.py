@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.criu import Criu, DumpOptions
+from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
 from kupgrade.machine import network, restorer, streams
@@ -40,13 +41,14 @@ def journal_streams(pids: Iterable[int]) -> dict[int, int]:
     """Inode -> lowest descriptor number, of sockets connected to the journal's stdout socket."""
     with sock_diag.connect() as diag:
         table = sock_diag.unix_peers(diag)
+    taken_over = held_inodes()
     found: dict[int, int] = {}
     for pid in pids:
         for fd in process.fds(pid):
             if fd.kind is not process.FdKind.SOCKET or fd.inode not in table:
                 continue
             peer = table.get(table[fd.inode].peer)
-            if peer is not None and peer.path == JOURNAL_SOCKET:
+            if peer is not None and (peer.path == JOURNAL_SOCKET or peer.inode in taken_over):
                 found[fd.inode] = min(found.get(fd.inode, fd.number), fd.number)
     return found
 
