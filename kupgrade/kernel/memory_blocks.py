@@ -67,6 +67,15 @@ def _node(folder: Path) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
+def state(number: int, root: Path = Path("/")) -> BlockState:
+    """Whether one block is online, and nothing else of it; UNKNOWN for one that is not there.
+
+    Of a block that is being added this is all that may be read: valid_zones is there before the block's node is known,
+    and reading it then is a null pointer dereference in the kernel (seen in Linux 6.12, drivers/base/memory.c).
+    """
+    return _state(root / BLOCKS / f"memory{number}")
+
+
 def block(number: int, root: Path = Path("/")) -> MemoryBlock:
     """One block as it is now."""
     folder = root / BLOCKS / f"memory{number}"

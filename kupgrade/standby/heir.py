@@ -165,7 +165,7 @@ class Heir:
         """The kernel finds the memory by itself, some time after the table, and may leave it offline."""
         deadline = self.clock() + BLOCK_PATIENCE
         for number in memory_blocks.numbers(piece, size):
-            while (state := memory_blocks.block(number, self.root).state) is not BlockState.ONLINE:
+            while (state := memory_blocks.state(number, self.root)) is not BlockState.ONLINE:
                 if self.clock() > deadline:
                     raise KupgradeError(f"Memory block {number} is not there", f"it is {state.value}")
                 if state is BlockState.OFFLINE:

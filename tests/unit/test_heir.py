@@ -198,3 +198,13 @@ def test_a_refusal_is_no_end(kernel: NewKernel) -> None:
     kernel.map = fails  # type: ignore[assignment, method-assign]
     with pytest.raises(KernelError):
         an_heir(kernel).expect(LEGACY)
+
+
+def test_of_a_block_that_is_being_added_only_its_state_is_read(
+    kernel: NewKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other attributes are there before the kernel can answer them."""
+    monkeypatch.delattr(memory_blocks, "block")
+    kernel.flag(PARK, 0, 1)
+    an_heir(kernel).take(LEGACY)
+    assert told(kernel).missing == ()
