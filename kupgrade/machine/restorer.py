@@ -27,7 +27,8 @@ from kupgrade.kernel.libc import Libc
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
 
-_POLL = 0.01  # seconds
+GATE_PATIENCE = 10.0  # seconds
+_POLL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> int:
     path.unlink()
     answer = _serve(places, name, request, {})
     put(answer_path(places, name), answer)
-    open_gate(places, name, 1 if answer.error else 0)
+    open_gate(places, name, 1 if answer.error else 0, GATE_PATIENCE if request.unit else 0.0)
     return 1 if answer.error else 0
 
 
@@ -198,12 +199,23 @@ def _streams(pid: int, wanted: dict[str, int]) -> dict[str, int]:
         os.close(pidfd)
 
 
-def open_gate(places: Places, name: str, status: int) -> None:
-    """Let the unit's start process end with `status`."""
-    with contextlib.suppress(OSError):  # nobody waits: a workload without a unit
-        fd = os.open(gate_path(places, name), os.O_WRONLY | os.O_NONBLOCK)
+def open_gate(places: Places, name: str, status: int, patience: float = 0.0) -> bool:
+    """Let the unit's start process end with `status`; whether one was there.
+
+    It names itself first and comes to the gate then: `patience` (seconds) is for the moment in between.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fd = os.open(gate_path(places, name), os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody waits: not yet, or a workload without a unit
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL)
+            continue
         os.write(fd, b"%d\n" % status)
         os.close(fd)
+        return True
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ class RealTakeover:
             starter = restorer.starter_path(self.places, workload.name)
             _await(starter.exists, deadline, f"systemd did not start {workload.unit}")
             restorer.pidfile_path(self.places, workload.name).write_text(f"{workload.root_pid}\n")
-            restorer.open_gate(self.places, workload.name, 0)
+            if not restorer.open_gate(self.places, workload.name, 0, restorer.GATE_PATIENCE):
+                raise KupgradeError(f"{workload.unit} did not adopt its process", "its start process went away")
         for workload in mine:
             _await(partial(self.checkpoints.adopted_yet, workload), deadline, f"{workload.unit} did not adopt")
 
