@@ -38,6 +38,7 @@ NOTE = "handover.json"  # in Places.run
 FIRST_SEGMENT, LATER_SEGMENT = 0x10, 0x40  # of the buses handed over, and of those that follow at the retirement
 READY_TIMEOUT = 120.0  # seconds
 ASK_TIMEOUT = 5.0
+PANIC = "proc/sys/kernel/panic"  # below Places.root
 POLL = 0.005
 ASK_EVERY = 0.02
 STALL = 3.0  # seconds without a heartbeat: an emulated or overloaded host may well take one
@@ -202,6 +203,8 @@ class RealHandover:
 
         Should it die now it is a crash of the host: the machine is restarted, as nobody else could do it.
         """
+        with contextlib.suppress(OSError):  # a panic here must not restart the machine on which the new one serves
+            (self.places.root / PANIC).write_text("0\n")
         client = watch.client()
         wiped = asked = False
         while True:
