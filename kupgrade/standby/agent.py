@@ -5,6 +5,7 @@ It knows all it needs from its command line: the ticket, where the window is, wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ POLL = 0.0005  # seconds between looks for a message
 IDLE_POLL = 0.005  # the same, when none has come for a while
 IDLE_AFTER = 2.0
 BEAT = 0.02
+TEND = 0.5  # the same, for its child; the old kernel's question does so sooner, as long as it asks
 PANIC_VALUE = 1
 VERBS: dict[str, Verb] = {**verbs.VERBS, **takeover.VERBS}
 MODULE_FILES = "usr/lib/kupgrade/kspawn.ko*"  # in the standby initramfs
@@ -94,6 +96,7 @@ class Agent:
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _last: float = field(default=0.0)
+    _tended: float = field(default=0.0)
 
     def serve(self) -> None:
         """Until it is told to stop."""
@@ -107,6 +110,10 @@ class Agent:
         if found.verdict is Verdict.FOREIGN:
             self.channel.discard()
         if found.verdict is not Verdict.MESSAGE or found.message is None:
+            if self.clock() - self._tended > TEND:
+                self._tended = self.clock()
+                with contextlib.suppress(KupgradeError, OSError):
+                    takeover.tend(self.here)
             brisk = self.clock() - self._last < IDLE_AFTER and takeover.Child.order is None
             self.pause(POLL if brisk else IDLE_POLL)  # once the restore is at work it needs the processors
             return True

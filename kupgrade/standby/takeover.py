@@ -117,10 +117,15 @@ def take_over(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 def stage(here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
     """How far the child is; one that was killed is started again."""
     found = standing.get(Places())
+    tend(here)
+    return {"standing": encode(found)}
+
+
+def tend(here: Here) -> None:
+    """Start a killed child again. By the agent itself, too: after the commit the old kernel may be gone or dead."""
     if Child.order is not None:
         _enter_too()
         _look_after(here, Child.order)
-    return {"standing": encode(found)}
 
 
 def _enter_too() -> None:

@@ -17,7 +17,6 @@ from kupgrade.core.stakes import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start
-from kupgrade.model import codec
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import WorkloadPolicy
@@ -79,18 +78,18 @@ def _no_machine(_state: State) -> Now:
 
 
 @contextmanager
-def shared_plan() -> Iterator[None]:
-    """Decode the one plan and its steps once instead of in each of thousands of runs; only for runs of that plan."""
-    stored = _planned().data["plan"]
-    steps = {id(spec): base.load(spec) for spec in plan().steps}
+def shared_plan(of: Plan | None = None, planned: Record | None = None) -> Iterator[None]:
+    """Decode one plan and its steps once instead of in each of thousands of runs; other plans are as ever."""
+    mine = of or plan()
+    stored = (planned or _planned()).data["plan"]
+    steps = {id(spec): base.load(spec) for spec in mine.steps}
+    decode, load, every_step, every_side = fold.decode, executor.load, Plan.steps, Plan.sides
+    all_steps, all_sides = mine.steps, mine.sides
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            fold, "decode", lambda cls, data, where: plan() if data is stored else codec.decode(cls, data, where)
-        )
-        all_steps, all_sides = plan().steps, plan().sides
-        patch.setattr(Plan, "steps", property(lambda _self: all_steps))
-        patch.setattr(Plan, "sides", property(lambda _self: all_sides))
-        patch.setattr(executor, "load", lambda spec: steps[id(spec)] if id(spec) in steps else base.load(spec))
+        patch.setattr(fold, "decode", lambda cls, data, where: mine if data is stored else decode(cls, data, where))
+        patch.setattr(Plan, "steps", property(lambda one: all_steps if one is mine else every_step.fget(one)))
+        patch.setattr(Plan, "sides", property(lambda one: all_sides if one is mine else every_side.fget(one)))
+        patch.setattr(executor, "load", lambda spec: steps[id(spec)] if id(spec) in steps else load(spec))
         yield
 
 
