@@ -19,6 +19,8 @@ AFTER_COMMIT = "panic-old-kernel@after-commit"
 # Of hand-over alone: quiesced, when the devices are let go of; told, when the new kernel was asked to take them.
 WITHIN = ("frozen", "quiesced", "told")
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
+# Steps that a kernel beside the other does on a snapshot of the disk, which goes when it is fenced.
+ON_SNAPSHOT = ("restore", "probe")
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}
@@ -53,8 +55,9 @@ class Fault:
 
     @property
     def leaves_itself(self) -> bool:
-        """Where it strikes no file can be written any more, so its own file stays armed."""
-        return self.moment == "frozen" and self.step == "cross"
+        """Its own file stays armed: where it strikes no file can be written, or what is written is given up."""
+        given_up = self.relayed and self.step in ON_SNAPSHOT
+        return given_up or (self.moment == "frozen" and self.step == "cross")
 
     @property
     def path(self) -> str:
