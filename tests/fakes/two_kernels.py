@@ -1,6 +1,6 @@
 """A model of one machine on which two kernels live at once; the code of both is the real one down to the mechanism.
 
-What is real: the loop, the steps, machine/host.run, machine/handover, machine/carry_on, machine/standing, the commit in
+What is real: the loop, the steps, machine/host.run, machine/handover, standby/carry_on, machine/standing, the commit in
 machine/takeover, and in standby/takeover the agent's care for its child (two_kernels_ports says what is replaced).
 The old kernel's worker runs in the main thread, the new kernel's child in a second one; only one of them moves at a
 time: the child goes one tick ahead whenever the old kernel sleeps, waits in vain, or stops it too late (`lag`).

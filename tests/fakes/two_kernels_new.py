@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from kupgrade.machine import carry_on, standing
+from kupgrade.machine import standing
 from kupgrade.machine.takeover import RealTakeover
 from kupgrade.model.handover import Stage
 from kupgrade.model.workload import Workload
+from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes.machine import EndError

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kupgrade.machine import carry_on, host
 from kupgrade.machine import handover as real_handover
+from kupgrade.machine import host
 from kupgrade.machine import takeover as real_takeover
 from kupgrade.model.workload import Workload
+from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
 from tests.fakes import machine as one
 from tests.fakes.machine import Restarted
