@@ -11,6 +11,8 @@ from tests.fakes.drive import BY_HAND, ENABLED, authority
 from tests.fakes.machine import NEW_ENTRY, OLD_ENTRY
 from tests.fakes.two_kernels import Box
 
+PROMPT = 20.0  # seconds
+
 
 @dataclass
 class SpawnRun:
@@ -88,7 +90,7 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
         "network lock": kernel.lock, "network lock of the next boots": kernel.lock_file, "drop-ins": kernel.holds,
         "images": kernel.images, "image directory": kernel.store_made, "complete mark": kernel.sealed_in,
         "standby initramfs": kernel.disk.built, "frozen file systems": kernel.filesystems_frozen,
-        "a snapshot": kernel.overlay,
+        "a snapshot": kernel.overlay is not None,
     }  # fmt: skip
     for what, value in left.items():
         if value:
@@ -121,6 +123,8 @@ def _judge_commit(run: SpawnRun) -> None:
 def _judge_rollback(run: SpawnRun) -> None:
     box, kernel = run.box, run.box.current
     wrong = run.problems.append
+    if not run.faults and box.dark > PROMPT:
+        wrong(f"the workloads stood still for {box.dark:.0f} s although nothing hung")
     if kernel.committed or box.flag:
         wrong("rolled back after the commit")
     if kernel.release != box.plan.old_release and not box.excused:

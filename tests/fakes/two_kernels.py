@@ -61,6 +61,7 @@ class Box:
         self.child: Process | None = None
         self.in_child = False
         self.pending: EndError | None = None  # strikes the old kernel's worker as soon as it moves
+        self.told_at = self.dark = 0.0  # when the new kernel was told to take over; seconds until it was stopped
         self.idle = 0
         self.beats = 0
         self.beside: Any = None
@@ -81,6 +82,8 @@ class Box:
             self.child.kill()
             self.child = None
         if self.new is not None:
+            if self.told and self.new.alive:
+                self.dark = self.clock - self.told_at
             self.new.alive = False
             self.drivers = {name: None if k is self.new else k for name, k in self.drivers.items()}
 

@@ -31,8 +31,13 @@ class Takeover(RealTakeover):
     def start_system(self, workloads: Sequence[Workload], timeout: float) -> None:
         here = box()
         here.current.act("start the system")
+        if here.current.system:
+            return
         here.current.system = True
         here.current.active = set(here.services[:-1])
+        for workload in here.workloads:
+            if workload.name not in here.current.holds:
+                here.current.cold_start(workload.name)
 
     def system_runs(self) -> bool:
         return box().current.system
@@ -48,6 +53,8 @@ def declare() -> None:
     here.current.act("declare the commit")
     if standing.get(here.current).stage is Stage.FAILED:  # type: ignore[arg-type]
         here.violate("the commit was declared after the new kernel had given up")
+    if not here.current.committed:
+        here.violate("the commit was declared before it was recorded")
     here.flag = True
 
 

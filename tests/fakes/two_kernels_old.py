@@ -142,7 +142,7 @@ class Watch:
                 return {"criu": ""}
             case words.TAKE_OVER:
                 here.old.tick("tell the new kernel")
-                here.told = True
+                here.told, here.told_at = True, here.clock
                 return agent.take_over(there, arguments)
             case words.STAGE:
                 return agent.stage(there, arguments)

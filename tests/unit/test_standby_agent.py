@@ -150,3 +150,13 @@ def test_status_tells_of_the_kernel(talk: Talk, tmp_path: Path) -> None:
     result = talk.ask("status").result
     assert (result["memory"], result["available"], result["online"]) == (1024000, 512000, "0-1")
     assert (result["boot_id"], result["uptime"], result["modules"]) == ("abc", 12.5, ["nf_tables"])
+
+
+def test_an_idle_agent_looks_after_its_child(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then, not at each look: a killed child is started again although nobody asks."""
+    tended: list[object] = []
+    monkeypatch.setattr(agent.takeover, "tend", tended.append)
+    for now in (1.0, 1.1, 1.2, 2.0):
+        talk.agent.clock = lambda now=now: now
+        talk.agent.step()
+    assert len(tended) == 2
