@@ -50,7 +50,9 @@ def test_without_a_fault_each_host_ends_as_it_should(behaviour: SpawnBehaviour) 
     run = play_spawn(behaviour, {})
     clean([run])
     assert run.state is not None
-    assert run.state.outcome is (Outcome.COMMITTED if behaviour.name in SERVING else Outcome.ROLLED_BACK)
+    assert run.state.outcome is (Outcome.COMMITTED if behaviour.name in SERVING else Outcome.ROLLED_BACK), (
+        run.state.undo_reason
+    )
     assert run.box.boots == 1
 
 

@@ -22,6 +22,7 @@ class Kernel:
         self.alive = True
         self.run = RunDirectory()
         self.root = RunDirectory(self._sysctl)
+        self.root.files["proc/sys/kernel/panic"] = str(panic)
         # Its memory.
         self.store_made = self.mounted = self.filesystems_frozen = self.gate_passed = self.summoned = False
         self.rounds: set[str] = set()
