@@ -91,6 +91,8 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(host, "keep_pids_free", lambda *_: None)
     patch.setattr(host, "faults", SimpleNamespace(strike=lambda k, step, moment: k.tick(f"{step} {moment}")))
     patch.setattr(real_handover, "time", clock)
+    patch.setattr(real_handover, "POLL", 0.005)  # the model's new kernel takes a step at each look
+    patch.setattr(real_handover, "ASK_EVERY", 0.02)
     patch.setattr(real_handover, "print", lambda *_, **__: None, **quiet)
     patch.setattr(real_handover, "faults", SimpleNamespace(strike=lambda *_: None, passed_on=lambda: ""))
     found = {"find": lambda *_: (), "keep_awake": lambda *_: None, "table": lambda *_: b"table"}
