@@ -79,6 +79,7 @@ def _take_back(patch: Patch, *order: str) -> None:
                     handover.buses.resume(spawner.device, self._movables(note.ports))
                 case "thaw":
                     self._thaw()
+        self._panic.write_text(f"{note.panic}\n")
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
 
@@ -245,9 +246,9 @@ BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_thawed_before_devices_are_back, "without their disk", "", GOOD),
     (_file_systems_stay_frozen, "to a frozen file system", "", GOOD),
     (_new_kernel_not_fenced, "before the new kernel was stopped", "", GOOD),
-    (_nothing_noted, "without their disk", "kill", GOOD),
+    (_nothing_noted, "kernel.panic is 0", "kill", GOOD),
     (_nobody_settles, "to a frozen file system", "kill", GOOD),
-    (_note_after_the_order, "without their disk", "kill", GOOD),
+    (_note_after_the_order, "kernel.panic is 0", "kill", GOOD),
     (_devices_still_before_file_systems, "below a file system that is not frozen", "", GOOD),
     (_no_snapshot, "before its flag", "", GOOD),
     (_snapshot_made_anew, "left behind: a snapshot", "kill", GOOD),
