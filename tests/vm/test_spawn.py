@@ -43,7 +43,7 @@ class Beside:
 
 @pytest.fixture(params=[("trixie", "trixie-backports")], ids=["newer"])
 def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
-    """The new kernel is newer, or older, than the one that it is started beside."""
+    """The new kernel is newer than the one that it is started beside."""
     line = virtual_host.command_line("no_ipi_broadcast=1")
     try:
         host = virtual_host.build(*request.param, say, line=line)
