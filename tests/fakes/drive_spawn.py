@@ -109,7 +109,7 @@ def strike(box: Box, kernel: Kernel, kind: str) -> None:
 def play_spawn(behaviour: SpawnBehaviour, faults: Mapping[int, str]) -> SpawnRun:
     """One upgrade on one machine with these faults, through everything that follows, judged."""
     box = Box(spawn_plan(), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults, _planned(), strike)
-    agent.Child.order, agent.Child.pid, agent.Child.started, agent.Child.inside = None, 0, 0, False
+    _no_child()
     run = SpawnRun(behaviour.name, faults, box)
     BOX.append(box)
     try:
@@ -120,7 +120,12 @@ def play_spawn(behaviour: SpawnBehaviour, faults: Mapping[int, str]) -> SpawnRun
         if box.child is not None:
             box.child.kill()
         BOX.pop()
+        _no_child()
     return run
+
+
+def _no_child() -> None:
+    agent.Child.order, agent.Child.pid, agent.Child.started, agent.Child.inside = None, 0, 0, False
 
 
 def one_life(run: SpawnRun) -> None:
