@@ -148,9 +148,10 @@ def deaths(release: str) -> dict[str, Any]:
         spawner.take_cpus(cpus)
         place = spawner.take_memory(memory, spawn_box.needed_memory(kernel, INITRD, WINDOW) + (1 << 20))
         for key in ("c", "b", "o"):
-            script = standby.INIT.replace(
-                b"until ", b"(sleep 6; echo %s > /proc/sysrq-trigger) &\nuntil " % key.encode()
-            )
+            # Long after the agent's hello, which a busy emulator may delay: before it nobody has set a panic flag.
+            end = b"(sleep 20; echo %s > /proc/sysrq-trigger) &\n(\n\tuntil python3" % key.encode()
+            script = standby.INIT.replace(b"(\n\tuntil python3", end)
+            assert script != standby.INIT
             append_cpio(INITRD, [CpioEntry("init", 0o100755, script)], deadly)
             line = Path("/proc/cmdline").read_text()
             order = Order(UPGRADE, 2, 1, str(kernel), str(deadly), line, place, WINDOW, serial=2)
