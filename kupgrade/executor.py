@@ -87,7 +87,7 @@ def advance(loop: Loop) -> State:
         decision = decide(state, now)
         by = BY_TOOL
         reason = "" if state.undoing or state.committed else loop.interrupted()
-        if reason and decision.action in (Action.RUN, Action.VERIFY, Action.COMMIT):
+        if reason and decision.action in (Action.RUN, Action.VERIFY, Action.COMMIT, Action.REQUEST_UNDO):
             decision, by = Decision(Action.REQUEST_UNDO, reason), OPERATOR
         if decision.action in (Action.NOTHING, Action.ASK_HUMAN):
             return _stop(loop, state, now, decision)

@@ -188,16 +188,16 @@ def ready_boxes(
     """
     if firmware_ram is None:
         return ()
-    joined = _joined(firmware_ram)
+    present = joined(firmware_ram)
     ready = (
         each
         for each in set_aside
-        if any(each in whole for whole in joined) and not any(each.overlaps(used) for used in ram)
+        if any(each in whole for whole in present) and not any(each.overlaps(used) for used in ram)
     )
     return tuple(sorted(ready, key=lambda each: (-each.size, each.start)))
 
 
-def _joined(ranges: Sequence[MemoryRange]) -> list[MemoryRange]:
+def joined(ranges: Sequence[MemoryRange]) -> list[MemoryRange]:
     """Adjoining ranges as one."""
     whole: list[MemoryRange] = []
     for each in sorted(ranges):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kupgrade.core.fold import fold
-from kupgrade.core.stakes import crossing_of
+from kupgrade.core.stakes import HAND_OVER, crossing_of
 from kupgrade.model.record import Record, RecordKind, State
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
@@ -81,7 +81,9 @@ def rejection(records: Sequence[Record]) -> str:
         return ""
     state = fold(records)
     cross = crossing_of(state)
-    left = any(record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK) for record in records)
+    # Beside the old kernel the claim is written on a snapshot that goes: what stays is the handover that failed.
+    beside = cross is not None and state.plan.steps[cross].kind == HAND_OVER and state.steps[cross].failures > 0
+    left = beside or any(record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK) for record in records)
     armed = left and any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
     if state.committed or cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):
         return ""

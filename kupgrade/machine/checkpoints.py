@@ -19,11 +19,11 @@ from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
 from kupgrade.machine import network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
+from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, Workload
 
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
-META = "workload.json"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
 _STARTER_TIMEOUT = 10.0  # seconds

@@ -69,7 +69,7 @@ class RealHandover:
 
     # Before the blackout
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> str:
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> None:
         """See the port. What can be is done here, so that the blackout has less to do."""
         buses.keep_awake(self._movables(ports), self.places.root)
         self._table(ports)
@@ -80,7 +80,11 @@ class RealHandover:
             client = watch.client()
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
             client.ask(standby.CRIU_CHECK, READY_TIMEOUT)
-            return str(client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp).get("criu", ""))
+            found = client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp)
+        if found.get("criu"):
+            raise KupgradeError(
+                "criu does not work in the new kernel", str(found["criu"]), "See criu check --all there"
+            )
 
     def ship(self, store: Store) -> int:
         """See the port."""
@@ -116,7 +120,7 @@ class RealHandover:
                     watch.client().ask(standby.TAKE_OVER, ASK_TIMEOUT, order=encode(order))
                     faults.strike(self.places, "hand-over", "told")
                     self._attend(watch, spawner, note)
-                except KupgradeError as error:
+                except Exception as error:  # whatever it is: with file systems frozen not even a failure is recorded
                     self._take_back(watch, spawner, note, error)
         finally:
             with contextlib.suppress(KernelError):
@@ -170,7 +174,7 @@ class RealHandover:
             time.sleep(POLL)
         self._serve_out(watch, spawner, note)
 
-    def _take_back(self, watch: Watch, spawner: Spawner, note: Note, error: KupgradeError) -> None:
+    def _take_back(self, watch: Watch, spawner: Spawner, note: Note, error: Exception) -> None:
         """Fence, THEN look at the commit flag: set, and this kernel is dead; unset, everything is taken back."""
         spawner.fence(note.instance)
         if watch.channel.committed:
@@ -195,7 +199,7 @@ class RealHandover:
                     if not note.told:
                         raise KupgradeError("The worker was killed before the new kernel was told")
                     self._attend(watch, spawner, note)
-                except KupgradeError as error:
+                except Exception as error:  # as in hand_over
                     self._take_back(watch, spawner, note, error)
         except KupgradeError as error:
             if self._noted() is not None:
@@ -210,7 +214,8 @@ class RealHandover:
     def _serve_out(self, watch: Watch, spawner: Spawner, note: Note) -> None:
         """The new kernel serves. Nothing is left to do here but to give it the rest when it asks, and to end.
 
-        Should it die now it is a crash of the host: the machine is restarted, as nobody else could do it.
+        Should it die now it is a crash of the host: the machine is restarted, as nobody else could do it. Nothing that
+        goes wrong here may lead out of here: the way out is to fence, and that would stop the kernel that serves.
         """
         client = watch.client()
         wiped = asked = False
@@ -224,8 +229,8 @@ class RealHandover:
                 if standing.stage is Stage.RETIRE and not asked:
                     asked = True
                     self._retire(watch, spawner.device, note.instance, standing.ports)
-            except KupgradeError as error:
-                self._say(f"{error}")
+            except Exception as error:
+                self._say(f"{type(error).__name__}: {error}")
                 try:
                     watch.check_alive()
                 except KupgradeError as dead:
@@ -241,7 +246,7 @@ class RealHandover:
 
         retirement.retire(device, instance, watch.client(), named, LATER_SEGMENT, self.places.root, told)
 
-    def _end(self, error: KupgradeError) -> None:
+    def _end(self, error: Exception) -> None:
         """The new kernel died with the disk its own: the host has crashed, and is restarted."""
         self._say(f"the new kernel died after its commit, the machine is restarted: {error}")
         self.libc.reboot(REBOOT_RESTART)

@@ -20,12 +20,12 @@ from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.spawn import WINDOW_PARAMETER, parse_range
+from kupgrade.model.standby import INHERITED_FILE
 from kupgrade.model.workload import Workload
 
 MERGE_PATIENCE = 60.0  # seconds
 JOURNAL_PATIENCE = 60.0
 START = "start-system"  # in Places.run: the first process waits for it
-INHERITED = "inherited.json"
 PANIC = "proc/sys/kernel/panic"
 POLL = 0.02
 
@@ -109,12 +109,12 @@ class RealTakeover:
                 return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
             time.sleep(POLL)
         (self.places.root / PANIC).write_text(f"{panic}\n")
-        found = json.loads((self.places.run / INHERITED).read_text())
+        found = json.loads((self.places.root / INHERITED_FILE).read_text())
         return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
 
     def retired(self) -> bool | None:
         """See the port."""
-        return (self.places.run / INHERITED).exists()
+        return (self.places.root / INHERITED_FILE).exists()
 
 
 def _await(there: Callable[[], bool], deadline: float, what: str) -> None:

@@ -51,9 +51,9 @@ class ReadyStandby:
         """Nothing."""
         return Nothing()
 
-    def do(self, host: HasHandover, before: Nothing) -> Figures:
+    def do(self, host: HasHandover, before: Nothing) -> None:
         """Ask for it."""
-        return {"criu": host.handover.ready(self.modules, self.workloads, self.writes, self.ports) or "ok"}
+        host.handover.ready(self.modules, self.workloads, self.writes, self.ports)
 
     def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""

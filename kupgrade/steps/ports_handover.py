@@ -21,9 +21,10 @@ class DiskFound:
 class Handover(Protocol):
     """The old kernel's side."""
 
-    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> str:
-        """Let the new kernel load what its devices need, warm criu up and lock its network; criu's complaint, or "".
+    def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> None:
+        """Let the new kernel load what its devices need, warm criu up and lock its network.
 
+        Raises KupgradeError when criu does not work there.
         `writes`: bytes of memory, at most, for what it writes before the commit. `ports`: to be handed over later.
         """
 
