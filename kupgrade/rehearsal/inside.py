@@ -68,8 +68,11 @@ def prepare(link: Link, options: Options, release: str) -> None:
     policy = POLICY + (POLICY_SPAWN if options.beside else "")
     link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", policy.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
-    shell(link, "systemctl enable --quiet demo.service; systemctl start demo.service")
-    shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1")
+    shell(link, "systemctl enable --quiet demo.service; systemctl restart demo.service")
+    shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1", 150.0)
+    running = shell(link, "tr '\\0' ' ' < /proc/$(systemctl show -P MainPID demo.service)/cmdline")
+    if f"--memory {options.memory} --dirty {options.dirty}" not in running:
+        raise KupgradeError("the workload is another one than was asked for", running.strip())
     if options.rollback:
         roll_back_after(link, options.rollback)
     if options.fault is not None:

@@ -13,6 +13,7 @@ import kupgrade
 PACKAGE = Path(kupgrade.__file__).parent
 SOURCE = PACKAGE.parent
 GUEST = Path(__file__).parent / "guest"
+WORKLOAD = "demo.service"
 SCRIPT = "#!/usr/bin/python3\nimport sys\n\nfrom kupgrade.cli.main import main\n\nsys.exit(main())\n"
 UNIT_DIRECTORY = "usr/lib/systemd/system"
 UNIT_SUFFIXES = (".service", ".path", ".timer", ".socket", ".target", ".mount", ".slice")
@@ -41,7 +42,7 @@ def files() -> Iterator[tuple[Path, str, int]]:
         yield path, f"usr/share/kupgrade/hooks/{path.relative_to(SOURCE / 'hooks')}", 0o755
     for name in ("agent.py", "workload.py", "resources.py", "roll_back.py", "refuse.py", "standby_fault.py"):
         yield GUEST / name, f"usr/lib/kupgrade-lab/{name}", 0o644
-    for name in ("kupgrade-lab-agent.service", "demo.service"):
+    for name in ("kupgrade-lab-agent.service", WORKLOAD):
         yield GUEST / name, f"{UNIT_DIRECTORY}/{name}", 0o644
     yield GUEST / "network.network", "etc/systemd/network/10-lab.network", 0o644
 
@@ -76,11 +77,11 @@ def install(root: Path) -> None:
 
 
 def _enable(root: Path, unit: Path) -> None:
-    """What `systemctl enable` does: links by the unit's [Install] section. demo.service is started by the rehearsal."""
+    """What `systemctl enable` does: links by the unit's [Install] section. The workload is started when it is set up."""
     text = ConfigParser(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"))
     text.optionxform = str  # type: ignore[assignment]
     text.read_string(unit.read_text())
-    if not text.has_section("Install") or "@" in unit.name:
+    if not text.has_section("Install") or "@" in unit.name or unit.name == WORKLOAD:
         return
     install_section = text["Install"]
     for word, suffix in (("WantedBy", "wants"), ("RequiredBy", "requires")):
