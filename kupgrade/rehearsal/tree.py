@@ -77,7 +77,7 @@ def install(root: Path) -> None:
 
 
 def _enable(root: Path, unit: Path) -> None:
-    """What `systemctl enable` does: links by the unit's [Install] section. The workload is started when it is set up."""
+    """What `systemctl enable` does: links by the [Install] section. The workload is started when it is set up."""
     text = ConfigParser(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"))
     text.optionxform = str  # type: ignore[assignment]
     text.read_string(unit.read_text())
