@@ -86,9 +86,9 @@ def next_move(
     """What to do next to get `wanted` bytes offline in one run of blocks.
 
     `blocks`: as they were before the first try. Runs are preferred in movable zones, then without earlier refusals,
-    then on `node`, then those that use what is already taken, then the highest. Block 0 and blocks that were not
-    online are left alone: an administrator took those offline for a reason. Raises BadInputError for sizes that make
-    no sense.
+    then on `node`, then those that use what is already taken, then the highest. Left alone are block 0, blocks that are
+    not removable, and blocks that were not online: an administrator took those offline for a reason. Raises
+    BadInputError for sizes that make no sense.
     """
     if wanted < 1 or block_size < 1:
         raise BadInputError("The size of a box makes no sense", f"{wanted} bytes in blocks of {block_size}")
@@ -97,7 +97,10 @@ def next_move(
     usable = {
         each.number: each
         for each in blocks
-        if each.number > 0 and each.state is BlockState.ONLINE and refusals[each.number] < retry.per_block
+        if each.number > 0
+        and each.state is BlockState.ONLINE
+        and each.removable is not False
+        and refusals[each.number] < retry.per_block
     }
     runs = [range(last - count + 1, last + 1) for last in usable]
     runs = [run for run in runs if all(number in usable for number in run)]
@@ -109,8 +112,7 @@ def next_move(
     def cost(run: range) -> tuple[int, int, int, int, int]:
         own = [usable[number] for number in run]
         return (
-            sum(_ZONES.get(each.zones[0], 1) if each.zones else 1 for each in own)
-            + sum(each.removable is False for each in own),
+            sum(_ZONES.get(each.zones[0], 1) if each.zones else 1 for each in own),
             sum(refusals[number] for number in run),
             sum(node is not None and each.node != node for each in own),
             -sum(number in attempt.taken for number in run),

@@ -19,8 +19,9 @@ from kupgrade.model.spawn_facts import RootPort, SpawnFacts
 KERNEL, INITRAMFS, SLACK = 96 * MIB, 2 * 64 * MIB, 192 * MIB
 # Images pass through the window in batches; it is no memory of either kernel, even in the end, so it is kept small.
 WINDOW, LEAST_WINDOW, WINDOW_UNIT = 64 * MIB, 8 * MIB, 2 * MIB
-# Images wait in the new kernel's memory and, restored, as processes: neither is given back in between.
-IN_MEMORY = 3.2
+# Images wait in the new kernel's memory and, restored, as processes: neither is given back in between. What is written
+# between two rounds is there twice.
+IN_MEMORY = 2.6
 LEFT_OVER = 128 * MIB  # of available memory, for the old kernel to go on with
 
 # Drivers with callbacks for the phase in which all interrupts are off (freeze_noirq, restore_noirq), or without those

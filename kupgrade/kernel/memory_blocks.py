@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kupgrade.errors import BadInputError, KernelError
@@ -89,11 +89,29 @@ def block(number: int, root: Path = Path("/")) -> MemoryBlock:
 
 
 def blocks(root: Path = Path("/")) -> tuple[MemoryBlock, ...]:
-    """Every present block, by number. Raises KernelError without memory hotplug."""
+    """Every present block, by number. Raises KernelError without memory hotplug.
+
+    The kernel says of every block that it is removable; here those are not in which it lies itself, or what it keeps
+    for a crash (resources within System RAM in /proc/iomem; physical KASLR puts them anywhere).
+    """
     with reported("readdir", root / BLOCKS):
         names = [path.name for path in (root / BLOCKS).iterdir()]
-    numbers = sorted(int(name[6:]) for name in names if re.fullmatch(r"memory[0-9]{1,9}", name))
-    return tuple(block(number, root) for number in numbers)
+    present = sorted(int(name[6:]) for name in names if re.fullmatch(r"memory[0-9]{1,9}", name))
+    size, held = block_size(root), _held(root)
+    found = [block(number, root) for number in present]
+    fixed = {number for each in held for number in range(each.start // size, -(-each.end // size))}
+    return tuple(replace(each, removable=False) if each.number in fixed else each for each in found)
+
+
+def _held(root: Path) -> list[MemoryRange]:
+    """What lies in RAM for good; nothing when the kernel hides the addresses."""
+    found, inside = [], False
+    for each in (memory.iomem(root) or ()) if (root / "proc/iomem").exists() else ():
+        if each.depth == 0:
+            inside = each.name == memory.SYSTEM_RAM
+        elif inside and each.depth == 1:
+            found.append(MemoryRange(each.start, each.size))
+    return found
 
 
 def _turn(number: int, word: str, wanted: BlockState, root: Path) -> None:

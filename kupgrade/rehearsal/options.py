@@ -10,6 +10,7 @@ from kupgrade.rehearsal import virtual_host
 from kupgrade.rehearsal.faults import Fault
 
 ENGINES = ("kexec", "spawn")
+_LARGE = 2048  # MiB
 _BLOCK = 128  # MiB; what memory is taken from a running kernel in
 
 
@@ -38,18 +39,19 @@ class Options:
         return self.engine == "spawn"
 
 
+def dumped(options: Options) -> int:
+    """MiB in the workload's images: its memory, and what a forked child shares with it once more."""
+    return options.memory + 16 + 48
+
+
 def persistent_memory(options: Options) -> int:
-    """MiB set aside for images: the pattern twice (a forked tree dumps shared pages once per process), and slack."""
-    return max(512, 256 * math.ceil(3.2 * options.memory / 256))
+    """MiB set aside for images: a whole one, what is written between the rounds, and slack."""
+    return max(512, 256 * math.ceil(1.6 * dumped(options) / 256))
 
 
 def second_kernel(options: Options) -> int:
-    """MiB that a kernel beside this one is given: itself, and for images, their copies and the restored workload.
-
-    What is counted is what the processes have together: the demonstration's child has its parent's pages once more.
-    """
-    counted = 2 * options.memory + 64
-    return _BLOCK * math.ceil((4.8 * counted + 448) / _BLOCK)
+    """MiB that a kernel beside this one is given: itself, and for images and the restored workload."""
+    return _BLOCK * math.ceil((3.5 * dumped(options) + 640) / _BLOCK)
 
 
 def movable_memory(options: Options) -> int:
@@ -76,7 +78,9 @@ def kernel_line(options: Options) -> str:
     """The old kernel's command line. A larger range lies above 4 GiB, where this machine type has no hole."""
     if options.beside:
         stuck = options.fault is not None and options.fault.kind == "memory-refuses-offline"
-        return virtual_host.command_line_beside(0 if stuck else movable_memory(options))
+        line = virtual_host.command_line_beside(0 if stuck else movable_memory(options))
+        # A kernel put at random into the middle of a large range would leave no piece that is large enough.
+        return line if second_kernel(options) < _LARGE else f"{line} nokaslr"
     pmem = persistent_memory(options)
     line = virtual_host.command_line()
     return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")

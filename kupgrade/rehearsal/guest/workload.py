@@ -1,7 +1,9 @@
 """The demonstration workload: a TCP server with a counter, a child, self-describing memory and a file. Stdlib only.
 
 `N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`.
+The first pages are written before the child is forked, which keeps them; the others are the server's alone.
 --dirty percent of the pages are re-written each second. A second port answers every HTTP request with 200.
+Long work is done in small portions between requests.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Iterator
 
 PAGE = 4096
 TAIL = bytes(range(256)) * 16
+BODIES = tuple(TAIL[shift:][: PAGE - 24].ljust(PAGE - 24, b"k") for shift in range(255))
+SHARED = 16  # MiB, at most, that the child inherits
+PORTION = 32  # pages
 
 
 def page(index: int, generation: int) -> bytes:
     """A page that tells its index and generation, with a body that depends on both."""
-    head = struct.pack("<QQ", index, generation)
-    shift = (index * 31 + generation) % 255
-    return head + TAIL[shift:][: PAGE - 16 - 8].ljust(PAGE - 24, b"k") + struct.pack("<Q", index ^ generation)
+    body = BODIES[(index * 31 + generation) % 255]
+    return b"".join((struct.pack("<QQ", index, generation), body, struct.pack("<Q", index ^ generation)))
 
 
 class Memory:
@@ -30,25 +35,31 @@ class Memory:
         self.pages = mebibytes * 256
         self.map = mmap.mmap(-1, max(self.pages, 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.generations = [0] * self.pages
-        self.next = 0
-        for index in range(self.pages):
+        self.next = self.due = 0
+
+    def fill(self, first: int, end: int) -> None:
+        for index in range(first, end):
             self.write(index, 1)
 
     def write(self, index: int, generation: int) -> None:
         self.map[index * PAGE : (index + 1) * PAGE] = page(index, generation)
         self.generations[index] = generation
 
-    def dirty(self, count: int) -> None:
-        for _ in range(min(count, self.pages)):
+    def dirty(self) -> None:
+        """Write the next portion of the pages that are due."""
+        for _ in range(min(self.due, PORTION)):
             self.write(self.next, self.generations[self.next] + 1)
             self.next = (self.next + 1) % self.pages
+            self.due -= 1
 
-    def bad(self) -> int:
+    def bad(self) -> Iterator[int]:
+        """How many pages of each portion are not what was written."""
         view = memoryview(self.map)
-        return sum(
-            view[index * PAGE : (index + 1) * PAGE] != page(index, generation)
-            for index, generation in enumerate(self.generations)
-        )
+        for start in range(0, self.pages, PORTION):
+            yield sum(
+                view[index * PAGE : (index + 1) * PAGE] != page(index, self.generations[index])
+                for index in range(start, min(start + PORTION, self.pages))
+            )
 
 
 def child(requests: int, answers: int) -> None:
@@ -63,12 +74,16 @@ class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         to_child, from_child = os.pipe(), os.pipe()
         self.memory = Memory(options.memory)
+        shared = min(self.memory.pages, SHARED * 256)
+        self.memory.fill(0, shared)
         self.child = os.fork()
         if self.child == 0:
             os.close(to_child[1])
             child(to_child[0], from_child[1])
         os.close(to_child[0])
         self.ask, self.answer = to_child[1], from_child[0]
+        self.memory.fill(shared, self.memory.pages)
+        self.checks: dict[socket.socket, tuple[Iterator[int], int]] = {}
         self.file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.counter = 0
         self.lines = 0
@@ -80,9 +95,6 @@ class Server:
             self.selector.register(listener, selectors.EVENT_READ, kind)
 
     def reply(self, line: bytes) -> str:
-        if line == b"check":
-            bad = self.memory.bad()
-            return f"check bad {bad}" if bad else "check ok"
         self.counter += 1
         os.write(self.ask, b".")
         (seen,) = struct.unpack("<Q", os.read(self.answer, 8))
@@ -98,6 +110,7 @@ class Server:
         if not data:
             self.selector.unregister(connection)
             self.buffers.pop(connection, None)
+            self.checks.pop(connection, None)
             connection.close()
             return
         if kind == "http":
@@ -106,21 +119,35 @@ class Server:
             return
         *lines, rest = (self.buffers.get(connection, b"") + data).split(b"\n")
         self.buffers[connection] = rest
-        answers = [self.reply(line) for line in lines]
+        if b"check" in lines:
+            self.checks[connection] = (self.memory.bad(), 0)
+        answers = [self.reply(line) for line in lines if line != b"check"]
         if answers:
             connection.sendall("".join(answer + "\n" for answer in answers).encode())
 
     def each_second(self) -> None:
         self.lines += 1
         os.write(self.file, f"{self.lines} {os.getpid()} {self.counter}\n".encode())
-        self.memory.dirty(self.dirty_pages)
+        self.memory.due = self.dirty_pages
         if self.lines % 10 == 1:
             print(f"line {self.lines}, {self.counter} requests answered", flush=True)
+
+    def work(self) -> None:
+        """A portion of what is not urgent."""
+        self.memory.dirty()
+        for connection, (portions, bad) in tuple(self.checks.items()):
+            found = next(portions, None)
+            if found is not None:
+                self.checks[connection] = (portions, bad + found)
+                continue
+            del self.checks[connection]
+            connection.sendall(b"check bad %d\n" % bad if bad else b"check ok\n")
 
     def serve(self) -> None:
         due = time.monotonic()
         while True:
-            for key, _ in self.selector.select(max(0.0, min(1.0, due - time.monotonic()))):
+            busy = bool(self.checks) or self.memory.due > 0
+            for key, _ in self.selector.select(0.0 if busy else max(0.0, min(1.0, due - time.monotonic()))):
                 ready = key.fileobj
                 assert isinstance(ready, socket.socket)
                 if key.data in ("line", "http"):
@@ -129,6 +156,7 @@ class Server:
                     self.selector.register(connection, selectors.EVENT_READ, "on-" + key.data)
                 else:
                     self.receive(ready, key.data.removeprefix("on-"))
+            self.work()
             now = time.monotonic()
             if now >= due or due - now > 2:  # the clock may jump back when a kernel is replaced
                 due = now + 1

@@ -70,8 +70,8 @@ def test_half_of_the_cores_unless_told(topology: Any, spawn: Any, cores: int, cp
     ("anonymous", "memory", "window"),
     [
         (0, 512 + 128, 64),
-        (64, 640 + 128, 64),  # 416 + 204.8, rounded up, and a section for the window
-        (1024, 3712 + 128, 64),
+        (64, 640 + 128, 64),  # 416 + 166.4, rounded up, and a section for the window
+        (1024, 3200 + 128, 64),
     ],
 )
 def test_memory_grows_with_the_workloads(anonymous: int, memory: int, window: int) -> None:

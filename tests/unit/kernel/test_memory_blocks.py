@@ -55,6 +55,20 @@ def test_blocks_are_listed_by_number(put: Put, tmp_path: Path) -> None:
     assert [each.movable for each in found] == [False, False, True]
 
 
+def test_a_block_that_holds_the_kernel_or_its_crash_memory_is_not_removable(put: Put, tmp_path: Path) -> None:
+    """Whatever the kernel says of it: it says so of every block."""
+    put(f"{MEMORY}/block_size_bytes", "8000000\n")
+    for number in (1, 2, 3, 4, 5):
+        put_block(put, number, zones="Movable", removable="1\n")
+    put(
+        "proc/iomem",
+        "00000000-00000fff : Reserved\n00001000-27ffffff : System RAM\n  10000000-10ffffff : Kernel code\n"
+        "  1fffffff-20000000 : Crash kernel\n28000000-2fffffff : PCI Bus 0000:00\n  28000000-28000fff : 0000:00:01.0\n",
+    )
+    found = [(each.number, each.removable) for each in memory_blocks.blocks(tmp_path)]
+    assert found == [(1, True), (2, False), (3, False), (4, False), (5, True)]
+
+
 def test_a_block_on_two_nodes_is_on_none(put: Put, tmp_path: Path) -> None:
     """Its node is unknown."""
     put_block(put, 1)

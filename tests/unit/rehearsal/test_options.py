@@ -9,7 +9,7 @@ from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.options import Options
 
 
-@pytest.mark.parametrize(("memory", "least"), [(64, 4096), (1024, 12288)])
+@pytest.mark.parametrize(("memory", "least"), [(64, 4096), (1024, 7168)])
 def test_both_kernels_have_room_beside_each_other(memory: int, least: int) -> None:
     """What can be taken away holds the second kernel, and as much as the first one needs stays."""
     wanted = Options(engine="spawn", memory=memory)
@@ -24,6 +24,6 @@ def test_a_host_for_a_kernel_beside_sets_no_memory_aside() -> None:
     """Images travel through memory that both kernels see; a host whose memory is to refuse keeps none movable."""
     assert "memmap" not in options.kernel_line(Options(engine="spawn"))
     assert "memmap=512M!1G" in options.kernel_line(Options())
-    assert "memmap=3328M!4G" in options.kernel_line(Options(memory=1024))
+    assert "memmap=1792M!4G" in options.kernel_line(Options(memory=1024))
     stuck = Options(engine="spawn", fault=Fault("memory-refuses-offline"))
     assert "movablecore" not in options.kernel_line(stuck)
