@@ -26,8 +26,20 @@ from kupgrade.errors import ExitCode, UsageError
 )
 @click.option("--memory", type=click.IntRange(1, 65536), default=64, show_default=True, help="MiB of the workload.")
 @click.option("--dirty", type=click.IntRange(0, 100), default=0, show_default=True, help="Percent rewritten a second.")
-@click.option("--fault", default="", help="e.g. kill-tool@dump:effect, power-cut@cross, panic-new-kernel.")
+@click.option(
+    "--fault",
+    "given",
+    multiple=True,
+    help="e.g. kill-tool@dump:effect, power-cut@cross, panic-new-kernel; several at steps: one upgrade each, in turn.",
+)
 @click.option("--rollback", default="", metavar="STEP", help="An operator takes it back once STEP is done.")
+@click.option(
+    "--cycles",
+    type=click.IntRange(0, 1000),
+    default=0,
+    help="So many upgrades are taken back (at --rollback, else ready-standby) before one that is not.",
+)
+@click.option("--connections", type=click.IntRange(1, 64), default=3, show_default=True, help="Of the client outside.")
 @click.option(
     "--boot",
     type=click.Choice(["grub", "direct"]),
@@ -46,8 +58,10 @@ def rehearse(
     new: tuple[str, ...],
     memory: int,
     dirty: int,
-    fault: str,
+    given: tuple[str, ...],
     rollback: str,
+    cycles: int,
+    connections: int,
     boot: str,
     timeout: float,
     keep: Path | None,
@@ -65,6 +79,11 @@ def rehearse(
     steps = registry.names()
     if rollback and rollback not in steps:
         raise UsageError(f"{rollback!r} is no step", "", f"Known are {', '.join(steps)}")
+    chosen = tuple(faults.parse(each, steps, engine) for each in given)
+    if len(chosen) > 1 and not all(each.repeatable for each in chosen):
+        raise UsageError("Only faults at steps can follow one another", ", ".join(given), "Rehearse the others alone")
+    if cycles and (chosen or len(new) > 1):
+        raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
     begun = time.monotonic()
 
     def progress(text: str) -> None:
@@ -78,8 +97,10 @@ def rehearse(
         further=new[1:],
         memory=memory,
         dirty=dirty,
-        fault=faults.parse(fault, steps, engine) if fault else None,
+        connections=connections,
+        faults=chosen,
         rollback=rollback,
+        cycles=cycles,
         keep=keep,
         boot=boot,
         timeout=timeout,

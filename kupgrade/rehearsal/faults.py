@@ -54,6 +54,11 @@ class Fault:
         return self.kind == "power-cut" and (beside or (self.step, self.moment) not in _PROTECTED)
 
     @property
+    def repeatable(self) -> bool:
+        """Whether another upgrade can follow in the same virtual host: nothing there was changed for good."""
+        return bool(self.step) and self.kind != "panic-old-kernel"
+
+    @property
     def leaves_itself(self) -> bool:
         """Its own file stays armed: where it strikes no file can be written, or what is written is given up."""
         given_up = self.relayed and self.step in ON_SNAPSHOT

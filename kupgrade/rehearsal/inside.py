@@ -14,7 +14,7 @@ from kupgrade.rehearsal.judge import WorkloadSeen
 from kupgrade.rehearsal.link import Link
 
 if TYPE_CHECKING:
-    from kupgrade.rehearsal.options import Options
+    from kupgrade.rehearsal.options import Options, Trial
 
 POLICY = """# written by the rehearsal
 deadline = "120s"
@@ -63,8 +63,8 @@ def shell(link: Link, script: str, timeout: float = 120.0) -> str:
     return done.stdout
 
 
-def prepare(link: Link, options: Options, release: str) -> None:
-    """Policy, workload, and the fault to come."""
+def prepare(link: Link, options: Options) -> None:
+    """Policy and workload."""
     policy = POLICY + (POLICY_SPAWN if options.beside else "")
     link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", policy.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
@@ -73,17 +73,22 @@ def prepare(link: Link, options: Options, release: str) -> None:
     running = shell(link, "tr '\\0' ' ' < /proc/$(systemctl show -P MainPID demo.service)/cmdline")
     if f"--memory {options.memory} --dirty {options.dirty}" not in running:
         raise KupgradeError("the workload is another one than was asked for", running.strip())
-    if options.rollback:
-        roll_back_after(link, options.rollback)
-    if options.fault is not None:
-        _arm(link, options.fault, release)
+
+
+def prepare_trial(link: Link, trial: Trial, release: str) -> None:
+    """The operator who will take it back, and the fault to come."""
+    if trial.rollback:
+        roll_back_after(link, trial.rollback)
+    if trial.fault is not None:
+        _arm(link, trial.fault, release)
 
 
 _PACKAGE = "/usr/lib/python3/dist-packages/kupgrade"
 # The standby agent's kernel gets a hook on its console; its initramfs is made of this package.
 _HOOK = f"""
 cp /usr/lib/kupgrade-lab/standby_fault.py {_PACKAGE}/standby/fault_hook.py
-sed -i 's/^sys\\.exit/import kupgrade.standby.fault_hook\\n\\n&/' {_PACKAGE}/standby/__main__.py
+grep -q fault_hook {_PACKAGE}/standby/__main__.py ||
+	sed -i 's/^sys\\.exit/import kupgrade.standby.fault_hook\\n\\n&/' {_PACKAGE}/standby/__main__.py
 rm -rf {_PACKAGE}/standby/__pycache__
 """
 
@@ -118,7 +123,7 @@ def _refuse(link: Link, what: str) -> None:
 
 def roll_back_after(link: Link, step: str) -> None:
     """An operator will ask for the way back as soon as `step` is done."""
-    words = "systemd-run --quiet --unit=kupgrade-lab-rollback --nice=-10"
+    words = "systemd-run --quiet --collect --unit=kupgrade-lab-rollback --nice=-10"
     shell(link, f"{words} python3 /usr/lib/kupgrade-lab/roll_back.py {step}")
 
 

@@ -15,6 +15,14 @@ _BLOCK = 128  # MiB; what memory is taken from a running kernel in
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """One upgrade of several in one life of the machine; `rollback`: as in Options."""
+
+    fault: Fault | None = None
+    rollback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What to rehearse. `memory`: MiB of the workload; `timeout`: seconds for the upgrade itself."""
 
@@ -25,13 +33,27 @@ class Options:
     further: tuple[str, ...] = ()  # kernels to go on to, one after the other, in the same virtual host
     memory: int = 64
     dirty: int = 0
-    fault: Fault | None = None
+    connections: int = 3  # of the client outside
+    faults: tuple[Fault, ...] = ()  # one upgrade each, in one life of the machine, for as long as each is rolled back
     rollback: str = ""  # kind of the step at which an operator takes the upgrade back
+    cycles: int = 0  # how often that is done before an upgrade that is let through; 0: once, and that is all
     keep: Path | None = None
     timeout: float = 420.0
     boot: str = "grub"  # one of virtual_host.BOOTS
     machine_memory: int = 0  # MiB; 0: by the size of the workload
     cpus: int = 0  # 0: as many as the engine needs
+
+    @property
+    def fault(self) -> Fault | None:
+        """The first one."""
+        return self.faults[0] if self.faults else None
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """To the first new kernel: all but the last have to be taken back for the next one to be made."""
+        if self.cycles:
+            return (*(Trial(None, self.rollback or "ready-standby") for _ in range(self.cycles)), Trial())
+        return tuple(Trial(fault, self.rollback) for fault in self.faults) or (Trial(None, self.rollback),)
 
     @property
     def beside(self) -> bool:

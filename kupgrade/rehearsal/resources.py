@@ -15,6 +15,9 @@ _NAMES = {
     "iomem": "the address map",
     "kspawn": "kspawn loaded",
 }
+# How much may be gone that is in use elsewhere just then: caches of the kernel, the journal's files.
+_SLACK = {"descriptors": 256, "descriptors_of_init": 8, "available_kib": 96 << 10}
+_PASSING = ("sh", "python3", "systemd-hostnam", "systemd-timedat")
 
 
 def count(cpus: str) -> int:
@@ -65,6 +68,23 @@ def _behind_ports(seen: Mapping[str, Any]) -> Counter[str]:
     return Counter(
         what for address, what in seen["drivers"].items() if " " in what and address.split(":", 1)[1][:2] != "00"
     )
+
+
+def leaks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What many upgrades that were taken back left behind in the kernel that went through them."""
+    found = _changed(before, after)
+    more = {
+        name: count - before["processes"].get(name, 0)
+        for name, count in after["processes"].items()
+        if count > before["processes"].get(name, 0) and name not in _PASSING
+    }
+    if more:
+        found.append(f"more processes: {more}")
+    for key, slack in _SLACK.items():
+        grown = (after[key] - before[key]) * (-1 if key == "available_kib" else 1)
+        if grown > slack:
+            found.append(f"{key}: {before[key]} -> {after[key]}")
+    return found
 
 
 def summary(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

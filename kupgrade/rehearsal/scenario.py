@@ -8,23 +8,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.journal import decode_line
-from kupgrade.rehearsal import inside, judge, qemu, virtual_host
-from kupgrade.rehearsal.client import Client
+from kupgrade.rehearsal import fault_port, inside, judge, qemu, resources, virtual_host
+from kupgrade.rehearsal.client import Clients
 from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.options import Options, cpus, kernel_line, machine_memory
+from kupgrade.rehearsal.options import Options, Trial, cpus, kernel_line, machine_memory
+from kupgrade.rehearsal.toolbox import Progress
 
-Progress = Callable[[str], None]
 PORT = 7070
 _BOOT_TIMEOUT = 240.0  # seconds
 _POLL = 2.0
@@ -60,21 +60,21 @@ def rehearse(options: Options, progress: Progress) -> Result:
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
-        _watch_faults(state, running, progress)
+        fault_port.watch(state, running, progress)
         link.wait_boot(_BOOT_TIMEOUT)
         if options.fault is not None and options.fault.kind == "panic-old-kernel":
-            threading.Thread(target=_panic_old, args=(state, link, progress), daemon=True).start()
+            threading.Thread(target=fault_port.panic_old, args=(state, link, progress), daemon=True).start()
         return _generations(options, host, network, link, progress, running)
 
 
 @dataclass(frozen=True, slots=True)
 class _Course:
-    """What all upgrades of a rehearsal share: one virtual host, one connection of one client."""
+    """What all upgrades of a rehearsal share: one virtual host, the connections of one client."""
 
     options: Options
     network: Network
     link: Link
-    client: Client
+    client: Clients
     progress: Progress
     running: qemu.Qemu
 
@@ -103,32 +103,62 @@ def _generations(
     running: qemu.Qemu,
 ) -> Result:
     progress("starting the workload and a client outside")
-    inside.prepare(link, options, host.new_release)
-    client = Client(network.connect(PORT, 30.0))
+    inside.prepare(link, options)
+    course = _Course(options, network, link, _client(options, network), progress, running)
     begun, begun_wall = time.monotonic(), time.time()
-    course = _Course(options, network, link, client, progress, running)
+    evidence: list[judge.Evidence] = []
     judged: list[Mapping[str, Any]] = []
-    journal: tuple[Mapping[str, Any], ...] = ()
+    latencies: list[tuple[float, float]] = []
     old = host.old_release
     for new in host.new_releases:
-        evidence = _upgrade(course, old, new, first=not judged)
-        journal = evidence.journal
-        judged.append(judge.judge(evidence))
+        for trial in (Trial(),) if judged else options.trials:
+            if evidence and evidence[-1].cold_expected:
+                course = replace(course, client=_client(options, network))
+            elif judged:
+                course.client.go_on()
+            evidence.append(_upgrade(course, old, new, trial))
+            judged.append(judge.judge(evidence[-1]))
+            if evidence[-1].cold_expected:
+                latencies += course.client.stop(0.0).latencies()
+            if judged[-1]["outcome"] not in ("rolled-back", "refused"):
+                break
         if judged[-1]["outcome"] != "committed":
             break
         old = new
-        client.go_on()
-    recording = client.stop(30.0)
-    latencies = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in recording.latencies())
+    latencies += course.client.stop(30.0).latencies()
     clocks = {boot.boot_id: boot.ahead for boot in link.boots}
-    last = {**judged[-1], "generations": judged} if len(host.new_releases) > 1 else judged[-1]
-    return Result(last, latencies, journal, judge.marks(journal, clocks, begun_wall))
+    last = _with_leaks(options, evidence, judged[-1])
+    if len(judged) > 1:
+        last = {**last, "generations": [*judged[:-1], last]}
+    journal = evidence[-1].journal
+    since = tuple((round(sent - begun, 3), round(took, 4)) for sent, took in latencies)
+    return Result(last, since, journal, judge.marks(journal, clocks, begun_wall))
 
 
-def _upgrade(course: _Course, old: str, new: str, *, first: bool) -> judge.Evidence:
+def _client(options: Options, network: Network) -> Clients:
+    return Clients(network.connect(PORT, 30.0) for _ in range(options.connections))
+
+
+def _with_leaks(options: Options, evidence: list[judge.Evidence], judged: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The last result; of many cycles it tells what the old kernel lost in all of them together."""
+    taken_back = evidence[: options.cycles]
+    if not options.beside or len(taken_back) < 2:
+        return judged
+    before, after = taken_back[0].resources_before, taken_back[-1].resources_after
+    if before is None or after is None:
+        return judged
+    lost = resources.leaks(before, after)
+    counted = {"cycles": len(taken_back), "before": before, "after": after, "lost": lost}
+    if not lost:
+        return {**judged, "leaks": counted}
+    return {**judged, "leaks": counted, "outcome": "failed", "findings": [*judged["findings"], *lost]}
+
+
+def _upgrade(course: _Course, old: str, new: str, trial: Trial) -> judge.Evidence:
     """One upgrade from start to end, and everything that was seen of it."""
     options, link, progress = course.options, course.link, course.progress
-    fault = options.fault if first else None
+    fault = trial.fault
+    inside.prepare_trial(link, trial, new)
     boots = len(link.boots) - 1
     before, resources = course.look(), course.count()
     time.sleep(1.0)
@@ -212,40 +242,6 @@ def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
         if "kind" in value:
             found.append(value)
     return tuple(found)
-
-
-def _watch_faults(state: Path, running: qemu.Qemu, progress: Progress) -> None:
-    """A line on the fault port pulls the machine's reset line, so that nothing that was not synced survives.
-
-    Another word than power-cut is passed on to the kernel that waits beside the one which asks.
-    """
-    port = qemu.connect(state / "fault", 20.0)
-
-    def watch() -> None:
-        with contextlib.suppress(OSError, KupgradeError), port, port.makefile("rb") as lines:
-            for line in lines:
-                text = line.decode(errors="replace").strip()
-                if text.startswith("power-cut"):
-                    running.reset()
-                else:
-                    running.type(text.partition(" ")[0])
-                progress(f"fault: {text}")
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _panic_old(state: Path, link: Link, progress: Progress) -> None:
-    """Once the new kernel says on its console that it is time, the old one panics: it has the link still."""
-    while state.exists():
-        with contextlib.suppress(OSError):
-            if b"fault: panic-old-kernel" in (state / "serial2.log").read_bytes():
-                break
-        time.sleep(0.02)
-    else:
-        return
-    progress("fault: the old kernel panics")
-    with contextlib.suppress(KupgradeError):
-        link.request({"write": "/proc/sysrq-trigger", "data": "Yw==", "mode": 0o200}, 1.0)  # c
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ def run(**wanted: Any) -> dict[str, Any]:
     fault = wanted.pop("fault", "")
     try:
         engine = wanted.get("engine", "kexec")
-        parsed = faults.parse(fault, registry.names(), engine) if fault else None
-        result = rehearse(Options(fault=parsed, **wanted), say)
+        parsed = (faults.parse(fault, registry.names(), engine),) if fault else ()
+        result = rehearse(Options(faults=parsed, **wanted), say)
     except KupgradeError as error:
         if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
             raise

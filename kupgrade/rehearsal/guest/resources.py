@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
+import re
 
 
 def read(path: str) -> str:
@@ -46,6 +48,35 @@ def drivers() -> dict[str, str]:
     return found
 
 
+def processes() -> dict[str, int]:
+    """How many processes with a program of their own there are, by its name; udev's workers come and go."""
+    found: dict[str, int] = {}
+    for path in glob.glob("/proc/[0-9]*"):
+        name = read(f"{path}/comm")
+        if read(f"{path}/cmdline") and name and not name.startswith("(udev-worker"):
+            found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def complaints() -> list[str]:
+    """What the kernel complained about since it started."""
+    with os.fdopen(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as log:
+        found = []
+        while True:
+            try:
+                record = log.read(8192)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # overwritten meanwhile: the next one is there
+                    continue
+                break
+            if not record:
+                break
+            text = record.decode(errors="replace").partition(";")[2].partition("\n")[0]
+            if re.search(r"\b(BUG|WARNING|Oops|stall|hung task)\b", text):
+                found.append(text)
+        return found
+
+
 def main() -> None:
     memory = dict(line.split(":", 1) for line in read("/proc/meminfo").splitlines())
     print(
@@ -58,6 +89,11 @@ def main() -> None:
                 "blocks": blocks(),
                 "drivers": drivers(),
                 "iomem": [line for line in read("/proc/iomem").splitlines() if not line.startswith(" ")],
+                "available_kib": int(memory["MemAvailable"].split()[0]),
+                "descriptors": int(read("/proc/sys/fs/file-nr").split()[0]),
+                "descriptors_of_init": len(os.listdir("/proc/1/fd")),
+                "processes": processes(),
+                "complaints": complaints(),
                 "kspawn": any(line.startswith("kspawn ") for line in read("/proc/modules").splitlines()),
             }
         )

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from kupgrade.errors import UsageError
-from kupgrade.rehearsal.client import Client
-from kupgrade.rehearsal.faults import parse
+from kupgrade.rehearsal.client import Client, Recording, together
+from kupgrade.rehearsal.faults import AFTER_COMMIT, parse
+from kupgrade.rehearsal.options import Options, Trial
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,48 @@ def test_a_pause_divides_what_one_connection_saw() -> None:
     assert len(second.sent) == len(second.answered) > 10
     assert second.longest_gap < 0.2 < whole.longest_gap
     assert len(whole.sent) == len(first.sent) + len(second.sent) and whole.in_order
+
+
+def test_connections_to_one_server_are_counted_together() -> None:
+    """Each answer counts once, whoever got it; a gap is one connection's, not between two."""
+    first = Recording([0.0, 1.0, 2.0], [0.1, 1.1, 2.1], counters=[1, 3, 5], pids={(10, 11)})
+    second = Recording([0.5, 1.5], [0.6, 1.6], counters=[2, 4], pids={(10, 11)})
+    whole = together([first, second])
+    assert whole.counter_continuous and whole.in_order and whole.pids == {(10, 11)}
+    assert whole.longest_gap == pytest.approx(1.0)
+    assert [round(sent, 1) for sent, _ in whole.latencies()] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert len(whole.sent) == len(whole.answered) == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [([1, 3], [2, 5]), ([1, 3], [3, 4]), ([3, 1], [2, 4])],
+    ids=["an answer was lost", "one was counted twice", "time went back"],
+)
+def test_an_answer_that_is_lost_or_repeated_shows_among_connections(one: list[int], other: list[int]) -> None:
+    """The server's counter is what tells."""
+    assert not together([Recording(counters=one), Recording(counters=other)]).counter_continuous
+
+
+def test_trouble_on_one_connection_is_trouble_of_all() -> None:
+    """Resets add up, and each problem names its connection."""
+    whole = together([Recording(), Recording(resets=1, in_order=False, problems=["connection lost"])])
+    assert (whole.resets, whole.in_order, whole.problems) == (1, False, ["connection 1: connection lost"])
+
+
+@pytest.mark.parametrize(
+    ("text", "repeatable"),
+    [("kill-tool@dump", True), ("panic-new-kernel@restore", True), ("bad-initrd", False), (AFTER_COMMIT, False)],
+)
+def test_only_faults_that_change_nothing_for_good_can_be_followed(text: str, repeatable: bool) -> None:
+    """The virtual host has to be the one it was."""
+    assert parse(text, (), "spawn").repeatable is repeatable
+
+
+def test_cycles_end_with_an_upgrade_that_is_let_through() -> None:
+    """And each fault has an upgrade of its own."""
+    assert Options(cycles=2, rollback="gate").trials == (Trial(None, "gate"), Trial(None, "gate"), Trial())
+    assert Options(cycles=1).trials[0].rollback == "ready-standby"
+    two = (parse("kill-tool@dump"), parse("kill-tool@gate"))
+    assert Options(faults=two).trials == (Trial(two[0]), Trial(two[1]))
+    assert Options(rollback="gate").trials == (Trial(None, "gate"),)

@@ -33,15 +33,16 @@ def test_the_operator_waits_for_the_step_in_the_newest_journal(tmp_path: Path) -
     for name, count in (("1", 3), ("2", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "journal").write_bytes(b"".join(encode_line(line) for line in lines[:count]))
-        assert done("dump") is (count == 3)
+        assert done("dump", frozenset()) is (count == 3)
     with (tmp_path / "2/journal").open("ab") as file:
         file.write(encode_line(lines[2])[:-6])
         file.flush()
-        assert not done("dump")
+        assert not done("dump", frozenset())
         file.seek(-len(encode_line(lines[2])) + 6, 2)
         file.truncate()
         file.write(encode_line(lines[2]))
-    assert done("dump") and not done("restore")
+    assert done("dump", frozenset()) and not done("restore", frozenset())
+    assert not done("dump", frozenset({str(tmp_path / "1/journal"), str(tmp_path / "2/journal")}))
 
 
 def test_the_hook_stays_away_from_a_kernel_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kupgrade.rehearsal import report
+from kupgrade.rehearsal import report, resources
 from kupgrade.rehearsal.client import Recording
 from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge, marks, phases
 from kupgrade.rehearsal.scenario import Result
@@ -226,3 +226,23 @@ def test_undoing_is_a_phase_of_its_own() -> None:
     seen = [{"kind": kind, "step": 0, "time": when, "data": {}} for kind, when in kinds]
     seen.insert(0, {"kind": "planned", "step": None, "time": 0.0, "data": {"plan": plan}})
     assert phases(seen) == [{"name": "staging", "ms": 1000.0}, {"name": "rolling back", "ms": 1500.0}]
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ({}, ""),
+        ({"descriptors": 1100, "available_kib": 990_000, "processes": {"systemd": 1, "sh": 3}}, ""),
+        ({"descriptors": 1400}, "descriptors"),
+        ({"descriptors_of_init": 90}, "descriptors_of_init"),
+        ({"available_kib": 700_000}, "available_kib"),
+        ({"processes": {"systemd": 1, "criu": 1}}, "criu"),
+        ({"cpus": "0-2"}, "CPUs online"),
+    ],
+)
+def test_what_many_cycles_left_behind_is_told(after: dict[str, Any], told: str) -> None:
+    """Processes, descriptors, memory, CPUs; a little more is in use somewhere at any time."""
+    before = {**HAD, "descriptors": 1000, "descriptors_of_init": 60, "available_kib": 1_000_000}
+    before["processes"] = {"systemd": 1}
+    found = resources.leaks(before, {**before, **after})
+    assert (told in " ".join(found)) if told else not found

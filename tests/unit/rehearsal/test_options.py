@@ -25,5 +25,5 @@ def test_a_host_for_a_kernel_beside_sets_no_memory_aside() -> None:
     assert "memmap" not in options.kernel_line(Options(engine="spawn"))
     assert "memmap=512M!1G" in options.kernel_line(Options())
     assert "memmap=1792M!4G" in options.kernel_line(Options(memory=1024))
-    stuck = Options(engine="spawn", fault=Fault("memory-refuses-offline"))
+    stuck = Options(engine="spawn", faults=(Fault("memory-refuses-offline"),))
     assert "movablecore" not in options.kernel_line(stuck)

@@ -1,0 +1,47 @@
+"""Faults that the lab produces from outside the virtual host when one inside asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+from kupgrade.errors import KupgradeError
+from kupgrade.rehearsal import qemu
+from kupgrade.rehearsal.link import Link
+from kupgrade.rehearsal.toolbox import Progress
+
+
+def watch(state: Path, running: qemu.Qemu, progress: Progress) -> None:
+    """A line on the fault port pulls the machine's reset line, so that nothing that was not synced survives.
+
+    Another word than power-cut is passed on to the kernel that waits beside the one which asks.
+    """
+    port = qemu.connect(state / "fault", 20.0)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError, KupgradeError), port, port.makefile("rb") as lines:
+            for line in lines:
+                text = line.decode(errors="replace").strip()
+                if text.startswith("power-cut"):
+                    running.reset()
+                else:
+                    running.type(text.partition(" ")[0])
+                progress(f"fault: {text}")
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def panic_old(state: Path, link: Link, progress: Progress) -> None:
+    """Once the new kernel says on its console that it is time, the old one panics: it has the link still."""
+    while state.exists():
+        with contextlib.suppress(OSError):
+            if b"fault: panic-old-kernel" in (state / "serial2.log").read_bytes():
+                break
+        time.sleep(0.02)
+    else:
+        return
+    progress("fault: the old kernel panics")
+    with contextlib.suppress(KupgradeError):
+        link.request({"write": "/proc/sysrq-trigger", "data": "Yw==", "mode": 0o200}, 1.0)  # c
