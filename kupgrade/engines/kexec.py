@@ -94,7 +94,6 @@ class KexecEngine:
                 Dump(
                     store=order.store,
                     workloads=order.workloads,
-                    rounds=policy.engine.kexec.predump_rounds,
                     upgrade=str(order.upgrade),
                     old_release=facts.release,
                     new_release=new,

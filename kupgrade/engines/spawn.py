@@ -101,8 +101,8 @@ class SpawnEngine:
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
         if options.predump_rounds:
-            steps.append(spec(PreDump(order.store, order.workloads, options.predump_rounds)))
-            steps.append(spec(ShipImages(order.store)))
+            steps.append(spec(PreDump(order.store, order.workloads, 1)))
+            steps.append(spec(ShipImages(order.store, order.workloads, options.predump_rounds)))
         limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
@@ -117,7 +117,6 @@ class SpawnEngine:
                 Dump(
                     store=order.store,
                     workloads=order.workloads,
-                    rounds=options.predump_rounds,
                     upgrade=str(order.upgrade),
                     old_release=order.facts.release,
                     new_release=str(order.target.image.release),

@@ -10,41 +10,19 @@ from __future__ import annotations
 import json
 import os
 import stat
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
 from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
+from kupgrade.host.manifest import MANIFEST, ImageFile, Known, Manifest, checksum
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
-MANIFEST = "manifest.json"
-FORMAT = "kupgrade.images/1"
 FS_LABEL = "kupgrade"
 MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """One file: size in bytes and CRC-32."""
-
-    size: int
-    crc32: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What must be there, whose it is, and for which crossing."""
-
-    upgrade: str
-    old_release: str
-    new_release: str
-    files: Mapping[str, ImageFile]
-    format: str = FORMAT
 
 
 class ImageStore:
@@ -130,6 +108,17 @@ class ImageStore:
             stale.unlink()
         return path
 
+    def forget_rounds(self, workload: str) -> None:
+        """Wipe every pre-dump round: a new first one makes them worthless; they would be taken for its successors."""
+        for path in (self.path / workload).glob("*"):
+            if round_of(path.name) is None:
+                continue
+            for image in path.iterdir():
+                if stat.S_ISREG(image.lstat().st_mode):
+                    _overwrite(image)
+                image.unlink()
+            path.rmdir()
+
     def free_bytes(self) -> int:
         """Bytes free for images."""
         info = os.statvfs(self.path)
@@ -139,22 +128,24 @@ class ImageStore:
         """Bytes that the images take."""
         return sum(path.lstat().st_size for path in self._files())
 
-    def seal(self, upgrade: str, old_release: str, new_release: str, known: Mapping[str, ImageFile]) -> Manifest:
+    def seal(self, upgrade: str, old_release: str, new_release: str, known: Mapping[str, Known]) -> Manifest:
         """Checksum everything (but what `known` covers), flush, then write the complete mark."""
-        files = {}
-        for path in self._files():
-            name = str(path.relative_to(self.path))
-            size = path.lstat().st_size
-            before = known.get(name)
-            files[name] = before if before is not None and before.size == size else checksum(path)
+        files = {name: each.file for name, each in self.checksums(known).items()}
         manifest = Manifest(upgrade, old_release, new_release, files)
         self.sync()
         write_durably(self.path / MANIFEST, json.dumps(encode(manifest)).encode())
         return manifest
 
-    def checksums(self) -> dict[str, ImageFile]:
-        """Checksums of what is there now, made before the blackout so that sealing is short."""
-        return {str(path.relative_to(self.path)): checksum(path) for path in self._files()}
+    def checksums(self, known: Mapping[str, Known]) -> dict[str, Known]:
+        """Of what is there now; what `known` covers is not read again, so that sealing in the blackout is short."""
+        found = {}
+        for path in self._files():
+            info = path.lstat()
+            name = str(path.relative_to(self.path))
+            before = known.get(name)
+            same = before is not None and (before.written, before.file.size) == (info.st_mtime_ns, info.st_size)
+            found[name] = before if before is not None and same else Known(checksum(path), info.st_mtime_ns)
+        return found
 
     def sync(self) -> None:
         """Flush every file system: the images, and what the frozen workloads have written to files before.
@@ -238,21 +229,22 @@ class ImageStore:
                 yield path
 
 
+def round_name(number: int) -> str:
+    """Of the directory of a pre-dump round, from 1."""
+    return f"pre-{number}"
+
+
+def round_of(name: str) -> int | None:
+    """The number of the round in a directory of this name; None for any other."""
+    word, _, number = name.partition("-")
+    return int(number) if word == "pre" and number.isdigit() else None
+
+
 def make_private(path: Path) -> None:
     """Make a directory and its missing parents, each 0700 (mkdir's own mode counts for the last one only)."""
     for directory in (*reversed(path.parents), path):
         if not directory.exists():
             directory.mkdir(mode=0o700)
-
-
-def checksum(path: Path) -> ImageFile:
-    """Size and CRC-32 of a file."""
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-            size += len(chunk)
-    return ImageFile(size, crc)
 
 
 def check_private(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.criu import Criu, DumpOptions
+from kupgrade.host.images import round_name, round_of
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
@@ -23,6 +24,7 @@ from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, Workload
 
+WHOLE = "whole"  # in the directory of a round
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
@@ -65,13 +67,20 @@ class RealCheckpoints:
     _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
-        """Round `number`, from 1."""
+        """See the port. The mark tells a whole round: one that was cut short had reset what counts as changed."""
         images = store_of(store)
-        directory = images.round_directory(workload.name, f"pre-{number}")
+        if number == 1:
+            images.forget_rounds(workload.name)
+        directory = images.round_directory(workload.name, round_name(number))
         begun = time.monotonic()
         self.criu.pre_dump(self._options(workload, directory, number - 1))
+        (directory / WHOLE).touch(mode=0o600)
         self.round_seconds[workload.name] = time.monotonic() - begun
         return _bytes(directory)
+
+    def rounds(self, store: Store, workload: Workload) -> int:
+        """See the port."""
+        return _last_round(store_of(store).path / workload.name)
 
     def changed(self, workload: Workload) -> int | None:
         """See the port; shared pages count once for each process."""
@@ -80,11 +89,11 @@ class RealCheckpoints:
         except KernelError:
             return None
 
-    def dump(self, store: Store, workload: Workload, rounds: int) -> int:
+    def dump(self, store: Store, workload: Workload) -> int:
         """The final dump, on top of the last complete round."""
         images = store_of(store)
         found = journal_streams(workload.pids)
-        last = _last_round(images.path / workload.name, rounds)
+        last = _last_round(images.path / workload.name)
         directory = images.round_directory(workload.name, "final")
         self.criu.dump(self._options(workload, directory, last, tuple(found)))
         meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in found.items()})
@@ -97,7 +106,7 @@ class RealCheckpoints:
         return DumpOptions(
             pid=workload.root_pid,
             directory=directory,
-            parent=f"../pre-{last}" if last else "",
+            parent=f"../{round_name(last)}" if last else "",
             external_sockets=streams if streams is not None else tuple(journal_streams(workload.pids)),
             frozen_cgroup=str(cgroup.directory(workload.cgroup)),
         )
@@ -249,12 +258,11 @@ def _bytes(directory: Path) -> int:
     return sum(path.lstat().st_size for path in directory.iterdir())
 
 
-def _last_round(directory: Path, rounds: int) -> int:
-    """The last round with an inventory: one that was cut short does not count."""
-    for number in range(rounds, 0, -1):
-        if (directory / f"pre-{number}" / "inventory.img").exists():
-            return number
-    return 0
+def _last_round(directory: Path) -> int:
+    """The last round; none counts when one of them was cut short, so that the next dump is of everything."""
+    there = sorted(number for path in directory.glob("*") if (number := round_of(path.name)) is not None)
+    whole = all((directory / round_name(number) / WHOLE).exists() for number in there)
+    return there[-1] if there and whole and there == list(range(1, len(there) + 1)) else 0
 
 
 def encode_meta(meta: Meta) -> object:

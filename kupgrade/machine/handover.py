@@ -86,10 +86,10 @@ class RealHandover:
                 "criu does not work in the new kernel", str(found["criu"]), "See criu check --all there"
             )
 
-    def ship(self, store: Store) -> int:
+    def ship(self, store: Store, since: int) -> int:
         """See the port."""
         with self._watching() as watch:
-            shipped = shipping.ship(watch, Path(store.path), final=False)
+            shipped = shipping.ship_rounds(watch, Path(store.path), since)
         self.libc.sync()  # leaves the one in the blackout little to write
         return shipped
 
@@ -105,7 +105,7 @@ class RealHandover:
         try:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
-                shipping.ship(watch, Path(store.path), final=True)
+                shipping.ship_last(watch, Path(store.path))
                 until, panic = time.monotonic() + deadline, int(self._panic.read_text())
                 note = Note(instance, tuple(ports), store, told=False, deadline=until, panic=panic)
                 self._put(note)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kupgrade.errors import KupgradeError
-from kupgrade.host.images import ImageFile, ImageStore
+from kupgrade.host.images import ImageStore
+from kupgrade.host.manifest import Known
 from kupgrade.model.workload import Store
 
 
@@ -18,7 +19,7 @@ def store_of(store: Store) -> ImageStore:
 class RealImages:
     """Image stores on this machine. `_known`: checksums taken before the blackout."""
 
-    _known: dict[str, ImageFile] = field(default_factory=dict)
+    _known: dict[str, Known] = field(default_factory=dict)
 
     def prepare(self, store: Store) -> None:
         """Directory and mount."""
@@ -34,7 +35,7 @@ class RealImages:
 
     def remember(self, store: Store) -> None:
         """Checksum what is there (pre-dump rounds), so that sealing has less to do."""
-        self._known = store_of(store).checksums()
+        self._known = store_of(store).checksums(self._known)
 
     def seal(self, store: Store, upgrade: str, releases: tuple[str, str]) -> int:
         """See the port."""

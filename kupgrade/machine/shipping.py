@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kupgrade.host.images import MANIFEST
+from kupgrade.host.images import round_of
+from kupgrade.host.manifest import MANIFEST
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.window_files import FileWriter
 from kupgrade.machine.spawn_watch import Watch
@@ -20,10 +21,20 @@ BATCH = 200  # pieces in one request, which has to fit into one message
 TIMEOUT = 60.0  # seconds
 
 
-def ship(watch: Watch, top: Path, *, final: bool) -> int:
-    """Copy the rounds, or all that came last (and the mark of completeness); bytes. Raises KupgradeError."""
+def ship_rounds(watch: Watch, top: Path, since: int) -> int:
+    """Copy the rounds behind number `since`; bytes. Raises KupgradeError."""
+    rounds = [path for path in sorted(top.rglob("*")) if (round_of(path.parent.name) or 0) > since]
+    return _ship(watch, top, rounds)
+
+
+def ship_last(watch: Watch, top: Path) -> int:
+    """Copy what came last, and the mark of completeness; bytes. Raises KupgradeError."""
+    last = [path for path in sorted(top.rglob("*")) if path.name == MANIFEST or path.parent.name == FINAL]
+    return _ship(watch, top, last)
+
+
+def _ship(watch: Watch, top: Path, paths: Sequence[Path]) -> int:
     client, files = watch.client(), watch.window.files
-    paths = [path for path in sorted(top.rglob("*")) if _belongs(path.relative_to(top), final=final)]
     links = [[str(path.relative_to(top)), str(path.readlink())] for path in paths if path.is_symlink()]
     plain = [path for path in paths if not path.is_symlink() and path.is_file()]
     writer, batch, total = FileWriter(files, BATCH), list[Piece](), 0
@@ -46,12 +57,7 @@ def ship(watch: Watch, top: Path, *, final: bool) -> int:
     return total
 
 
-def _belongs(path: Path, *, final: bool) -> bool:
-    last = path.name == MANIFEST or FINAL in path.parts
-    return last is final
-
-
-def _pieces(top: Path, paths: list[Path]) -> Iterator[tuple[str, int, bytes]]:
+def _pieces(top: Path, paths: Sequence[Path]) -> Iterator[tuple[str, int, bytes]]:
     for path in paths:
         with reported("read", path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

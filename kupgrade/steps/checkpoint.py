@@ -7,6 +7,7 @@ are thawed; undoing it in a later boot restores from them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,6 +17,16 @@ from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Store, Workload
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
 from kupgrade.steps.ports import Checkpoints, Freezer, Images, Units
+
+SHRINK = 0.7  # another round pays only when the last one wrote less than this share of the one before
+ENOUGH = 8 << 20  # and when more than so many bytes were changed since: each round makes the restore longer
+
+
+def pays(written: Sequence[int], changed: int | None) -> bool:
+    """Whether one more pre-dump round does: by the bytes of the rounds so far and of what was `changed` since."""
+    if len(written) > 1 and written[-1] > written[-2] * SHRINK:
+        return False
+    return changed is None or changed > ENOUGH
 
 
 class HasCheckpoints(Protocol):
@@ -39,8 +50,6 @@ class PreDump:
     store: Store
     workloads: tuple[Workload, ...]
     rounds: int
-    shrink: float = 0.7  # another round pays only when the last one wrote less than this share of the one before
-    enough: int = 8 << 20  # and when more than so many bytes were changed since: each round makes the restore longer
 
     def describe(self) -> str:
         """One clause."""
@@ -59,17 +68,12 @@ class PreDump:
         """Rounds per workload."""
         figures: dict[str, float | int | str] = {}
         for workload in self.workloads:
-            last = None
-            for number in range(1, self.rounds + 1):
-                written = host.checkpoints.pre_dump(self.store, workload, number)
-                figures[f"{workload.name}.round-{number}.bytes"] = written
+            written: list[int] = []
+            while len(written) < self.rounds and (not written or pays(written, host.checkpoints.changed(workload))):
+                number = len(written) + 1
+                written.append(host.checkpoints.pre_dump(self.store, workload, number))
+                figures[f"{workload.name}.round-{number}.bytes"] = written[-1]
                 figures[f"{workload.name}.rounds"] = number
-                if last is not None and written > last * self.shrink:
-                    break
-                last = written
-                changed = host.checkpoints.changed(workload)
-                if changed is not None and changed <= self.enough:
-                    break
         host.images.remember(self.store)
         return figures
 
@@ -92,7 +96,6 @@ class Dump:
     before: ClassVar[type] = Nothing
     store: Store
     workloads: tuple[Workload, ...]
-    rounds: int
     upgrade: str
     old_release: str
     new_release: str
@@ -123,7 +126,7 @@ class Dump:
         host.images.withdraw(self.store)
         written = 0
         for workload in self.workloads:
-            written += host.checkpoints.dump(self.store, workload, self.rounds)
+            written += host.checkpoints.dump(self.store, workload)
         total = host.images.seal(self.store, self.upgrade, (self.old_release, self.new_release))
         return {"bytes": written, "total_bytes": total}
 

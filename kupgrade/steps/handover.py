@@ -9,6 +9,7 @@ from kupgrade.model.plan import Scope
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Store, Workload
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
+from kupgrade.steps.checkpoint import HasCheckpoints, pays
 from kupgrade.steps.crossing import Armed
 from kupgrade.steps.ports_handover import DiskFound, Handover, Takeover
 
@@ -17,6 +18,10 @@ class HasHandover(Protocol):
     """A host with a kernel beside it."""
 
     handover: Handover
+
+
+class HasShipping(HasHandover, HasCheckpoints, Protocol):
+    """The same, which makes the images, too."""
 
 
 class HasBothSides(HasHandover, Protocol):
@@ -66,34 +71,56 @@ class ReadyStandby:
 @register
 @dataclass(frozen=True, slots=True)
 class ShipImages:
-    """Copies the pre-dump rounds into the new kernel's memory while the workloads run."""
+    """Copies the first pre-dump round into the new kernel's memory while the workloads run, then makes further ones.
+
+    Copying a large first round takes long; what is written meanwhile goes with the next round, which is smaller.
+    """
 
     kind: ClassVar[str] = "ship-images"
     scope: ClassVar[Scope] = Scope.PEER
     irreversible: ClassVar[bool] = False
     before: ClassVar[type] = Nothing
     store: Store
+    workloads: tuple[Workload, ...]
+    rounds: int  # at most, the first one among them
 
     def describe(self) -> str:
         """One clause."""
-        return "copy the images so far into the new kernel's memory"
+        return f"copy the images into the new kernel's memory, in at most {self.rounds} rounds"
 
     def describe_undo(self) -> str:
         """One clause."""
         return "none needed: they end with the new kernel, whose memory is overwritten"
 
-    def observe(self, host: HasHandover) -> Nothing:
+    def observe(self, host: HasShipping) -> Nothing:
         """Nothing."""
         return Nothing()
 
-    def do(self, host: HasHandover, before: Nothing) -> Figures:
-        """Ship; bytes."""
-        return {"bytes": host.handover.ship(self.store)}
+    def do(self, host: HasShipping, before: Nothing) -> Figures:
+        """All that is there, then round after round for as long as each is smaller; bytes of each shipment.
 
-    def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
+        Done again after a kill it ships everything again, and a round that was cut short begins the chain anew.
+        """
+        figures: dict[str, float | int | str] = {"bytes": host.handover.ship(self.store, 0)}
+        written: dict[str, list[int]] = {each.name: [] for each in self.workloads}
+        going_on = list(self.workloads)
+        for number in range(2, self.rounds + 1):
+            going_on = [w for w in going_on if pays(written[w.name], host.checkpoints.changed(w))]
+            before_it = {host.checkpoints.rounds(self.store, w) for w in going_on}
+            if not going_on or 0 in before_it:
+                break
+            for workload in going_on:
+                at = host.checkpoints.rounds(self.store, workload) + 1
+                written[workload.name].append(host.checkpoints.pre_dump(self.store, workload, at))
+                figures[f"{workload.name}.round-{at}.bytes"] = written[workload.name][-1]
+            host.images.remember(self.store)
+            figures[f"round-{number}.bytes"] = host.handover.ship(self.store, min(before_it))
+        return figures
+
+    def undo(self, host: HasShipping, before: Nothing, context: UndoContext) -> None:
         """Nothing to do."""
 
-    def verify(self, host: HasHandover, before: Nothing) -> Verdict:
+    def verify(self, host: HasShipping, before: Nothing) -> Verdict:
         """Acknowledged, with checksums."""
         return Verdict.DONE
 

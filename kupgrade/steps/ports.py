@@ -50,12 +50,15 @@ class Checkpoints(Protocol):
     """Dump and restore of workloads."""
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
-        """One round while the workload runs; bytes written."""
+        """Round `number`, from 1, while the workload runs; bytes written. The first one begins anew."""
+
+    def rounds(self, store: Store, workload: Workload) -> int:
+        """How many rounds there are to go on from; 0, too, when one was cut short: what it copied is not known."""
 
     def changed(self, workload: Workload) -> int | None:
         """Bytes that it wrote to since the last round; None: not known."""
 
-    def dump(self, store: Store, workload: Workload, rounds: int) -> int:
+    def dump(self, store: Store, workload: Workload) -> int:
         """The final dump of a frozen workload, which stays frozen; bytes written."""
 
     def summon(self, workloads: Sequence[Workload]) -> None:

@@ -28,8 +28,8 @@ class Handover(Protocol):
         `writes`: bytes of memory, at most, for what it writes before the commit. `ports`: to be handed over later.
         """
 
-    def ship(self, store: Store) -> int:
-        """Copy the rounds so far through the window into the new kernel's memory; bytes."""
+    def ship(self, store: Store, since: int) -> int:
+        """Copy the rounds behind number `since` through the window into the new kernel's memory; bytes."""
 
     def hand_over(self, store: Store, disk: DiskFound, ports: Sequence[str], deadline: float) -> None:
         """Freeze file systems, quiesce the devices behind `ports`, let the new kernel take over; watch it (seconds).

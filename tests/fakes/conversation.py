@@ -145,7 +145,7 @@ class Conversation:
             self.each("thaw", freezer.thaw)
             self.ask("running after the thaw", lambda: checkpoints.running(workloads))
         self.each("freeze for the dump", freezer.freeze)
-        self.each("dump", lambda w: checkpoints.dump(store, w, 1) > 0)
+        self.each("dump", lambda w: checkpoints.dump(store, w) > 0)
         self.each("frozen after the dump", freezer.frozen)
         self.ask("present", lambda: images.present(store))
         self.ask("sealed before the seal", lambda: images.sealed(store))

@@ -526,7 +526,10 @@ class Checkpoints(_Port):
         self.m.rounds.add(f"{workload.name}/{number}")
         return 100 >> number
 
-    def dump(self, store: Store, workload: Workload, rounds: int) -> int:
+    def rounds(self, store: Store, workload: Workload) -> int:
+        return sum(name.startswith(f"{workload.name}/") for name in self.m.rounds)
+
+    def dump(self, store: Store, workload: Workload) -> int:
         self.m.act(f"dump {workload.name}")
         copy = self.m.copies[workload.name]
         if not self.m.lock:

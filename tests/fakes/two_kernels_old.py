@@ -149,7 +149,15 @@ class Watch:
         raise AssertionError(verb)
 
 
-def ship(watch: Watch, _top: object, *, final: bool) -> int:
+def ship_rounds(watch: Watch, _top: object, _since: int) -> int:
+    return _ship(watch, final=False)
+
+
+def ship_last(watch: Watch, _top: object) -> int:
+    return _ship(watch, final=True)
+
+
+def _ship(watch: Watch, *, final: bool) -> int:
     here = box()
     here.old.tick("ship all" if final else "ship rounds")
     new = here.new

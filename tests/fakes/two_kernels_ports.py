@@ -19,7 +19,19 @@ from tests.fakes.machine import Restarted
 from tests.fakes.two_kernels import box
 from tests.fakes.two_kernels_kernel import Kernel, SpawnLog
 from tests.fakes.two_kernels_new import Takeover, merge, start_child, waitpid
-from tests.fakes.two_kernels_old import Beside, Handover, freeze, quiesce, resume, retire, ship, thaw, thawed, wiped
+from tests.fakes.two_kernels_old import (
+    Beside,
+    Handover,
+    freeze,
+    quiesce,
+    resume,
+    retire,
+    ship_last,
+    ship_rounds,
+    thaw,
+    thawed,
+    wiped,
+)
 
 
 class Units(one.Units):
@@ -99,7 +111,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(real_handover, "buses", SimpleNamespace(**found, quiesce=quiesce, resume=resume))
     mounts = SimpleNamespace(to_freeze=lambda _root: [SimpleNamespace(mountpoint="/")], freeze=freeze, thaw=thaw)
     patch.setattr(real_handover, "blockfs", mounts)
-    patch.setattr(real_handover, "shipping", SimpleNamespace(ship=ship))
+    patch.setattr(real_handover, "shipping", SimpleNamespace(ship_rounds=ship_rounds, ship_last=ship_last))
     patch.setattr(real_handover, "retirement", SimpleNamespace(retire=retire))
     patch.setattr(real_handover, "store_of", wiped)
     patch.setattr(real_takeover, "time", clock)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError
-from kupgrade.host.images import MANIFEST, ImageStore
+from kupgrade.host.images import ImageStore
+from kupgrade.host.manifest import MANIFEST
 from kupgrade.model.workload import Store, StoreKind
 
 SECRET = b"correct horse battery staple" * 100
@@ -110,7 +111,7 @@ def test_a_damaged_manifest_is_refused(store: ImageStore, content: bytes) -> Non
 
 def test_sealing_trusts_checksums_taken_before_only_for_files_of_the_same_size(store: ImageStore) -> None:
     """What was summed before the blackout is not summed again, unless it changed in size."""
-    known = store.checksums()
+    known = store.checksums({})
     (store.path / "demo/pre-1/pages-1.img").write_bytes(SECRET + b"more")
     store.seal("20261121-041503-9f2c1a", "6.12", "7.3", known)
     store.verify()
