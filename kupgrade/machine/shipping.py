@@ -9,7 +9,7 @@ from pathlib import Path
 from kupgrade.host.images import MANIFEST
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.window_files import FileWriter
-from kupgrade.machine.spawn_watch import Watch
+from kupgrade.machine.spawn_watch import STALL, Watch
 from kupgrade.model import standby
 from kupgrade.model.codec import encode
 from kupgrade.model.handover import Piece
@@ -21,8 +21,12 @@ TIMEOUT = 60.0  # seconds
 
 
 def ship(watch: Watch, top: Path, *, final: bool) -> int:
-    """Copy the rounds, or all that came last (and the mark of completeness); bytes. Raises KupgradeError."""
-    client, files = watch.client(), watch.window.files
+    """Copy the rounds, or all that came last (and the mark of completeness); bytes. Raises KupgradeError.
+
+    The last are sent in the blackout: nothing waits there for a kernel whose heartbeat stands still.
+    """
+    files = watch.window.files
+    client = watch.client(watch.pulse(STALL) if final else None)
     paths = [path for path in sorted(top.rglob("*")) if _belongs(path.relative_to(top), final=final)]
     links = [[str(path.relative_to(top)), str(path.readlink())] for path in paths if path.is_symlink()]
     plain = [path for path in paths if not path.is_symlink() and path.is_file()]

@@ -10,7 +10,7 @@ from functools import partial
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import kspawn, proc
+from kupgrade.kernel import kspawn, proc, sysctl
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Side
@@ -26,7 +26,6 @@ from kupgrade.model.workload import Workload
 MERGE_PATIENCE = 60.0  # seconds
 JOURNAL_PATIENCE = 60.0
 START = "start-system"  # in Places.run: the first process waits for it
-PANIC = "proc/sys/kernel/panic"
 POLL = 0.02
 
 
@@ -108,7 +107,7 @@ class RealTakeover:
             if time.monotonic() > deadline:
                 return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
             time.sleep(POLL)
-        (self.places.root / PANIC).write_text(f"{panic}\n")
+        sysctl.set_panic_timeout(panic, self.places.root)
         found = json.loads((self.places.root / INHERITED_FILE).read_text())
         return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
 

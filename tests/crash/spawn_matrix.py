@@ -27,6 +27,7 @@ BEHAVIOURS = (
     SpawnBehaviour("an image rots on its way", damaged_images="later"),
     SpawnBehaviour("the thaw fails twice", thaw_failures=2),
     SpawnBehaviour("the old kernel cannot give the rest", retire_fails=True),
+    SpawnBehaviour("the old kernel can go at the third try", retire_failures=2),
 )
 SERVING = (
     GOOD.name,
@@ -36,6 +37,7 @@ SERVING = (
     "the new kernel is stopped late",
     "the thaw fails twice",
     "the old kernel cannot give the rest",
+    "the old kernel can go at the third try",
 )
 KINDS = (
     "kill",

@@ -45,12 +45,16 @@ def hang() -> None:
 
 
 def kill_agent() -> None:
-    """The agent alone: its heartbeat ends with it, what carries the upgrade on is a child of it and lives on."""
-    for pid in ours():
-        with open(f"/proc/{pid}/stat") as file:
-            parent = int(file.read().rpartition(")")[2].split()[1])
-        if parent not in ours():
+    """The agent: not its keeper, nor its heartbeat or what carries the upgrade on, which are children of it."""
+    parents = {pid: parent_of(pid) for pid in ours()}
+    for pid, parent in parents.items():
+        if parent in parents and parents[parent] not in parents:
             os.kill(pid, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def ours() -> set[int]:
