@@ -28,6 +28,7 @@ BEHAVIOURS = (
     SpawnBehaviour("the thaw fails twice", thaw_failures=2),
     SpawnBehaviour("the old kernel cannot give the rest", retire_fails=True),
     SpawnBehaviour("the old kernel can go at the third try", retire_failures=2),
+    SpawnBehaviour("what is merged is logged first", torn=True, redo=True),
 )
 SERVING = (
     GOOD.name,
@@ -38,6 +39,7 @@ SERVING = (
     "the thaw fails twice",
     "the old kernel cannot give the rest",
     "the old kernel can go at the third try",
+    "what is merged is logged first",
 )
 KINDS = (
     "kill",

@@ -24,24 +24,24 @@ from kupgrade.steps.services import HoldUnits
 from tests.crash.spawn_matrix import BEHAVIOURS, GOOD, trace
 from tests.fakes import two_kernels_new, two_kernels_old
 from tests.fakes.drive_spawn import play_spawn, two_kernels
-from tests.fakes.two_kernels import box
+from tests.fakes.two_kernels import TORN, box
 from tests.fakes.two_kernels_parts import SpawnBehaviour
 
 Patch = pytest.MonkeyPatch
-LATE, VERY_LATE = BEHAVIOURS[3], BEHAVIOURS[4]
+LATE, VERY_LATE, LOGGED = BEHAVIOURS[3], BEHAVIOURS[4], BEHAVIOURS[-1]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _two_kernels() -> Iterator[None]:
     with two_kernels():
-        for behaviour in (GOOD, LATE, VERY_LATE):
+        for behaviour in (GOOD, LATE, VERY_LATE, LOGGED):
             trace(behaviour)  # by the good code, before anything is planted
         yield
 
 
 def _flag_after_merge(patch: Patch) -> None:
     def take_disk(self: Any) -> float:
-        megabytes = machine_takeover.new_root.merge(self.uuid, 1.0)
+        megabytes = machine_takeover.new_root.merge(self.libc, self.uuid, 1.0)
         with self._window() as window:
             window.channel.declare_commit()
         return float(megabytes)
@@ -50,7 +50,7 @@ def _flag_after_merge(patch: Patch) -> None:
 
 
 def _flag_forgotten(patch: Patch) -> None:
-    patch.setattr(RealTakeover, "take_disk", lambda self: machine_takeover.new_root.merge(self.uuid, 1.0))
+    patch.setattr(RealTakeover, "take_disk", lambda self: machine_takeover.new_root.merge(self.libc, self.uuid, 1.0))
 
 
 def _merge_forgotten(patch: Patch) -> None:
@@ -255,6 +255,21 @@ def _waits_in_vain_and_stops_it(patch: Patch) -> None:
     patch.setattr(RealHandover, "_attend", attend)
 
 
+def _log_valid_before_the_flag(patch: Patch) -> None:
+    def take_disk(self: Any) -> float:
+        made = machine_takeover.new_root.prepare(self.libc, self.uuid, self.places.run)
+        megabytes = machine_takeover.new_root.merge(self.libc, self.uuid, 1.0, made)
+        with self._window() as window:
+            window.channel.declare_commit()
+        return float(megabytes)
+
+    patch.setattr(RealTakeover, "take_disk", take_disk)
+
+
+def _no_log(patch: Patch) -> None:
+    patch.setattr(machine_takeover.new_root, "prepare", lambda *_: None)
+
+
 def _never_retired_again(patch: Patch) -> None:
     patch.setattr(serve_out, "TRIES", 1)
 
@@ -296,6 +311,8 @@ BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_hang_after_the_flag_not_seen, "nobody ends a new kernel that hangs", "hang", GOOD),
     (_agent_taken_for_its_kernel, "although the new kernel serves", "agent", GOOD),
     (_waits_in_vain_and_stops_it, "although the new kernel serves", "agent", LATE),
+    (_log_valid_before_the_flag, "before its flag", "", LOGGED),
+    (_no_log, TORN, "cut", LOGGED),
     (_never_retired_again, "although it could go", "", GOOD),
     (_buses_given_again, "given twice", "", GOOD),
 )
@@ -320,7 +337,7 @@ def test_a_planted_bug_with_two_kernels_is_caught(
     plant(monkeypatch)
     for host_, faults in reduced(kind, behaviour):
         run = play_spawn(host_, faults)
-        if run.problems:
-            assert any(words in problem for problem in run.problems), run.report()
+        if run.problems or run.box.limits:
+            assert any(words in problem for problem in (*run.problems, *run.box.limits)), run.report()
             return
     pytest.fail("no scenario of the reduced matrix notices this bug")

@@ -19,7 +19,7 @@ from tests.fakes import machine as one
 from tests.fakes.machine import Restarted
 from tests.fakes.two_kernels import box
 from tests.fakes.two_kernels_kernel import Kernel, SpawnLog
-from tests.fakes.two_kernels_new import Takeover, merge, start_child, waitpid
+from tests.fakes.two_kernels_new import Takeover, disk_taken, merge, prepare, start_child, waitpid
 from tests.fakes.two_kernels_old import Beside, Handover, freeze, quiesce, resume, retire, ship, thaw, thawed, wiped
 
 
@@ -106,7 +106,8 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(serve_out, "retirement", SimpleNamespace(retire=retire, BusesGivenError=BusesGivenError))
     patch.setattr(serve_out, "store_of", wiped)
     patch.setattr(real_takeover, "time", clock)
-    patch.setattr(real_takeover, "new_root", SimpleNamespace(merge=merge, merged=lambda: box().current.overlay is None))
+    patch.setattr(real_takeover, "new_root", SimpleNamespace(prepare=prepare, merge=merge, merged=disk_taken))
+    patch.setattr(real_takeover, "going_home", SimpleNamespace(thaw=lambda _libc: None))
     patch.setattr(agent, "time", clock)
     patch.setattr(agent, "os", SimpleNamespace(waitpid=waitpid, WNOHANG=1, WIFSIGNALED=bool))
     patch.setattr(agent, "_start", start_child)
