@@ -1,4 +1,4 @@
-"""Run as root in a virtual host: a snapshot goes home by way of the journal, and at each stage the kernel mounts a copy.
+"""Run as root in a virtual host: a snapshot goes home by way of the journal; at each stage the kernel mounts a copy.
 
 Prints progress to stderr, one line of JSON: what each copy held, and seconds.
 """

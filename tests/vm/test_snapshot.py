@@ -32,7 +32,7 @@ def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest)
 
 
 def test_whenever_the_power_is_cut_the_kernel_mounts_one_of_the_two_states(guest: Guest) -> None:
-    """The old one before the commit, the new one after it, by a replay of the journal; and the device goes on in use."""
+    """The old one before the commit, the new one after it, by a replay of the journal; the device goes on in use."""
     guest.link.write("/root/redo_inside.py", Path(redo_inside.__file__).read_bytes())
     done = guest.link.run(["/usr/bin/python3", "/root/redo_inside.py"], timeout=300.0)
     print(done.stderr, done.stdout, file=sys.stderr)
