@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError
@@ -64,10 +65,10 @@ class DirectDisk:
             os.fsync(self._file.fileno())
 
 
-def prepare(libc: Libc, origin: Path, store: Path, found: Status, run: Path) -> Redo | None:
+def prepare(libc: Libc, origin: Path, store: Path, look: Callable[[], Status], run: Path) -> Redo | None:
     """Freeze, and write the log to the journal, where it is of no meaning yet.
 
-    None where this cannot be, with the reason printed: then nothing is frozen.
+    None where this cannot be, with the reason printed: then nothing is frozen. `look`: at the snapshot; the freeze writes.
     """
     mark = run / BEGUN
     if mark.exists():
@@ -78,7 +79,7 @@ def prepare(libc: Libc, origin: Path, store: Path, found: Status, run: Path) -> 
             raise BadInputError("The root file system cannot be frozen")
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(contextlib.closing(DirectDisk(origin)))
-            made = redo.plan(disk, changed(store, found))
+            made = redo.plan(disk, changed(store, look()))
             mark.touch()
             made.log()
             stack.pop_all()  # `finish` closes it
