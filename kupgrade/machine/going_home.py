@@ -68,7 +68,8 @@ class DirectDisk:
 def prepare(libc: Libc, origin: Path, store: Path, look: Callable[[], Status], run: Path) -> Redo | None:
     """Freeze, and write the log to the journal, where it is of no meaning yet.
 
-    None where this cannot be, with the reason printed: then nothing is frozen. `look`: at the snapshot; the freeze writes.
+    None where this cannot be, with the reason printed: then nothing is frozen. `look`: at the snapshot, once the freeze
+    has written.
     """
     mark = run / BEGUN
     if mark.exists():

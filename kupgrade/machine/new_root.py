@@ -133,10 +133,13 @@ def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
     Raises KupgradeError when the snapshot is unusable. `run`: as Places.run.
     """
     with devmapper.open_control() as mapper:
-        found = snapshot.check_sound(snapshot.status(mapper, NAME), NAME)
-        if found.target is not Target.SNAPSHOT:
+
+        def look() -> snapshot.Status:
+            return snapshot.check_sound(snapshot.status(mapper, NAME), NAME)
+
+        if look().target is not Target.SNAPSHOT:
             return None
-    return going_home.prepare(libc, origin_of(uuid), COW, found, run)
+        return going_home.prepare(libc, origin_of(uuid), COW, look, run)
 
 
 def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> float:

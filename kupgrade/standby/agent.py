@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kupgrade.errors import BadInputError, KupgradeError
-from kupgrade.host import command
+from kupgrade.host import command, criu
 from kupgrade.kernel import kspawn
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
@@ -172,6 +172,8 @@ class Keeper:
             pid = os.fork()
             if pid == 0:
                 self._live()
+            with contextlib.suppress(KupgradeError):
+                criu.preload()  # while the first one works: the next ones have no time for it
             status = os.waitpid(pid, 0)[1]
             if not os.WIFSIGNALED(status):
                 return os.waitstatus_to_exitcode(status)

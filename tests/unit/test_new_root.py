@@ -118,13 +118,17 @@ def test_a_log_is_made_once_and_only_where_the_journal_can_hold_it(
     disk.write_bytes(bytes(1 << 16))
     store.write_bytes(struct.pack("<IIII", 0x70416E53, 1, 1, 8).ljust(1 << 16, b"\0"))
     monkeypatch.setattr(going_home, "_direct", os.open)
-    found = Status(Target.SNAPSHOT, 128, used=16, room=128, metadata=16)
-    assert going_home.prepare(LIBC, disk, store, found, tmp_path) is None  # no ext4
+
+    def look() -> Status:
+        assert calls == ["freeze"], "the freeze itself writes"
+        return Status(Target.SNAPSHOT, 128, used=16, room=128, metadata=16)
+
+    assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None  # no ext4
     assert calls == ["freeze", "thaw"]
     with pytest.raises(BadInputError, match="not read whole"):
         going_home.changed(store, Status(Target.SNAPSHOT, 128, used=24, room=128, metadata=16))
     (tmp_path / going_home.BEGUN).touch()
-    assert going_home.prepare(LIBC, disk, store, found, tmp_path) is None
+    assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None
     assert calls == ["freeze", "thaw"]
     assert disk.read_bytes() == bytes(1 << 16)
 
