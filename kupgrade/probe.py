@@ -11,7 +11,7 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import bootloader, command
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import blockfs, kexec, memory, proc, watchdog
+from kupgrade.kernel import blockfs, kexec, memory, proc, sysctl, watchdog
 from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
 from kupgrade.probe_spawn import observe_spawn
@@ -48,7 +48,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         criu_version=version,
         criu_check=_criu_check(criu) if version and os.geteuid() == 0 else "",
         nft=command.find("nft") is not None,
-        panic_timeout=unknown.ask("kernel.panic", lambda: int((root / "proc/sys/kernel/panic").read_text()), 0),
+        panic_timeout=unknown.ask("kernel.panic", lambda: sysctl.panic_timeout(root), 0),
         pid_max=unknown.ask("pid_max", lambda: proc.pid_max(root), 32768),
         highest_kernel_thread=unknown.ask("kernel threads", lambda: _early_threads(root), 0),
         memory_bytes=unknown.ask("memory", lambda: proc.meminfo(root)["MemTotal"], 0),

@@ -39,6 +39,7 @@ REPEATED = frozenset(
         "ready-standby",
         "ship-images",
         "gate",
+        "ask-standby",
         "arm-watchdog",
         "probe",
         "disarm",

@@ -1,7 +1,7 @@
 """The spawn engine: the new kernel starts on freed cores beside the old one and takes over what it has, piece by piece.
 
 Order and its reasons (each line is also a crash window, see core/recovery.py):
-  prepare-store … gate      the new kernel boots and waits while the workloads run, on fewer CPUs, in less memory
+  prepare-store … ask-standby   the new kernel boots and waits while the workloads run, on fewer CPUs, in less memory
   hold-units                from now on no boot starts a kept unit a second time
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the commit rollback is to stop the new kernel and to thaw
@@ -31,7 +31,7 @@ from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
-from kupgrade.steps.handover import HandOver, ReadyStandby, ShipImages
+from kupgrade.steps.handover import AskStandby, HandOver, ReadyStandby, ShipImages
 from kupgrade.steps.health import Gate, ProbeWorkloads
 from kupgrade.steps.images import PrepareStore, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
@@ -40,6 +40,7 @@ from kupgrade.steps.takeover import AdoptUnits, RetireOld, StartSystem, TakeDisk
 
 EPOCH = 1
 SYSTEM_TIMEOUT = 240.0  # seconds until the host's own init answers
+ASK_TIMEOUT = 60.0
 ADOPT_TIMEOUT = 120.0
 RETIRE_TIMEOUT = 120.0
 WRITES = 1 << 30  # bytes, at most, of memory for what is written before the commit; only what is written is taken
@@ -105,6 +106,7 @@ class SpawnEngine:
             steps.append(spec(ShipImages(order.store, order.workloads, options.predump_rounds)))
         limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
+        steps.append(spec(AskStandby(ASK_TIMEOUT)))
         return tuple(steps)
 
     def _handing_over(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:

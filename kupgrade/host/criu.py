@@ -174,6 +174,11 @@ def _import() -> Any:
     return pycriu
 
 
+def preload() -> None:
+    """Import what every request needs, ahead of time. Raises RefusedError when it is not installed."""
+    _import()
+
+
 def _rpc() -> Any:
     return _import().rpc
 

@@ -70,7 +70,8 @@ ip link set lo up
 mkdir -p -m 0700 /run/kupgrade
 (
 	until python3 -sP -m kupgrade.standby; do
-		[ ! -e /run/kupgrade/taken-over ] || exit
+		# Nor when switch_root has emptied this root, and /run is gone from it.
+		[ -e /init ] && [ ! -e /run/kupgrade/taken-over ] || exit
 		echo "kupgrade: the agent ended, it is started again"
 		sleep 1
 	done

@@ -35,6 +35,7 @@ SUSPENDED = 1 << 1
 STATUS_TABLE = 1 << 4
 ACTIVE_PRESENT = 1 << 5
 BUFFER_FULL = 1 << 8
+SKIP_LOCKFS = 1 << 10
 
 _ROOM = 4096  # bytes for targets out of the kernel; doubled while they do not fit
 _MOST = 1 << 20
@@ -156,9 +157,13 @@ class DeviceMapper:
         argument = pack(name, targets=len(table), data=pack_table(table))
         self._call("DM_TABLE_LOAD", DM_TABLE_LOAD, name, argument)
 
-    def suspend(self, name: str) -> None:
-        """Freeze the file system on it and wait until all that was sent to it is done. Done as well when suspended."""
-        self._call("DM_DEV_SUSPEND", DM_DEV_SUSPEND, name, pack(name, flags=SUSPENDED))
+    def suspend(self, name: str, *, frozen: bool = False) -> None:
+        """Freeze the file system on it and wait until all that was sent to it is done. Done as well when suspended.
+
+        `frozen`: it is frozen already.
+        """
+        flags = SUSPENDED | SKIP_LOCKFS if frozen else SUSPENDED
+        self._call("DM_DEV_SUSPEND", DM_DEV_SUSPEND, name, pack(name, flags=flags))
 
     def resume(self, name: str) -> None:
         """Bring the loaded table, if any, into use and go on. Done as well when nothing is to be done."""

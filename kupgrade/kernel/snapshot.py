@@ -156,13 +156,14 @@ def snapshot(mapper: DeviceMapper, name: str, origin: Path, store: Path, sectors
     return ensure_node(mapper, name, root)
 
 
-def reload(mapper: DeviceMapper, name: str, wanted: Sequence[Segment]) -> None:
-    """Exchange the table of a device in use: its file system is frozen and flushed (lockfs) for the moment between.
+def reload(mapper: DeviceMapper, name: str, wanted: Sequence[Segment], *, frozen: bool = False) -> None:
+    """Exchange the table of a device in use: its file system is frozen and flushed (lockfs) for the moment between,
+    unless it is `frozen` already.
 
     No program is started in that moment: it could lie on that file system. Raises KernelError; the device goes on
     with the table that it had.
     """
-    mapper.suspend(name)
+    mapper.suspend(name, frozen=frozen)
     try:
         mapper.load(name, wanted)
     finally:

@@ -38,8 +38,8 @@ _HEADER = struct.Struct("<8sIIQII24s")  # magic, format, header CRC, size, slots
 _FRAME = struct.Struct("<QQ24sII")  # sequence number, epoch, upgrade ID, length, CRC
 _HELLO = struct.Struct("<QII40s72s")  # epoch, length of the rest, CRC, boot ID, release
 # In a side's page, each in a cache line of its own: heartbeat; the number of the last message it has taken; the new
-# side's word that it is committed.
-_BEAT, _TAKEN, _COMMITTED = 0x400, 0x440, 0x480
+# side's word that it is committed; how many processes of this side have begun, and what was taken before the last did.
+_BEAT, _TAKEN, _COMMITTED, _BEGUN, _BEFORE = 0x400, 0x440, 0x480, 0x4C0, 0x500
 
 MAX_PAYLOAD = SLOT_SIZE - _FRAME.size
 
@@ -268,6 +268,25 @@ class Channel:
         if length == 0 or sum(map(len, names)) != length or zlib.crc32(_HELLO.pack(epoch, length, 0, *names)) != crc:
             return None
         return Hello(names[0].decode(errors="replace"), names[1].decode(errors="replace"), epoch)
+
+    def begin(self) -> None:
+        """A process of this side begins, alone: what its predecessor has taken and not answered it knows nothing of.
+
+        Comes before the first message is taken.
+        """
+        page = self._page(self._side)
+        self._words[(page + _BEFORE) // 8] = self.taken(self._side)
+        self._words[(page + _BEGUN) // 8] += 1
+
+    def begun(self, side: Side) -> int:
+        """How many processes of a side have begun."""
+        count: int = self._words[(self._page(side) + _BEGUN) // 8]
+        return count
+
+    def taken_before(self, side: Side) -> int:
+        """The last message that was taken before the present process of a side began."""
+        count: int = self._words[(self._page(side) + _BEFORE) // 8]
+        return count
 
     def beat(self) -> None:
         """Count the heartbeat on. One thread or process of a side does this, and nothing else of it does."""

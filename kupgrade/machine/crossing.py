@@ -13,12 +13,11 @@ from pathlib import Path
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command, early_init, initramfs
 from kupgrade.journal import sync_directory, write_durably
-from kupgrade.kernel import blockfs, kexec, proc, watchdog
+from kupgrade.kernel import blockfs, kexec, proc, sysctl, watchdog
 from kupgrade.kernel.libc import Libc
 from kupgrade.machine import faults
 from kupgrade.machine.places import Places
 
-_PANIC = "proc/sys/kernel/panic"
 _DEADMAN_PATIENCE = 2.0  # seconds for a killed process to be gone
 
 
@@ -169,8 +168,8 @@ exec /sbin/init "$@"
 
     def panic_timeout(self) -> int:
         """kernel.panic."""
-        return int((self.places.root / _PANIC).read_text())
+        return sysctl.panic_timeout(self.places.root)
 
     def set_panic_timeout(self, seconds: int) -> None:
         """kernel.panic."""
-        (self.places.root / _PANIC).write_text(f"{seconds}\n")
+        sysctl.set_panic_timeout(seconds, self.places.root)

@@ -14,16 +14,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
-from kupgrade.kernel import blockfs
-from kupgrade.kernel.kspawn import Kspawn
+from kupgrade.kernel import blockfs, sysctl
 from kupgrade.kernel.libc import REBOOT_RESTART, Libc
-from kupgrade.machine import buses, faults, retirement, shipping
+from kupgrade.machine import buses, faults, shipping
 from kupgrade.machine.beside import RealBeside
-from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
-from kupgrade.machine.spawn_watch import Watch
+from kupgrade.machine.serve_out import ServeOut
+from kupgrade.machine.spawn_watch import STALL, Watch
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
@@ -35,13 +35,12 @@ from kupgrade.model.workload import Store, Workload
 from kupgrade.steps.ports_handover import DiskFound
 
 NOTE = "handover.json"  # in Places.run
-FIRST_SEGMENT, LATER_SEGMENT = 0x10, 0x40  # of the buses handed over, and of those that follow at the retirement
+FIRST_SEGMENT = 0x10  # of the buses handed over
 READY_TIMEOUT = 120.0  # seconds
 ASK_TIMEOUT = 5.0
 # Looks are kept rare: the restore needs the processors, and what is seen late costs the way back a moment only.
 POLL = 0.02
 ASK_EVERY = 0.2
-STALL = 3.0  # seconds without a heartbeat: an emulated or overloaded host may well take one
 IDLE_LIMIT = 5.0  # seconds in which a new kernel that was told begins
 
 
@@ -79,7 +78,6 @@ class RealHandover:
         with self._watching() as watch:
             client = watch.client()
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
-            client.ask(standby.CRIU_CHECK, READY_TIMEOUT)
             found = client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp)
         if found.get("criu"):
             raise KupgradeError(
@@ -92,6 +90,11 @@ class RealHandover:
             shipped = shipping.ship_rounds(watch, Path(store.path), since)
         self.libc.sync()  # leaves the one in the blackout little to write
         return shipped
+
+    def ask(self, timeout: float) -> None:
+        """See the port."""
+        with self._watching() as watch:
+            watch.client().ask(standby.PING, timeout)
 
     # The blackout
 
@@ -106,11 +109,11 @@ class RealHandover:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
                 shipping.ship_last(watch, Path(store.path))
-                until, panic = time.monotonic() + deadline, int(self._panic.read_text())
+                until, panic = time.monotonic() + deadline, sysctl.panic_timeout(self.places.root)
                 note = Note(instance, tuple(ports), store, told=False, deadline=until, panic=panic)
                 self._put(note)
                 try:
-                    self._panic.write_text("0\n")
+                    sysctl.set_panic_timeout(0, self.places.root)
                     self._freeze()
                     faults.strike(self.places, "hand-over", "frozen")
                     buses.quiesce(spawner.device, movables)
@@ -149,17 +152,25 @@ class RealHandover:
                 blockfs.thaw(self.libc, Path(mount.mountpoint))
 
     def _attend(self, watch: Watch, spawner: Spawner, note: Note) -> None:
-        """Until this kernel ends. Raises KupgradeError when the new one failed, died, stood still or was too slow."""
-        client, channel = watch.client(), watch.channel
-        began = asked = last_beat = time.monotonic()
-        beats = watch.beats()
+        """Until this kernel ends. Raises KupgradeError when the new one failed, died, stood still or was too slow.
+
+        What goes wrong when the commit flag is set already is judged as after the commit: less is a reason then.
+        """
+        try:
+            self._await_commit(watch, note)
+        except KupgradeError:
+            if not watch.channel.committed:
+                raise
+        ServeOut(watch, spawner, note.instance, note.store, self.places.root, self._end, self._say).run()
+
+    def _await_commit(self, watch: Watch, note: Note) -> None:
+        pulse = watch.pulse(STALL)
+        client, channel = watch.client(pulse), watch.channel
+        began = asked = time.monotonic()
         while not channel.committed:
             watch.check_alive()
+            pulse.check()
             now = time.monotonic()
-            if (seen := watch.beats()) != beats:
-                beats, last_beat = seen, now
-            elif now - last_beat > STALL:
-                raise KupgradeError("The new kernel stands still", f"no heartbeat for {STALL:g} s")
             if now > note.deadline:
                 raise KupgradeError("The new kernel did not commit in time", "its deadline is over")
             if self.places.rollback_request.exists():
@@ -172,7 +183,6 @@ class RealHandover:
                 if standing.stage is Stage.WAITING and now - began > IDLE_LIMIT:
                     raise KupgradeError("The new kernel did not begin", "it says that it waits for the order")
             time.sleep(POLL)
-        self._serve_out(watch, spawner, note)
 
     def _take_back(self, watch: Watch, spawner: Spawner, note: Note, error: Exception) -> None:
         """Fence, THEN look at the commit flag: set, and this kernel is dead; unset, everything is taken back."""
@@ -181,7 +191,7 @@ class RealHandover:
             self._end(error)
         buses.resume(spawner.device, self._movables(note.ports))
         self._thaw()
-        self._panic.write_text(f"{note.panic}\n")
+        sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
 
@@ -211,45 +221,11 @@ class RealHandover:
 
     # After the commit
 
-    def _serve_out(self, watch: Watch, spawner: Spawner, note: Note) -> None:
-        """The new kernel serves. Nothing is left to do here but to give it the rest when it asks, and to end.
-
-        Should it die now it is a crash of the host: the machine is restarted, as nobody else could do it. Nothing that
-        goes wrong here may lead out of here: the way out is to fence, and that would stop the kernel that serves.
-        """
-        client = watch.client()
-        wiped = asked = False
-        while True:
-            try:
-                watch.check_alive()
-                if not wiped:
-                    wiped = True
-                    store_of(note.store).wipe()
-                standing = decode(Standing, client.ask(standby.STAGE, ASK_TIMEOUT * 12)["standing"], "standing")
-                if standing.stage is Stage.RETIRE and not asked:
-                    asked = True
-                    self._retire(watch, spawner.device, note.instance, standing.ports)
-            except Exception as error:
-                self._say(f"{type(error).__name__}: {error}")
-                try:
-                    watch.check_alive()
-                except KupgradeError as dead:
-                    spawner.fence(note.instance)
-                    self._end(dead)
-            time.sleep(ASK_EVERY)
-
-    def _retire(self, watch: Watch, device: Kspawn, instance: Instance, ports: Sequence[str]) -> None:
-        named = [PciAddress.parse(port) for port in ports]
-
-        def told(part: str, seconds: float) -> None:
-            self._say(f"passed on: {part}, {seconds:.3f} s")
-
-        retirement.retire(device, instance, watch.client(), named, LATER_SEGMENT, self.places.root, told)
-
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: Exception) -> NoReturn:
         """The new kernel died with the disk its own: the host has crashed, and is restarted."""
         self._say(f"the new kernel died after its commit, the machine is restarted: {error}")
         self.libc.reboot(REBOOT_RESTART)
+        raise NeedsHumanError("The machine did not restart", "the new kernel died after its commit", "Reset it")
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -258,10 +234,6 @@ class RealHandover:
             os.close(fd)
 
     # What is noted
-
-    @property
-    def _panic(self) -> Path:
-        return self.places.root / "proc/sys/kernel/panic"
 
     def _watching(self) -> Watch:
         spawner, instance = self.beside.started()

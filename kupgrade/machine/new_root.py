@@ -15,7 +15,9 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command
 from kupgrade.kernel import devmapper, loop, snapshot, superblock
 from kupgrade.kernel.libc import Libc, reported
+from kupgrade.kernel.redo import Redo
 from kupgrade.kernel.snapshot import Target
+from kupgrade.machine import going_home
 from kupgrade.model.handover import LinkName, TakeOver
 
 SYSROOT = Path("/sysroot")
@@ -125,29 +127,54 @@ def origin_of(uuid: str) -> Path:
     return origin
 
 
-def merge(uuid: str, patience: float) -> float:
+def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
+    """Make the merge one moment for whoever cuts the power, where that can be; the file system is frozen then.
+
+    Raises KupgradeError when the snapshot is unusable. `run`: as Places.run.
+    """
+    with devmapper.open_control() as mapper:
+
+        def look() -> snapshot.Status:
+            return snapshot.check_sound(snapshot.status(mapper, NAME), NAME)
+
+        if look().target is not Target.SNAPSHOT:
+            return None
+        return going_home.prepare(libc, origin_of(uuid), COW, look, run)
+
+
+def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> float:
     """Write to the disk what was written since, then map it plainly; megabytes. Done as well when it is. (seconds)
 
+    `made`: by `prepare`; at the end the file system is not frozen any more.
     Raises KupgradeError when the snapshot is unusable or the merge does not end.
     """
     with devmapper.open_control() as mapper:
         found = snapshot.check_sound(snapshot.status(mapper, NAME), NAME)
         if found.target is Target.LINEAR:
+            going_home.thaw(libc)
             return 0.0
         origin = origin_of(uuid)
         written = max(0, found.used - found.metadata) * devmapper.SECTOR / 1e6
-        if found.target is Target.SNAPSHOT:
-            snapshot.reload(mapper, NAME, snapshot.table(Target.MERGE, found.sectors, origin, store()))
-        deadline = time.monotonic() + patience
-        while not snapshot.check_sound(snapshot.status(mapper, NAME), NAME).merged:
-            if time.monotonic() > deadline:
-                raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
-            time.sleep(POLL)
-        snapshot.reload(mapper, NAME, snapshot.table(Target.LINEAR, found.sectors, origin, None))
+        home = made is not None and going_home.finish(made)
+        if not home:
+            going_home.thaw(libc)
+            _merge(mapper, found, origin, patience)
+        snapshot.reload(mapper, NAME, snapshot.table(Target.LINEAR, found.sectors, origin, None), frozen=home)
+        going_home.thaw(libc)
     with contextlib.suppress(KernelError):
         loop.detach(store())
     COW.unlink(missing_ok=True)
     return round(written, 3)
+
+
+def _merge(mapper: devmapper.DeviceMapper, found: snapshot.Status, origin: Path, patience: float) -> None:
+    if found.target is Target.SNAPSHOT:
+        snapshot.reload(mapper, NAME, snapshot.table(Target.MERGE, found.sectors, origin, store()))
+    deadline = time.monotonic() + patience
+    while not snapshot.check_sound(snapshot.status(mapper, NAME), NAME).merged:
+        if time.monotonic() > deadline:
+            raise KupgradeError("The disk was not written in time", f"the merge takes longer than {patience:g} s")
+        time.sleep(POLL)
 
 
 def merged() -> bool | None:

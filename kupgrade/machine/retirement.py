@@ -39,6 +39,10 @@ def _untold(_part: str, _seconds: float) -> None:
     """Nobody listens."""
 
 
+class BusesGivenError(KupgradeError):
+    """It failed when the buses had passed, or perhaps had: they must not be given again."""
+
+
 @dataclass
 class Retirement:
     """`client` asks the agent of `instance`. `pause` and `clock` as in time."""
@@ -109,7 +113,7 @@ class Retirement:
         """The devices stand still here and the new kernel finds them.
 
         Raises KupgradeError, and nothing passed; only where its agent said nothing at all they stay still, for the new
-        kernel may drive them.
+        kernel may drive them: BusesGivenError.
         """
         if not movables:
             return
@@ -122,6 +126,8 @@ class Retirement:
         except AgentError:  # it answered: it does not drive them
             buses.resume(self.device, movables)
             raise
+        except KupgradeError as error:
+            raise BusesGivenError("It is not known whether the last buses have passed", str(error)) from error
         self.told(f"{len(movables)} buses", self.clock() - began)
 
     def leave(self) -> NoReturn:
@@ -142,7 +148,8 @@ def retire(
     """Pass on all that is left and end this kernel; nothing is synced. Returns never.
 
     `ports`: of the buses that have not passed; `first_number`: of their PCI segments, as in buses.table. `told` hears
-    of each part. Raises KupgradeError with this kernel alive; all may be tried again, with ports that have not passed.
+    of each part. Raises KupgradeError with this kernel alive; all may be tried again: after BusesGivenError
+    without ports.
     """
     retirement = Retirement(device, instance, client, root, told=told)
     movables = buses.find(ports, root)
@@ -151,4 +158,7 @@ def retire(
     retirement.promise()
     told("word of what is left", time.monotonic() - began)
     retirement.give_buses(movables, first_number)
-    retirement.leave()
+    try:
+        retirement.leave()
+    except KupgradeError as error:
+        raise BusesGivenError("This kernel could not end", str(error)) from error

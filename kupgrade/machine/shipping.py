@@ -10,7 +10,8 @@ from kupgrade.host.images import round_of
 from kupgrade.host.manifest import MANIFEST
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.window_files import FileWriter
-from kupgrade.machine.spawn_watch import Watch
+from kupgrade.machine.spawn_watch import STALL, Watch
+from kupgrade.machine.standby_client import StandbyClient
 from kupgrade.model import standby
 from kupgrade.model.codec import encode
 from kupgrade.model.handover import Piece
@@ -24,17 +25,20 @@ TIMEOUT = 60.0  # seconds
 def ship_rounds(watch: Watch, top: Path, since: int) -> int:
     """Copy the rounds behind number `since`; bytes. Raises KupgradeError."""
     rounds = [path for path in sorted(top.rglob("*")) if (round_of(path.parent.name) or 0) > since]
-    return _ship(watch, top, rounds)
+    return _ship(watch, watch.client(), top, rounds)
 
 
 def ship_last(watch: Watch, top: Path) -> int:
-    """Copy what came last, and the mark of completeness; bytes. Raises KupgradeError."""
+    """Copy what came last, and the mark of completeness; bytes. Raises KupgradeError.
+
+    It is sent in the blackout: nothing waits there for a kernel whose heartbeat stands still.
+    """
     last = [path for path in sorted(top.rglob("*")) if path.name == MANIFEST or path.parent.name == FINAL]
-    return _ship(watch, top, last)
+    return _ship(watch, watch.client(watch.pulse(STALL)), top, last)
 
 
-def _ship(watch: Watch, top: Path, paths: Sequence[Path]) -> int:
-    client, files = watch.client(), watch.window.files
+def _ship(watch: Watch, client: StandbyClient, top: Path, paths: Sequence[Path]) -> int:
+    files = watch.window.files
     links = [[str(path.relative_to(top)), str(path.readlink())] for path in paths if path.is_symlink()]
     plain = [path for path in paths if not path.is_symlink() and path.is_file()]
     writer, batch, total = FileWriter(files, BATCH), list[Piece](), 0

@@ -13,10 +13,12 @@ from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Channel, Side
 from kupgrade.machine import spawn_box
+from kupgrade.machine.pulse import Pulse
 from kupgrade.machine.standby_client import StandbyClient
 from kupgrade.model.spawn import Instance, Standby
 
 POLL = 0.005  # seconds
+STALL = 3.0  # seconds without a heartbeat in the blackout: an emulated or overloaded host may well take one
 GUARD_PATIENCE = 0.1  # seconds from what a guard sees to its event: it stops the CPUs first
 
 
@@ -67,9 +69,19 @@ class Watch:
         """The old kernel's end of the channel."""
         return self.window.channel
 
-    def client(self) -> StandbyClient:
-        """Who asks its agent."""
-        return StandbyClient(self.channel, self.check_alive, self.pause, self.clock)
+    def pulse(self, limit: float) -> Pulse:
+        """Who says when its heartbeat has stood still for `limit` seconds, from now on."""
+        return Pulse(self.beats, limit, self.clock)
+
+    def client(self, pulse: Pulse | None = None) -> StandbyClient:
+        """Who asks its agent; with a `pulse` not even an answer is waited for when that stops."""
+
+        def alive() -> None:
+            self.check_alive()
+            if pulse is not None:
+                pulse.check()
+
+        return StandbyClient(self.channel, alive, self.pause, self.clock)
 
     def parked(self) -> tuple[int, ...]:
         """The APIC IDs of the CPUs that wait in the park loop: not started yet, taken offline there, or halted."""

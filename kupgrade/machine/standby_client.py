@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kupgrade.errors import KupgradeError
-from kupgrade.kernel.window import Channel, Verdict
+from kupgrade.kernel.window import Channel, Side, Verdict
 from kupgrade.model import standby
 from kupgrade.model.standby import Answer, Request
 
@@ -32,24 +32,38 @@ class StandbyClient:
     def ask(self, verb: str, timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait up to `timeout` seconds for its answer; answers to earlier ones are dropped.
 
-        Raises KupgradeError: dead or silent; AgentError: it could not do it.
+        An agent that was killed over it and is there again is asked again, where that makes no difference.
+        Raises KupgradeError: dead, silent, or killed over it; AgentError: it could not do it.
         """
         deadline = self.clock() + timeout
-        number = self.channel.last_sent + 1
-        payload = standby.pack(Request(number, verb, arguments))
-        while self.channel.send(payload) is None:
-            self._wait(verb, deadline, timeout)
+        while True:
+            begun = self.channel.begun(Side.NEW)
+            number = self.channel.last_sent + 1
+            payload = standby.pack(Request(number, verb, arguments))
+            while self.channel.send(payload) is None:
+                self._wait(verb, deadline, timeout)
+            answer = self._answer(verb, number, begun, deadline, timeout)
+            if answer is not None:
+                return self._result(verb, answer)
+            if verb not in standby.REPEATABLE:
+                raise KupgradeError("The agent in the new kernel was killed", f"nobody knows whether it did {verb}")
+
+    def _answer(self, verb: str, number: int, begun: int, deadline: float, timeout: float) -> Answer | None:
+        """None: whoever took request `number` is gone, and another one is there."""
         torn = 0.0
         while True:
+            lost = self._lost(number, begun)  # before the look for an answer: it may be the last word of who is gone
             found = self.channel.take()
             if found.verdict is Verdict.MESSAGE and found.message is not None:
                 answer = standby.unpack_answer(found.message.payload)
                 if answer.number == number:
-                    return self._result(verb, answer)
+                    return answer
                 continue
             if found.verdict is Verdict.FOREIGN:
                 self.channel.discard()
                 continue
+            if lost:
+                return None
             if found.verdict is Verdict.TORN:
                 torn = torn or self.clock()
                 if self.clock() - torn > TORN_PATIENCE:
@@ -57,6 +71,10 @@ class StandbyClient:
             else:
                 torn = 0.0
             self._wait(verb, deadline, timeout)
+
+    def _lost(self, number: int, begun: int) -> bool:
+        """Whether a process that is gone has taken request `number`; one not taken yet waits for the next."""
+        return self.channel.begun(Side.NEW) != begun and self.channel.taken_before(Side.NEW) >= number
 
     def _wait(self, verb: str, deadline: float, timeout: float) -> None:
         if self.clock() > deadline:

@@ -10,11 +10,11 @@ from functools import partial
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import kspawn, proc
+from kupgrade.kernel import kspawn, proc, sysctl
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Side
-from kupgrade.machine import new_root, restorer, standing, streams
+from kupgrade.machine import going_home, new_root, restorer, standing, streams
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
@@ -26,7 +26,6 @@ from kupgrade.model.workload import Workload
 MERGE_PATIENCE = 60.0  # seconds
 JOURNAL_PATIENCE = 60.0
 START = "start-system"  # in Places.run: the first process waits for it
-PANIC = "proc/sys/kernel/panic"
 POLL = 0.02
 
 
@@ -47,10 +46,17 @@ class RealTakeover:
             time.sleep(3600)
 
     def take_disk(self) -> float:
-        """See the port. The flag first; then everything that was written since must be on disk before it is used."""
-        with self._window() as window:
-            window.channel.declare_commit()
-        megabytes = new_root.merge(self.uuid, MERGE_PATIENCE)
+        """See the port. The flag first; then everything that was written since must be on disk before it is used.
+
+        What goes to the disk before the flag is of no meaning to the old kernel, nor to any that mounts it: see redo.
+        """
+        made = new_root.prepare(self.libc, self.uuid, self.places.run)
+        try:
+            with self._window() as window:
+                window.channel.declare_commit()
+            megabytes = new_root.merge(self.libc, self.uuid, MERGE_PATIENCE, made)
+        finally:
+            going_home.thaw(self.libc)
         self.libc.syncfs(self.places.state)
         return megabytes
 
@@ -108,7 +114,7 @@ class RealTakeover:
             if time.monotonic() > deadline:
                 return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
             time.sleep(POLL)
-        (self.places.root / PANIC).write_text(f"{panic}\n")
+        sysctl.set_panic_timeout(panic, self.places.root)
         found = json.loads((self.places.root / INHERITED_FILE).read_text())
         return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
 

@@ -16,6 +16,8 @@ PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules"
 # Of the handover: warm up and lock, images from the window, take over, how far it is
 PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 INHERIT, INHERITED = "inherit", "inherited"
+# What may be asked again when the agent was killed over it, and is there again: done twice it is as done once.
+REPEATABLE = frozenset({PING, STATUS, MODULES, CRIU_CHECK, PREPARE, RECEIVE, TAKE_OVER, STAGE})
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
 

@@ -21,6 +21,8 @@ WITHIN = ("frozen", "quiesced", "told")
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 # Steps that a kernel beside the other does on a snapshot of the disk, which goes when it is fenced.
 ON_SNAPSHOT = ("restore", "probe")
+# And those that it does when there is no way back any more.
+SERVING = ("take-disk", "thaw", "unlock-network", "start-system", "adopt-units", "release-units", "mark-good")
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}
@@ -49,8 +51,11 @@ class Fault:
     def costs_the_run(self, *, beside: bool) -> bool:
         """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew.
 
-        With a kernel beside the other the images are in memory only.
+        With a kernel beside the other the images are in memory only, and a new kernel that ends after the commit ends
+        the machine's run.
         """
+        if beside and self.kind in ("panic-new-kernel", "hang-new-kernel"):
+            return self.step in SERVING and (self.step, self.moment) != (SERVING[0], "intent")
         return self.kind == "power-cut" and (beside or (self.step, self.moment) not in _PROTECTED)
 
     @property

@@ -1,20 +1,25 @@
 """The agent in a spawned kernel: says hello through the shared window, beats, answers until it is told to end.
 
 It knows all it needs from its command line: the ticket, where the window is, which parameters its kspawn takes.
+
+It is forked from a keeper, which has imported everything and only waits: an agent that is killed in the blackout is
+there again in a moment. Once it has begun to take over no other is started: what it knew would be lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from kupgrade.errors import BadInputError, KupgradeError
-from kupgrade.host import command
+from kupgrade.host import command, criu
 from kupgrade.kernel import kspawn
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
@@ -34,6 +39,7 @@ IDLE_POLL = 0.005  # the same, when none has come for a while
 IDLE_AFTER = 2.0
 BEAT = 0.02
 TEND = 0.5  # the same, for its child; the old kernel's question does so sooner, as long as it asks
+AGAIN, AGAIN_AT_MOST = 0.005, 1.0  # seconds until an agent that was killed is started again, doubled each time
 PANIC_VALUE = 1
 VERBS: dict[str, Verb] = {**verbs.VERBS, **takeover.VERBS}
 MODULE_FILES = "usr/lib/kupgrade/kspawn.ko*"  # in the standby initramfs
@@ -67,21 +73,26 @@ def load_module(parameters: tuple[str, ...], root: Path = Path("/")) -> None:
     command.run(["insmod", str(found[0]), *parameters])
 
 
-def beat(channel: Channel, parent: int) -> None:
-    """The heartbeat, in a process of its own: it stops with the agent and with this kernel, and with nothing else."""
-    while os.getppid() == parent:
-        channel.beat()
+def beat(channel: Channel, parent: int, taking_over: Callable[[], bool]) -> None:
+    """The heartbeat, in a process of its own. Before the commit it stops with the agent and with this kernel.
+
+    After it with this kernel alone: there is no way back any more, and workloads serve without an agent, too.
+    """
+    while True:
+        if os.getppid() == parent or channel.committed:
+            channel.beat()
+        elif not taking_over():  # the next agent brings its own
+            os._exit(0)
         time.sleep(BEAT)
-    os._exit(0)
 
 
-def start_beating(channel: Channel) -> int:
+def start_beating(channel: Channel, taking_over: Callable[[], bool]) -> int:
     """Fork the heartbeat; returns its PID."""
     agent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            beat(channel, agent)
+            beat(channel, agent, taking_over)
         finally:
             os._exit(1)
     return child
@@ -89,12 +100,13 @@ def start_beating(channel: Channel) -> int:
 
 @dataclass
 class Agent:
-    """Answers requests from the channel. `pause` and `clock` as in time."""
+    """Answers requests from the channel. `pause` and `clock` as in time; `alone`: another may take its place."""
 
     channel: Channel
     here: Here
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    alone: Callable[[], bool] = lambda: False
     _last: float = field(default=0.0)
     _tended: float = field(default=0.0)
 
@@ -105,7 +117,7 @@ class Agent:
             pass
 
     def step(self) -> bool:
-        """Answer one request, or wait a moment; False once told to stop."""
+        """Answer one request, or wait a moment; False once told to stop, or when its keeper is gone."""
         found = self.channel.take()
         if found.verdict is Verdict.FOREIGN:
             self.channel.discard()
@@ -114,6 +126,8 @@ class Agent:
                 self._tended = self.clock()
                 with contextlib.suppress(KupgradeError, OSError):
                     takeover.tend(self.here)
+                if self.alone():
+                    return False
             brisk = self.clock() - self._last < IDLE_AFTER and takeover.Child.order is None
             self.pause(POLL if brisk else IDLE_POLL)  # once the restore is at work it needs the processors
             return True
@@ -142,25 +156,77 @@ class Agent:
             self.pause(POLL)
 
 
-def open_window(device: Kspawn, duty_: Duty) -> SharedWindow:
-    """Map the window and have a panic of this kernel write its flag there."""
-    device.set_panic_flag(duty_.window.start + PANIC_FLAG, PANIC_VALUE)
-    return SharedWindow.open(device, duty_.window, Side.NEW, duty_.ticket.upgrade, duty_.ticket.epoch)
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Forks the agent, and again when it was killed. `run`: descriptor of /run/kupgrade, which moves with its mount."""
+
+    device: Kspawn
+    duty: Duty
+    root: Path
+    run: int
+
+    def keep(self) -> int:
+        """The exit status of the last agent; 0, too, when it was killed and no other may be started."""
+        pause = AGAIN
+        while True:
+            pid = os.fork()
+            if pid == 0:
+                self._live()
+            with contextlib.suppress(KupgradeError):
+                criu.preload()  # while the first one works: the next ones have no time for it
+            status = os.waitpid(pid, 0)[1]
+            if not os.WIFSIGNALED(status):
+                return os.waitstatus_to_exitcode(status)
+            if self.taking_over():
+                return 0
+            sys.stderr.write("kupgrade: the agent was killed, it is started again\n")
+            sys.stderr.flush()
+            time.sleep(pause)
+            pause = min(2 * pause, AGAIN_AT_MOST)
+
+    def taking_over(self) -> bool:
+        """Whether an agent has begun to."""
+        try:
+            os.stat(takeover.TAKEN_OVER, dir_fd=self.run)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _live(self) -> NoReturn:
+        keeper, code = os.getppid(), 1
+        try:
+            self._serve(lambda: os.getppid() != keeper and not self.taking_over())
+            code = 0
+        except KupgradeError as error:
+            sys.stderr.write(f"kupgrade: {error}\n")
+            code = int(error.code)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _serve(self, alone: Callable[[], bool]) -> None:
+        """One agent at a time: an earlier one, and its heartbeat, hold the lock until they are gone."""
+        held = os.open("agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.run)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ticket = self.duty.ticket
+        window = SharedWindow.open(self.device, self.duty.window, Side.NEW, ticket.upgrade, ticket.epoch)
+        channel = window.channel
+        channel.begin()
+        channel.say_hello(read_text(self.root / "proc/sys/kernel/random/boot_id").strip(), os.uname().release)
+        beater = start_beating(channel, self.taking_over)
+        Agent(channel, Here(self.device, self.root, beater, window), alone=alone).serve()
 
 
 def main(root: Path = Path("/")) -> int:
-    """The agent's life; what goes wrong before its hello goes to stderr, which is the kernel's log."""
+    """The life of the agent's keeper; what goes wrong before the hello goes to stderr, which is the kernel's log."""
     try:
         found = duty(CommandLine.parse(read_text(root / "proc/cmdline")))
         load_module(found.module_parameters, root)
         device = kspawn.open_device(root)
-        window = open_window(device, found)
-        channel = window.channel
-        boot_id = read_text(root / "proc/sys/kernel/random/boot_id").strip()
-        channel.say_hello(boot_id, os.uname().release)
-        beater = start_beating(channel)
-        Agent(channel, Here(device, root, beater, window)).serve()
+        device.set_panic_flag(found.window.start + PANIC_FLAG, PANIC_VALUE)
     except KupgradeError as error:
         sys.stderr.write(f"kupgrade: {error}\n")
         return int(error.code)
-    return 0
+    run = os.open(root / "run/kupgrade", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Keeper(device, found, root, run).keep()

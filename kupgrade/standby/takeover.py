@@ -20,7 +20,7 @@ from kupgrade.host import nft
 from kupgrade.host.criu import Criu
 from kupgrade.kernel.libc import Libc, reported
 from kupgrade.kernel.window_files import content, read_table
-from kupgrade.machine import new_root, standing, streams
+from kupgrade.machine import going_home, new_root, standing, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model import standby
@@ -28,7 +28,7 @@ from kupgrade.model.codec import decode, encode
 from kupgrade.model.handover import Piece, Stage, TakeOver
 from kupgrade.model.workload import Store, StoreKind
 from kupgrade.standby import carry_on
-from kupgrade.standby.verbs import Here, Verb
+from kupgrade.standby.verbs import Here, Verb, load_criu_modules
 
 MAX_CHILDREN = 5  # that may die of a signal
 TAKEN_OVER = "taken-over"  # in /run/kupgrade: the first process starts no second agent any more
@@ -49,9 +49,13 @@ def store(path: str) -> Store:
 
 
 def prepare(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Before the blackout: room for writes (bytes), the lock on the ports `tcp` and `udp`, criu's check."""
+    """Before the blackout: room for writes (bytes), the lock on the ports `tcp` and `udp`, criu's check.
+
+    That also fills criu's cache of what this kernel can.
+    """
     new_root.prepare_store(int(arguments["writes"]))
     nft.lock(arguments.get("tcp", ()), arguments.get("udp", ()), nft.Direction.BOTH)
+    load_criu_modules()
     try:
         Criu().check()
     except KupgradeError as error:
@@ -102,8 +106,12 @@ def _write(path: Path, offset: int, view: memoryview) -> int:
 
 
 def take_over(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Begin: everything after this happens in a child; `stage` tells how far it is."""
-    if Child.order is not None:
+    """Begin: everything after this happens in a child; `stage` tells how far it is.
+
+    As long as the mark in /run is not there nothing has happened: an agent started again may be asked again. Once it is
+    there no agent is started any more.
+    """
+    if Child.order is not None or (Places().run / TAKEN_OVER).exists():
         raise BadInputError("This kernel takes over already")
     Child.order = decode(TakeOver, arguments.get("order"), "order")
     standing.put(Places(), Stage.TAKING)
@@ -178,6 +186,7 @@ def _carry_on(here: Here, order: TakeOver) -> int:
         mark.touch()
     if not Child.inside:
         new_root.enter(order, Libc())
+    going_home.thaw(Libc())  # a child that was killed may have left it frozen
     new_root.await_links(order.links)
     return carry_on.run()
 

@@ -84,10 +84,15 @@ def modules(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"loaded": names}
 
 
-def criu_check(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`criu check`: whether this kernel has what criu needs; it fills criu's cache of what the kernel can."""
+def load_criu_modules() -> None:
+    """Those that this kernel has."""
     for name in CRIU_MODULES:
         command.run(["modprobe", "-q", "--", name], timeout=MODULES_TIMEOUT, check=False)
+
+
+def criu_check(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`criu check`: whether this kernel has what criu needs, in criu's words."""
+    load_criu_modules()
     done = command.run(["criu", "check"], timeout=CRIU_TIMEOUT, check=False)
     return {"status": done.status, "said": (done.stdout + done.stderr).strip()[-2000:]}
 

@@ -127,6 +127,44 @@ class ShipImages:
 
 @register
 @dataclass(frozen=True, slots=True)
+class AskStandby:
+    """The last question before the blackout: does the agent in the new kernel answer? One that was killed is awaited.
+
+    `timeout`: seconds.
+    """
+
+    kind: ClassVar[str] = "ask-standby"
+    scope: ClassVar[Scope] = Scope.PEER
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    timeout: float
+
+    def describe(self) -> str:
+        """One clause."""
+        return "ask the new kernel whether it still waits"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none needed: it changes nothing"
+
+    def observe(self, host: HasHandover) -> Nothing:
+        """Nothing."""
+        return Nothing()
+
+    def do(self, host: HasHandover, before: Nothing) -> None:
+        """Ask; raises when nobody answers in time."""
+        host.handover.ask(self.timeout)
+
+    def undo(self, host: HasHandover, before: Nothing, context: UndoContext) -> None:
+        """Nothing to do."""
+
+    def verify(self, host: HasHandover, before: Nothing) -> Verdict:
+        """An answer needs no proof."""
+        return Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """The crossing: the rest of the images, the devices and authority pass to the new kernel.
 

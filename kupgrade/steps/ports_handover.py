@@ -31,6 +31,9 @@ class Handover(Protocol):
     def ship(self, store: Store, since: int) -> int:
         """Copy the rounds behind number `since` through the window into the new kernel's memory; bytes."""
 
+    def ask(self, timeout: float) -> None:
+        """Raise KupgradeError unless the agent in the new kernel answers, now or when it is there again (seconds)."""
+
     def hand_over(self, store: Store, disk: DiskFound, ports: Sequence[str], deadline: float) -> None:
         """Freeze file systems, quiesce the devices behind `ports`, let the new kernel take over; watch it (seconds).
 

@@ -9,6 +9,7 @@ from kupgrade.model.plan import Scope
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Workload
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
+from kupgrade.steps.ports import Units
 from kupgrade.steps.ports_handover import Takeover
 
 
@@ -16,6 +17,12 @@ class HasTakeover(Protocol):
     """A host that came up beside another kernel."""
 
     takeover: Takeover
+
+
+class HasUnits(HasTakeover, Protocol):
+    """The same, when its init system is asked."""
+
+    units: Units
 
 
 def _verdict(answer: bool | None) -> Verdict:
@@ -129,9 +136,9 @@ class AdoptUnits:
     def undo(self, host: HasTakeover, before: Nothing, context: UndoContext) -> None:
         """Never called."""
 
-    def verify(self, host: HasTakeover, before: Nothing) -> Verdict:
-        """`do` saw it."""
-        return Verdict.DONE
+    def verify(self, host: HasUnits, before: Nothing) -> Verdict:
+        """Each unit has its process for a main process."""
+        return _verdict(not any(host.units.adopted(each) for each in self.workloads))
 
 
 @register

@@ -27,6 +27,8 @@ BEHAVIOURS = (
     SpawnBehaviour("an image rots on its way", damaged_images="later"),
     SpawnBehaviour("the thaw fails twice", thaw_failures=2),
     SpawnBehaviour("the old kernel cannot give the rest", retire_fails=True),
+    SpawnBehaviour("the old kernel can go at the third try", retire_failures=2),
+    SpawnBehaviour("what is merged is logged first", torn=True, redo=True),
 )
 SERVING = (
     GOOD.name,
@@ -36,6 +38,8 @@ SERVING = (
     "the new kernel is stopped late",
     "the thaw fails twice",
     "the old kernel cannot give the rest",
+    "the old kernel can go at the third try",
+    "what is merged is logged first",
 )
 KINDS = (
     "kill",

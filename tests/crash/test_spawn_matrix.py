@@ -116,7 +116,7 @@ def test_a_machine_that_restarts_in_the_blackout_starts_cold_once_and_says_so() 
 
 
 def test_a_cut_in_the_middle_of_the_merge_is_a_known_limit() -> None:
-    """The file system may be in between: nothing here closes that window, so it is told, not passed over."""
+    """Without a log the file system may be in between: it is told, not passed over."""
     slow = SpawnBehaviour("the merge takes its time", torn=True)
     middle = trace(slow).index("new: half merged") + 1
     for kind in ("cut", "panic"):
@@ -126,3 +126,12 @@ def test_a_cut_in_the_middle_of_the_merge_is_a_known_limit() -> None:
     clean(whole)
     assert not any(run.box.limits for run in whole)
     clean([play_spawn(slow, {middle: "kill"}), play_spawn(slow, {middle: "old panics"})])
+
+
+def test_a_cut_in_the_middle_of_a_merge_that_was_logged_costs_nothing() -> None:
+    """Whoever mounts the file system replays the log: it is the new state, as after the merge."""
+    logged = SpawnBehaviour("what is merged is logged first", torn=True, redo=True)
+    middle = trace(logged).index("new: half written home") + 1
+    runs = [play_spawn(logged, {tick: kind}) for tick in range(middle - 3, middle + 2) for kind in ("cut", "panic")]
+    clean(runs)
+    assert not any(run.box.limits for run in runs)

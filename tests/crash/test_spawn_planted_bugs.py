@@ -9,7 +9,8 @@ import pytest
 
 from kupgrade.core import recovery
 from kupgrade.errors import KupgradeError
-from kupgrade.machine import handover, host, standing
+from kupgrade.kernel import sysctl
+from kupgrade.machine import handover, host, serve_out, standing
 from kupgrade.machine import takeover as machine_takeover
 from kupgrade.machine.handover import RealHandover
 from kupgrade.machine.takeover import RealTakeover
@@ -21,26 +22,26 @@ from kupgrade.steps.health import ProbeWorkloads
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits
 from tests.crash.spawn_matrix import BEHAVIOURS, GOOD, trace
-from tests.fakes import two_kernels_new
+from tests.fakes import two_kernels_new, two_kernels_old
 from tests.fakes.drive_spawn import play_spawn, two_kernels
-from tests.fakes.two_kernels import box
+from tests.fakes.two_kernels import TORN, box
 from tests.fakes.two_kernels_parts import SpawnBehaviour
 
 Patch = pytest.MonkeyPatch
-LATE, VERY_LATE = BEHAVIOURS[3], BEHAVIOURS[4]
+LATE, VERY_LATE, LOGGED = BEHAVIOURS[3], BEHAVIOURS[4], BEHAVIOURS[-1]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _two_kernels() -> Iterator[None]:
     with two_kernels():
-        for behaviour in (GOOD, LATE, VERY_LATE):
+        for behaviour in (GOOD, LATE, VERY_LATE, LOGGED):
             trace(behaviour)  # by the good code, before anything is planted
         yield
 
 
 def _flag_after_merge(patch: Patch) -> None:
     def take_disk(self: Any) -> float:
-        megabytes = machine_takeover.new_root.merge(self.uuid, 1.0)
+        megabytes = machine_takeover.new_root.merge(self.libc, self.uuid, 1.0)
         with self._window() as window:
             window.channel.declare_commit()
         return float(megabytes)
@@ -49,7 +50,7 @@ def _flag_after_merge(patch: Patch) -> None:
 
 
 def _flag_forgotten(patch: Patch) -> None:
-    patch.setattr(RealTakeover, "take_disk", lambda self: machine_takeover.new_root.merge(self.uuid, 1.0))
+    patch.setattr(RealTakeover, "take_disk", lambda self: machine_takeover.new_root.merge(self.libc, self.uuid, 1.0))
 
 
 def _merge_forgotten(patch: Patch) -> None:
@@ -79,7 +80,7 @@ def _take_back(patch: Patch, *order: str) -> None:
                     handover.buses.resume(spawner.device, self._movables(note.ports))
                 case "thaw":
                     self._thaw()
-        self._panic.write_text(f"{note.panic}\n")
+        sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
 
@@ -235,6 +236,48 @@ def _commit_after_take_disk(patch: Patch) -> None:
     patch.setattr(recovery, "TAKE_DISK", "start-system")
 
 
+def _hang_after_the_flag_not_seen(patch: Patch) -> None:
+    patch.setattr(serve_out, "HANG_LIMIT", float("inf"))
+
+
+def _agent_taken_for_its_kernel(patch: Patch) -> None:
+    original = two_kernels_old.Watch.beats
+    patch.setattr(two_kernels_old.Watch, "beats", lambda self: original(self) if box().new.agent else 0)  # type: ignore[union-attr]
+
+
+def _waits_in_vain_and_stops_it(patch: Patch) -> None:
+    original = RealHandover._await_commit
+
+    def attend(self: Any, watch: Any, spawner: Any, note: Any) -> None:
+        original(self, watch, note)
+        serve_out.ServeOut(watch, spawner, note.instance, note.store, self.places.root, self._end, self._say).run()
+
+    patch.setattr(RealHandover, "_attend", attend)
+
+
+def _log_valid_before_the_flag(patch: Patch) -> None:
+    def take_disk(self: Any) -> float:
+        made = machine_takeover.new_root.prepare(self.libc, self.uuid, self.places.run)
+        megabytes = machine_takeover.new_root.merge(self.libc, self.uuid, 1.0, made)
+        with self._window() as window:
+            window.channel.declare_commit()
+        return float(megabytes)
+
+    patch.setattr(RealTakeover, "take_disk", take_disk)
+
+
+def _no_log(patch: Patch) -> None:
+    patch.setattr(machine_takeover.new_root, "prepare", lambda *_: None)
+
+
+def _never_retired_again(patch: Patch) -> None:
+    patch.setattr(serve_out, "TRIES", 1)
+
+
+def _buses_given_again(patch: Patch) -> None:
+    patch.setattr(serve_out.ServeOut, "_given", property(lambda _: False, lambda *_: None))
+
+
 # Each bug with the words in which it is noticed, and the fault and the host on which it is, if none is enough for most.
 BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_flag_after_merge, "before its flag", "", GOOD),
@@ -265,6 +308,13 @@ BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_units_not_held, "a second time beside its copy", "", GOOD),
     (_disk_taken_by_the_look_of_it, "before its commit is on disk", "kill", GOOD),
     (_commit_after_take_disk, "before it was recorded", "", GOOD),
+    (_hang_after_the_flag_not_seen, "nobody ends a new kernel that hangs", "hang", GOOD),
+    (_agent_taken_for_its_kernel, "although the new kernel serves", "agent", GOOD),
+    (_waits_in_vain_and_stops_it, "although the new kernel serves", "agent", LATE),
+    (_log_valid_before_the_flag, "before its flag", "", LOGGED),
+    (_no_log, TORN, "cut", LOGGED),
+    (_never_retired_again, "although it could go", "", GOOD),
+    (_buses_given_again, "given twice", "", GOOD),
 )
 
 
@@ -287,7 +337,7 @@ def test_a_planted_bug_with_two_kernels_is_caught(
     plant(monkeypatch)
     for host_, faults in reduced(kind, behaviour):
         run = play_spawn(host_, faults)
-        if run.problems:
-            assert any(words in problem for problem in run.problems), run.report()
+        if run.problems or run.box.limits:
+            assert any(words in problem for problem in (*run.problems, *run.box.limits)), run.report()
             return
     pytest.fail("no scenario of the reduced matrix notices this bug")

@@ -169,7 +169,10 @@ def _end(run: SpawnRun, end: EndError) -> None:
 def _stuck(run: SpawnRun) -> None:
     new = run.box.new
     gone = not run.box.old.alive and not run.box.flag
-    if new is not None and (new.hung or new.dead or gone or not new.agent):
+    if new is not None and new.hung and run.box.old.alive:
+        run.problems.append("nobody ends a new kernel that hangs")
+        run.lives = MAX_LIVES
+    elif new is not None and (new.hung or new.dead or gone or not new.agent):
         run.box.reset(injected=True)  # by the operator, or by its watchdog, as any host that hangs
     else:
         run.problems.append("nobody does anything any more")

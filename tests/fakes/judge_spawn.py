@@ -118,6 +118,8 @@ def _judge_commit(run: SpawnRun) -> None:
     told = [r for r in run.records if r.data.get("retired") is not None]
     if not cold and kernel is box.new and box.old.alive and not any(r.data["retired"] == 0 for r in told):
         run.problems.append("the old kernel is still there and the journal does not say so")
+    if not run.faults and box.old.alive and not box.behaviour.retire_fails:
+        run.problems.append("the old kernel is still there although it could go")
 
 
 def _judge_rollback(run: SpawnRun) -> None:

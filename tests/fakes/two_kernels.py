@@ -62,8 +62,8 @@ class Box:
         self.in_child = False
         self.pending: EndError | None = None  # strikes the old kernel's worker as soon as it moves
         self.told_at = self.dark = 0.0  # when the new kernel was told to take over; seconds until it was stopped
-        self.idle = 0
-        self.beats = 0
+        self.idle = self.beats = 0
+        self.failed, self.given = 0, False  # retirements; the last buses
         self.beside: Any = None
 
     # -- kernels ---------------------------------------------------------------------------------------------------

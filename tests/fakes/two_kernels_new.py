@@ -58,7 +58,16 @@ def declare() -> None:
     here.flag = True
 
 
-def merge(_uuid: str, _patience: float) -> float:
+def prepare(*_: object) -> object:
+    """The log in the journal, where the host can have one."""
+    here = box()
+    if not here.behaviour.redo:
+        return None
+    here.current.act("log what was written")
+    return "log"
+
+
+def merge(_libc: object, _uuid: str, _patience: float, made: object = None) -> float:
     here = box()
     new = here.current
     new.act("merge")
@@ -66,14 +75,22 @@ def merge(_uuid: str, _patience: float) -> float:
         return 0.0
     if not here.flag:
         here.violate("the new kernel writes the disk before its flag")
-    if here.behaviour.torn:
+    if made:
+        here.old.cache = here.disk
+        here.disk = new.overlay.copy()  # whoever mounts it replays the log
+        new.tick("half written home")
+    elif here.behaviour.torn:
         here.disk.torn = True
         new.tick("half merged")
-    here.old.cache = here.disk
+    here.old.cache = here.old.cache or here.disk
     here.disk, new.overlay = new.overlay, None
     here.disk.torn = False
     new.tick("merged")
     return 1.0
+
+
+def disk_taken() -> bool:
+    return box().current.overlay is None
 
 
 def start_child(there: Here, order: Any) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.machine.handover import RealHandover
+from kupgrade.machine.pulse import Pulse
+from kupgrade.machine.retirement import BusesGivenError
 from kupgrade.model import standby as words
 from kupgrade.model.ids import Ticket, UpgradeId
 from kupgrade.model.spawn import Instance, Standby
@@ -66,6 +68,8 @@ class Spawner:
 
     def fence(self, instance: Instance) -> None:
         here = box()
+        if here.flag and here.new is not None and here.new.alive and not (here.new.dead or here.new.hung):
+            here.violate("it was stopped although the new kernel serves")
         here.old.tick("fence")
         here.steps(here.behaviour.lag)
         self.beside.fence(instance)
@@ -97,13 +101,19 @@ class Watch:
     def channel(self) -> Any:
         return Window()
 
-    def client(self) -> Watch:
-        return self
+    def __init__(self, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse
+
+    def pulse(self, limit: float) -> Pulse:
+        return Pulse(self.beats, limit, lambda: box().clock)
+
+    def client(self, pulse: Pulse | None = None) -> Watch:
+        return type(self)(pulse)
 
     def beats(self) -> int:
         here = box()
         new = here.new
-        here.beats += bool(new and new.alive and new.agent and not (new.dead or new.hung))
+        here.beats += bool(new and new.alive and (new.agent or here.flag) and not (new.dead or new.hung))
         return here.beats
 
     def check_alive(self) -> None:
@@ -117,13 +127,11 @@ class Watch:
         new = here.new
         if here.corrupt:
             raise KupgradeError("The shared window is damaged")
+        if new is not None and not new.agent and not here.told:
+            here.clock += 1.0
+            new.agent = True  # one that only waits is started again, and asked again
         if new is None or not new.alive or new.hung or not new.agent:
-            here.clock += timeout
-            here.steps(here.behaviour.lag)
-            if here.child is None or here.child.over:
-                here.idle += 1
-            if new is not None and not here.told:
-                new.agent = True  # one that only waits is started again
+            self._wait(here, timeout)
             raise KupgradeError("The agent in the new kernel does not answer")
         here.current = new
         try:
@@ -131,10 +139,20 @@ class Watch:
         finally:
             here.current = here.old
 
+    def _wait(self, here: Box, timeout: float) -> None:
+        here.steps(here.behaviour.lag)
+        if here.child is None or here.child.over:
+            here.idle += 1
+        deadline = here.clock + timeout
+        while here.clock < deadline:
+            here.clock += 1.0
+            if self._pulse is not None:
+                self._pulse.check()
+
     def _answer(self, here: Box, new: Kernel, verb: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         there = Here(None, new.root)  # type: ignore[arg-type]
         match verb:
-            case words.MODULES | words.CRIU_CHECK:
+            case words.MODULES | words.PING:
                 return {}
             case words.PREPARE:
                 here.old.tick("lock the new kernel's network")
@@ -161,8 +179,9 @@ def _ship(watch: Watch, *, final: bool) -> int:
     here = box()
     here.old.tick("ship all" if final else "ship rounds")
     new = here.new
-    if new is None or not new.alive or new.dead or new.hung or not new.agent or here.corrupt:
+    if new is None or not new.alive or new.dead or new.hung or here.corrupt:
         raise KupgradeError("The agent in the new kernel does not answer")
+    new.agent = True  # one that was killed is started again, and asked again
     new.store_made = new.mounted = True
     new.rounds = set(here.old.rounds)
     if final:
@@ -211,12 +230,18 @@ def thawed(kernel: Kernel) -> None:
     kernel.filesystems_frozen = False
 
 
-def retire(_device: object, _instance: object, _client: object, *_: object) -> None:
+def retire(_device: object, _instance: object, _client: object, named: Sequence[object], *_: object) -> None:
     here = box()
     for part in ("CPUs", "memory", "buses"):
         here.old.tick(f"give {part}")
         if here.behaviour.retire_fails:
             raise KupgradeError("Nothing can be given")
+    if named and here.given:
+        here.violate("buses were given twice")
+    here.given = True
+    if here.behaviour.retire_failures > here.failed:
+        here.failed += 1
+        raise BusesGivenError("It is not known whether the last buses have passed")
     here.old.tick("leave")
     here.old.alive = False
     if here.new is not None and here.new.agent:

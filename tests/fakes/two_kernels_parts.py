@@ -33,7 +33,9 @@ class SpawnBehaviour(Behaviour):
     silent: bool = False  # the new kernel never says hello
     admin_panic: int = ADMIN_PANIC  # kernel.panic of the old kernel
     retire_fails: bool = False
-    torn: bool = False  # the merge is no single moment
+    retire_failures: int = 0  # until it does, each after the buses have passed
+    torn: bool = False  # the kernel's merge is no single moment
+    redo: bool = False  # so what is merged is logged first
     lag: int = 0  # ticks that the child still makes between the decision to stop its kernel and the end of that
     gap: int = 0  # ticks that it makes until a killed worker is there again
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from kupgrade.machine import handover as real_handover
-from kupgrade.machine import host
+from kupgrade.machine import host, serve_out
 from kupgrade.machine import takeover as real_takeover
+from kupgrade.machine.retirement import BusesGivenError
 from kupgrade.model.workload import Workload
 from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
@@ -18,7 +19,7 @@ from tests.fakes import machine as one
 from tests.fakes.machine import Restarted
 from tests.fakes.two_kernels import box
 from tests.fakes.two_kernels_kernel import Kernel, SpawnLog
-from tests.fakes.two_kernels_new import Takeover, merge, start_child, waitpid
+from tests.fakes.two_kernels_new import Takeover, disk_taken, merge, prepare, start_child, waitpid
 from tests.fakes.two_kernels_old import (
     Beside,
     Handover,
@@ -112,10 +113,13 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     mounts = SimpleNamespace(to_freeze=lambda _root: [SimpleNamespace(mountpoint="/")], freeze=freeze, thaw=thaw)
     patch.setattr(real_handover, "blockfs", mounts)
     patch.setattr(real_handover, "shipping", SimpleNamespace(ship_rounds=ship_rounds, ship_last=ship_last))
-    patch.setattr(real_handover, "retirement", SimpleNamespace(retire=retire))
-    patch.setattr(real_handover, "store_of", wiped)
+    patch.setattr(serve_out, "time", clock)
+    patch.setattr(serve_out, "ASK_EVERY", 0.02)
+    patch.setattr(serve_out, "retirement", SimpleNamespace(retire=retire, BusesGivenError=BusesGivenError))
+    patch.setattr(serve_out, "store_of", wiped)
     patch.setattr(real_takeover, "time", clock)
-    patch.setattr(real_takeover, "new_root", SimpleNamespace(merge=merge, merged=lambda: box().current.overlay is None))
+    patch.setattr(real_takeover, "new_root", SimpleNamespace(prepare=prepare, merge=merge, merged=disk_taken))
+    patch.setattr(real_takeover, "going_home", SimpleNamespace(thaw=lambda _libc: None))
     patch.setattr(agent, "time", clock)
     patch.setattr(agent, "os", SimpleNamespace(waitpid=waitpid, WNOHANG=1, WIFSIGNALED=bool))
     patch.setattr(agent, "_start", start_child)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.kernel import devmapper, loop, superblock
+from kupgrade.errors import BadInputError, KernelError, KupgradeError
+from kupgrade.kernel import blockfs, devmapper, loop, superblock
 from kupgrade.kernel.devmapper import Info, Segment
-from kupgrade.machine import new_root
+from kupgrade.kernel.libc import Libc
+from kupgrade.kernel.snapshot import Status, Target
+from kupgrade.machine import going_home, new_root
 
+LIBC = Libc()
 MERGING = ("72/2048 8", "40/2048 8", "8/2048 8")
 
 
@@ -40,8 +45,8 @@ class Mapper:
     def info(self, _name: str) -> Info | None:
         return None if self.kind is None else Info(0, 1, suspended=False, active=True)
 
-    def suspend(self, _name: str) -> None:
-        self.calls.append("suspend")
+    def suspend(self, _name: str, *, frozen: bool) -> None:
+        self.calls.append("suspend frozen" if frozen else "suspend")
 
     def load(self, _name: str, table: Sequence[Segment]) -> None:
         self.calls.append(f"load {table[0].kind} {table[0].text}")
@@ -67,6 +72,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     new_root.LOOP.symlink_to("/dev/loop5")
     monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vda1"))
     monkeypatch.setattr(devmapper, "loaded", lambda: True)
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: None)
 
     def place(mapper: Mapper) -> Mapper:
         monkeypatch.setattr(devmapper, "open_control", lambda: mapper)
@@ -83,24 +89,61 @@ LINEAR = ["suspend", "load linear /dev/vda1 0", "resume", "detach /dev/loop5"]
 def test_what_was_written_goes_to_the_disk_and_the_store_is_given_back(machine) -> None:
     """Merge, wait, plain mapping; the megabytes are those of data, without the store's own."""
     mapper = machine(Mapper("snapshot", "2008/2048 8"))
-    assert new_root.merge("uuid", 5.0) == 1.024
+    assert new_root.merge(LIBC, "uuid", 5.0) == 1.024
     assert mapper.calls == MERGE + LINEAR
     assert not mapper.todo
     assert not new_root.COW.exists()
     assert new_root.merged() is True
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_what_was_logged_is_written_home_without_a_merge(
+    machine, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """The table is exchanged below the frozen file system; where a write fails the kernel's merge does it after all."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(going_home, "finish", lambda made: written and made == "log")
+    assert new_root.merge(LIBC, "uuid", 5.0, "log") == 1.024  # type: ignore[arg-type]
+    assert mapper.calls == (["suspend frozen", *LINEAR[1:]] if written else MERGE + LINEAR)
+
+
+def test_a_log_is_made_once_and_only_where_the_journal_can_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing is frozen any more, and the reason is said."""
+    calls: list[str] = []
+    monkeypatch.setattr(blockfs, "freeze", lambda *_: calls.append("freeze"))
+    monkeypatch.setattr(blockfs, "thaw", lambda *_: calls.append("thaw"))
+    disk, store = tmp_path / "disk", tmp_path / "store"
+    disk.write_bytes(bytes(1 << 16))
+    store.write_bytes(struct.pack("<IIII", 0x70416E53, 1, 1, 8).ljust(1 << 16, b"\0"))
+    monkeypatch.setattr(going_home, "_direct", os.open)
+
+    def look() -> Status:
+        assert calls == ["freeze"], "the freeze itself writes"
+        return Status(Target.SNAPSHOT, 128, used=16, room=128, metadata=16)
+
+    assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None  # no ext4
+    assert calls == ["freeze", "thaw"]
+    with pytest.raises(BadInputError, match="not read whole"):
+        going_home.changed(store, Status(Target.SNAPSHOT, 128, used=24, room=128, metadata=16))
+    (tmp_path / going_home.BEGUN).touch()
+    assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None
+    assert calls == ["freeze", "thaw"]
+    assert disk.read_bytes() == bytes(1 << 16)
+
+
 def test_a_merge_that_was_begun_is_only_ended(machine) -> None:
     """Killed in between: the table is not loaded once more."""
     mapper = machine(Mapper("snapshot-merge"))
-    new_root.merge("uuid", 5.0)
+    new_root.merge(LIBC, "uuid", 5.0)
     assert mapper.calls == LINEAR
 
 
 def test_a_merged_disk_is_left_alone(machine) -> None:
     """Done is done."""
     mapper = machine(Mapper("linear"))
-    assert new_root.merge("uuid", 5.0) == 0.0
+    assert new_root.merge(LIBC, "uuid", 5.0) == 0.0
     assert mapper.calls == []
 
 
@@ -109,7 +152,7 @@ def test_a_refused_table_leaves_the_snapshot_in_use(machine) -> None:
     mapper = machine(Mapper("snapshot", "16/2048 8"))
     mapper.refuses = "snapshot-merge"
     with pytest.raises(KernelError):
-        new_root.merge("uuid", 5.0)
+        new_root.merge(LIBC, "uuid", 5.0)
     assert mapper.calls == MERGE
     assert new_root.COW.exists()
     assert new_root.merged() is False
@@ -120,7 +163,7 @@ def test_nothing_is_merged_from_an_unusable_snapshot(machine, mapper: Mapper) ->
     """Gone or invalid: no table is touched."""
     machine(mapper)
     with pytest.raises(KupgradeError):
-        new_root.merge("uuid", 5.0)
+        new_root.merge(LIBC, "uuid", 5.0)
     assert mapper.calls == []
 
 
@@ -129,7 +172,7 @@ def test_a_merge_that_does_not_end_is_an_error(machine) -> None:
     mapper = machine(Mapper("snapshot-merge"))
     mapper.todo = ["72/2048 8"] * 9999
     with pytest.raises(KupgradeError, match="in time"):
-        new_root.merge("uuid", 0.0)
+        new_root.merge(LIBC, "uuid", 0.0)
     assert new_root.COW.exists()
 
 
@@ -139,5 +182,6 @@ def test_without_device_mapper_no_root_is_mapped_by_us(machine, monkeypatch: pyt
     monkeypatch.setattr(devmapper, "loaded", lambda: False)
     assert new_root.merged() is None
     monkeypatch.setattr(devmapper, "loaded", lambda: True)
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: None)
     machine(Mapper(None))
     assert new_root.merged() is None

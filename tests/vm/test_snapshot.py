@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import snapshot_inside
+from tests.vm import redo_inside, snapshot_inside
 from tests.vm.conftest import Guest
 
 pytestmark = pytest.mark.vm
@@ -29,3 +29,16 @@ def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest)
         assert {each: found[name][each] for each in facts} == dict.fromkeys(facts, True), name
         assert found[name]["link"].startswith("../dm-")
         assert found[name]["ms"]["snapshot"] < found["tools"]["ms"]["snapshot"]
+
+
+def test_whenever_the_power_is_cut_the_kernel_mounts_one_of_the_two_states(guest: Guest) -> None:
+    """The old one before the commit, the new one after it, by a replay of the journal; the device goes on in use."""
+    guest.link.write("/root/redo_inside.py", Path(redo_inside.__file__).read_bytes())
+    done = guest.link.run(["/usr/bin/python3", "/root/redo_inside.py"], timeout=300.0)
+    print(done.stderr, done.stdout, file=sys.stderr)
+    assert done.status == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    stages = {stage: found[stage] for stage in found if stage.startswith(("after", "in "))}
+    assert stages.pop("after the log") == "old"
+    assert stages == dict.fromkeys(("after the commit", "in the middle", "after it", "in the end"), "new")
+    assert found["blocks"] > 1280

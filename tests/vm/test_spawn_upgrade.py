@@ -27,6 +27,7 @@ def test_an_operator_takes_it_back_while_the_new_kernel_waits() -> None:
     [
         ("panic-new-kernel@restore", {"rolled-back"}),
         ("kill-tool@hand-over:quiesced", {"committed", "rolled-back"}),
+        ("kill-agent@dump", {"committed"}),
     ],
 )
 def test_no_fault_costs_the_workload(fault: str, outcomes: set[str]) -> None:

@@ -6,6 +6,7 @@ channel-corrupted. A kernel that has the agent's place already writes them to th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import mmap
@@ -36,6 +37,12 @@ def hang() -> None:
     """All CPUs to processes that no other can take them from."""
     with open("/proc/sys/kernel/sched_rt_runtime_us", "w") as file:
         file.write("-1")
+    # Newer kernels keep a twentieth for everybody else (kernel/sched/deadline.c, fair_server).
+    os.makedirs("/fault-debug", exist_ok=True)
+    ctypes.CDLL(None).mount(b"none", b"/fault-debug", b"debugfs", 0, None)
+    for name in glob.glob("/fault-debug/sched/*_server/cpu*/runtime"):
+        with contextlib.suppress(OSError), open(name, "w") as file:
+            file.write("0")
     for cpu in os.sched_getaffinity(0):
         if os.fork() == 0:
             os.sched_setaffinity(0, {cpu})
@@ -45,12 +52,16 @@ def hang() -> None:
 
 
 def kill_agent() -> None:
-    """The agent alone: its heartbeat ends with it, what carries the upgrade on is a child of it and lives on."""
-    for pid in ours():
-        with open(f"/proc/{pid}/stat") as file:
-            parent = int(file.read().rpartition(")")[2].split()[1])
-        if parent not in ours():
+    """The agent: not its keeper, nor its heartbeat or what carries the upgrade on, which are children of it."""
+    parents = {pid: parent_of(pid) for pid in ours()}
+    for pid, parent in parents.items():
+        if parent in parents and parents[parent] not in parents:
             os.kill(pid, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def ours() -> set[int]:

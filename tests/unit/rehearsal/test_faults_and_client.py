@@ -75,6 +75,22 @@ def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone:
     assert parse(text).leaves_itself is alone
 
 
+@pytest.mark.parametrize(
+    ("text", "costs"),
+    [
+        ("hang-new-kernel@restore", False),
+        ("hang-new-kernel@take-disk", False),
+        ("hang-new-kernel@take-disk:effect", True),
+        ("panic-new-kernel@thaw", True),
+        ("kill-agent@thaw", False),
+        ("power-cut@gate", True),
+    ],
+)
+def test_a_new_kernel_that_ends_after_the_commit_costs_the_run(text: str, costs: bool) -> None:
+    """Before it the old one goes on."""
+    assert parse(text, engine="spawn").costs_the_run(beside=True) is costs
+
+
 @pytest.mark.parametrize(("moment", "where"), [("told", "/run/"), ("quiesced", "/run/"), ("effect", "/var/lib/")])
 def test_a_fault_in_the_middle_of_the_handover_can_be_spent(moment: str, where: str) -> None:
     """File systems are frozen there; a file on one of them could not be removed."""
