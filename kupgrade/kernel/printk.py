@@ -1,8 +1,8 @@
 """The kernel log of another kernel, read out of its memory: no agent is asked, so a dead kernel can be read, too.
 
 Where everything is says the kernel itself: VMCOREINFO, a page of text that every kernel with kexec or crash dumps
-keeps. Source: kernel/printk/printk_ringbuffer.[ch], Documentation/admin-guide/kdump/vmcoreinfo.rst. The ring is lockless
-and is read while it is written: what does not fit together is left out.
+keeps. Source: kernel/printk/printk_ringbuffer.[ch], Documentation/admin-guide/kdump/vmcoreinfo.rst. The ring is
+lockless and is read while it is written: what does not fit together is left out.
 """
 
 from __future__ import annotations
