@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,7 +200,7 @@ def test_only_root_may(host: Any, machine: Machine) -> None:
 
 def test_without_systemd_nothing_is_begun(host: Any, machine: Machine) -> None:
     """Nobody could hold the guard: refused before anything is taken."""
-    os.rmdir(host.root / "run/systemd/system")
+    (host.root / "run/systemd/system").rmdir()
     result = host.call(*START)
     assert result.exit_code == 3 and "systemd does not run" in result.output
     assert host.composed.state.open_instances() == ()
