@@ -136,7 +136,7 @@ def _look(state: State, name: str, root: Path) -> Seen | None:
     from kupgrade.machine import instances
 
     found = instances.instance_of(state)
-    return None if found is None else instances.look(found[0], name, found[1], root)
+    return None if found is None else instances.look(found[0], name, found[1], state.plan.new_release, root)
 
 
 def _read_log(state: State, root: Path) -> Sequence[Line]:

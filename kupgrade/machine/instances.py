@@ -35,6 +35,7 @@ __all__ = ["Line", "instance_of", "look", "read_log", "run"]
 POLL = 0.1  # seconds between two looks of the keeper
 NOTED_EVERY = 1.0  # seconds between two notes of the heartbeat
 LOOK = 0.5  # seconds in which a heartbeat must be seen; it comes fifty times a second
+PANIC = "Kernel panic - not syncing"  # kernel/panic.c
 LIVE_KINDS = (SpawnKernel.kind, StartKernel.kind)
 
 
@@ -131,8 +132,11 @@ def _noted(name: str, root: Path) -> Pulse | None:
         return None
 
 
-def look(instance: Instance, name: str, agent: bool, root: Path = Path("/")) -> Seen:
-    """What can be seen of it now, by the panic flag, its firmware registers, its CPUs and its heartbeat. No effect."""
+def look(instance: Instance, name: str, agent: bool, release: str, root: Path = Path("/")) -> Seen:
+    """What can be seen of it now, by the panic flag, its firmware registers, its CPUs and its heartbeat. No effect.
+
+    Without an agent nobody sets a panic flag, and there is no heartbeat: its kernel log is all that there is.
+    """
     try:
         with kspawn.open_device(root) as device, Watch.open(device, instance) as eye:
             if panic := eye.channel.panic:
@@ -141,13 +145,21 @@ def look(instance: Instance, name: str, agent: bool, root: Path = Path("/")) -> 
                 return Seen(Life.ENDED, None, "none of its CPUs is started; " + _ended(eye))
             if why := _ended(eye):
                 return Seen(Life.ENDED, _age(name, root), why)
-            if not agent:
-                return Seen(Life.UNKNOWN, None, "no agent is in it; its CPUs are started, no reset, no power off")
-            return _heart(eye, name, root)
+            return _heart(eye, name, root) if agent else _last_words(instance, release, root)
     except KernelError as error:
         return Seen(Life.UNKNOWN, None, str(error))
     except KupgradeError as error:
         return Seen(Life.UNKNOWN, None, f"its window is not readable: {error.what}")
+
+
+def _last_words(instance: Instance, release: str, root: Path) -> Seen:
+    told = "no agent is in it; its CPUs are started, it wanted no reset and no power off"
+    try:
+        lines = read_log(instance, release, root)
+    except KupgradeError as error:
+        return Seen(Life.UNKNOWN, None, f"{told}; its log: {error.why}")
+    panic = next((line.text for line in lines if line.text.startswith(PANIC)), "")
+    return Seen(Life.PANICKED, None, panic) if panic else Seen(Life.UNKNOWN, None, f"{told}, its log tells no panic")
 
 
 def _ended(eye: Watch) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from kupgrade.errors import KernelError
 from kupgrade.kernel import acpi
+from kupgrade.kernel.printk import Line
 from kupgrade.kernel.shared_window import part_for_channel
 from kupgrade.kernel.window import PANIC_FLAG, Channel, Side
 from kupgrade.machine import instances
@@ -57,12 +58,12 @@ def test_a_heart_that_beats_is_alive(
     """Alive, with an age within the look; silent when it stands still, with the keeper's note of its age."""
     with beating(device, started) as channel:
         monkeypatch.setattr("time.sleep", lambda _: channel.beat())
-        seen = instances.look(started, "rt", True, tmp_path)
+        seen = instances.look(started, "rt", True, "6.12", tmp_path)
         assert seen.life is Life.ALIVE and seen.age is not None and seen.age < 1.0
     monkeypatch.undo()
     monkeypatch.setattr(instances, "LOOK", 0.02)
     monkeypatch.setattr("kupgrade.kernel.kspawn.open_device", lambda *_, **__: contextlib.nullcontext(device))
-    assert instances.look(started, "rt", True, tmp_path).life is Life.SILENT
+    assert instances.look(started, "rt", True, "6.12", tmp_path).life is Life.SILENT
 
 
 @pytest.mark.parametrize(
@@ -79,15 +80,27 @@ def test_each_end_is_told_apart(
     """A panic, a reset and a power-off; without an agent as well."""
     poke(device, address(started), value)
     for agent in (True, False):
-        seen = instances.look(started, "rt", agent, tmp_path)
+        seen = instances.look(started, "rt", agent, "6.12", tmp_path)
         assert seen.life is life and why in seen.why
 
 
 def test_without_an_agent_little_is_known(device: Device, started: Instance, tmp_path: Path) -> None:
     """Unknown, and why; once none of its CPUs is started it has ended."""
-    assert instances.look(started, "rt", False, tmp_path).life is Life.UNKNOWN
+    assert instances.look(started, "rt", False, "6.12", tmp_path).life is Life.UNKNOWN
     device.running.clear()
-    assert instances.look(started, "rt", False, tmp_path).life is Life.ENDED
+    assert instances.look(started, "rt", False, "6.12", tmp_path).life is Life.ENDED
+
+
+def test_the_log_tells_of_a_panic_where_no_agent_can(
+    device: Device, started: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last words, without a flag; with an innocent log it is unknown."""
+    said = [Line(0, 0.0, 5, "Linux version 6.12")]
+    monkeypatch.setattr(instances, "read_log", lambda *_: tuple(said))
+    assert instances.look(started, "rt", False, "6.12", tmp_path).life is Life.UNKNOWN
+    said.append(Line(1, 1.0, 0, "Kernel panic - not syncing: VFS"))
+    seen = instances.look(started, "rt", False, "6.12", tmp_path)
+    assert seen.life is Life.PANICKED and seen.why.endswith("VFS")
 
 
 def test_a_device_that_is_not_there_tells_nothing(
@@ -99,6 +112,6 @@ def test_a_device_that_is_not_there_tells_nothing(
         raise KernelError("open", "/dev/kspawn", 2)
 
     other = dataclasses.replace(started, window=dataclasses.replace(started.window, start=started.box.start))
-    assert instances.look(other, "rt", True, tmp_path).life is Life.UNKNOWN
+    assert instances.look(other, "rt", True, "6.12", tmp_path).life is Life.UNKNOWN
     monkeypatch.setattr("kupgrade.kernel.kspawn.open_device", missing)
-    assert instances.look(started, "rt", True, tmp_path).life is Life.UNKNOWN
+    assert instances.look(started, "rt", True, "6.12", tmp_path).life is Life.UNKNOWN
