@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kupgrade.journal import Journal
     from kupgrade.machine.instances import Line
     from kupgrade.model.facts import Facts
-    from kupgrade.model.instance import Seen, Wish
+    from kupgrade.model.instance import Ran, Seen, Wish
     from kupgrade.model.plan import Plan, Refusal
     from kupgrade.model.policy import Policy
     from kupgrade.model.record import Now, Record, State
@@ -146,6 +146,17 @@ def _read_log(state: State, root: Path) -> Sequence[Line]:
     return () if found is None else instances.read_log(found[0], state.plan.new_release, root)
 
 
+def _run_command(state: State, name: str, text: str, root: Path) -> Ran:
+    from kupgrade.machine import instances
+
+    found = instances.instance_of(state)
+    if found is None or not found[1]:
+        raise RefusedError(
+            f"No command can be run in {name}", "no agent is in it", "Start it without --initrd, or look at its log"
+        )
+    return instances.run_command(found[0], name, text, root)
+
+
 @dataclass(frozen=True)
 class Composition:
     """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
@@ -165,6 +176,7 @@ class Composition:
     start_keeper: Callable[[str, Path], bool] = _start_keeper
     keep: Callable[[str, Path], State | None] = _keep
     look: Callable[[State, str, Path], Seen | None] = _look
+    run_command: Callable[[State, str, str, Path], Ran] = _run_command
     read_log: Callable[[State, Path], Sequence[Line]] = _read_log
     running_release: Callable[[], str] = lambda: os.uname().release
     sleep: Callable[[float], None] = time.sleep

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kupgrade.cli.composition import Composition
 
 INSTANCE_FORMAT = "kupgrade.instance/1"
+RAN_FORMAT = "kupgrade.instance-run/1"
 LINE_FORMAT = "kupgrade.instance-log/1"
 
 
@@ -73,16 +74,20 @@ def _listed(composed: Composition, name: str) -> Listed | None:
 @instance.command()
 @click.argument("name")
 @click.option("--follow", "-f", is_flag=True, help="Go on until it ends or is stopped.")
+@click.option("--run", metavar="COMMAND", help="Run a command by the shell in it instead, and print what it says.")
 @output_options
 @click.pass_context
-def console(context: click.Context, name: str, follow: bool, as_json: bool, dry_run: bool) -> ExitCode:  # noqa: ARG001
+def console(context: click.Context, name: str, follow: bool, run: str | None, as_json: bool, dry_run: bool) -> ExitCode:
     """Print the kernel log of the instance NAME, read out of its memory; no input is passed to it.
 
-    It needs no agent in it, and works after a panic, too.
+    It needs no agent in it, and works after a panic, too. A command (--run) needs the agent; it may take a minute,
+    gets no input, and the end of what it says is printed when it is done. Exits with 1 when the command fails.
     """
     composed = composition(context)
     composed.require_root("instance console")
     own = composed.state.instance(checked_name(name))
+    if run is not None:
+        return _run(composed, name, run, as_json, dry_run)
     next_seq = 0
     while True:
         state = own.read_state()
@@ -97,6 +102,21 @@ def console(context: click.Context, name: str, follow: bool, as_json: bool, dry_
         if not follow:
             return ExitCode.DONE
         composed.sleep(max(composed.watch_seconds, 1.0))
+
+
+def _run(composed: Composition, name: str, text: str, as_json: bool, dry_run: bool) -> ExitCode:
+    state = composed.state.instance(name).read_state()
+    if state is None or not stands(state):
+        raise RefusedError(f"No instance {name} runs", "there is nothing to run it in", "See kupgrade instance list")
+    if dry_run:
+        click.echo(f"Would run in {name}: {text}")
+        return ExitCode.DONE
+    ran = composed.run_command(state, name, text, composed.root)
+    if as_json:
+        emit({"format": RAN_FORMAT, **encode(ran)})
+    else:
+        click.echo(ran.said, nl=not ran.said.endswith("\n"))
+    return ExitCode.DONE if ran.status == 0 else ExitCode.FAILED
 
 
 @instance.command(hidden=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kupgrade.core.instance_choice import InstanceChoice
-from kupgrade.model.instance import Wish
+from kupgrade.model.instance import PARAMETER, Wish
 from kupgrade.model.plan import Phase, Side, StepSpec
 from kupgrade.model.policy import SpawnOptions
 from kupgrade.steps.base import Step, spec
@@ -55,7 +55,7 @@ def _with_agent(order: InstanceOrder) -> SpawnKernel:
         cpus=choice.cpus,
         memory=choice.memory,
         window=choice.window,
-        extra=order.wish.append,
+        extra=f"{PARAMETER}={order.wish.name} {order.wish.append}".strip(),
         timeout=order.options.hello_timeout,
         serial=order.options.serial,
     )

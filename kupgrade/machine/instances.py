@@ -6,6 +6,7 @@ the machine, lives as long as the descriptor. The CPUs go on without it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.core.fold import UNOBSERVED
-from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.errors import KernelError, KupgradeError, NotNowError
 from kupgrade.executor import Loop, advance
 from kupgrade.journal import Journal
 from kupgrade.kernel import kspawn, printk
@@ -23,14 +24,15 @@ from kupgrade.machine.beside import RealBeside
 from kupgrade.machine.host import SystemClock, observe_now
 from kupgrade.machine.places import Places
 from kupgrade.machine.spawn_watch import Watch
+from kupgrade.model import standby
 from kupgrade.model.codec import decode
-from kupgrade.model.instance import Life, Seen
+from kupgrade.model.instance import RUN_TIMEOUT, Life, Ran, Seen
 from kupgrade.model.record import Record, State
 from kupgrade.model.spawn import Instance
 from kupgrade.steps.beside import SpawnKernel
 from kupgrade.steps.instance import StartKernel
 
-__all__ = ["Line", "instance_of", "look", "read_log", "run"]
+__all__ = ["Line", "instance_of", "look", "read_log", "run", "run_command"]
 
 POLL = 0.1  # seconds between two looks of the keeper
 NOTED_EVERY = 1.0  # seconds between two notes of the heartbeat
@@ -186,6 +188,23 @@ def _age(name: str, root: Path) -> float | None:
     if noted is None or noted.beats < 0:
         return None
     return round(time.clock_gettime(time.CLOCK_BOOTTIME) - noted.at, 1)
+
+
+def run_command(instance: Instance, name: str, text: str, root: Path = Path("/")) -> Ran:
+    """Have the agent in it run a command. Raises KupgradeError: it is dead, does not answer, or could not.
+
+    One asker at a time: the channel has one end here.
+    """
+    folder = folder_of(name, root)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "talk").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotNowError("Another command runs in the instance", f"{lock.name} is locked", "Wait for it") from None
+        with kspawn.open_device(root) as device, Watch.open(device, instance) as eye:
+            answer = eye.client().ask(standby.RUN, RUN_TIMEOUT, command=text)
+    return Ran(int(answer["status"]), str(answer["said"]))
 
 
 def read_log(instance: Instance, release: str, root: Path = Path("/")) -> tuple[Line, ...]:

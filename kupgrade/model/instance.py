@@ -11,6 +11,8 @@ from kupgrade.model.machine import CpuSet
 
 ENGINE = "instance"  # of its plan; such a plan never commits: it stands until somebody asks for its end
 NAME_LIMIT = 32
+PARAMETER = "kupgrade.instance"  # on its command line: its name
+RUN_TIMEOUT = 60.0  # seconds that a command in it may take
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")  # part of a path and of a unit's name
 
@@ -63,6 +65,14 @@ class Seen:
     life: Life
     age: float | None = None
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command in an instance: its exit status (negative: the signal), the end of what it wrote to both outputs."""
+
+    status: int
+    said: str
 
 
 @dataclass(frozen=True, slots=True)

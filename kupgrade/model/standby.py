@@ -16,6 +16,7 @@ PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules"
 # Of the handover: warm up and lock, images from the window, take over, how far it is
 PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 INHERIT, INHERITED = "inherit", "inherited"
+RUN = "run-command"  # in an instance only
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
 

@@ -103,6 +103,9 @@ def test_an_instance_lives_beside_the_host_and_leaves_nothing(host: Host) -> Non
     assert again["life"] == "alive" and again["keeper"] not in (None, found["keeper"]), again
     log = host.log()
     assert f"Linux version {host.release}" in log and "threadirqs" in log, log[:2000]
+    (ran,) = host.call("instance", "console", "rt", "--run", "uname -r; nproc; cat /proc/cmdline")
+    assert ran["said"].startswith(f"{host.release}\n1\n") and "kupgrade.instance=rt" in ran["said"], ran
+    host.call("instance", "console", "rt", "--run", "exit 3", expect=1)
     assert host.shell(WORK) == work
 
     began = time.monotonic()

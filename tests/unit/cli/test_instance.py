@@ -17,7 +17,7 @@ from kupgrade.errors import KupgradeError, RefusedError
 from kupgrade.executor import Loop, advance
 from kupgrade.kernel.printk import Line
 from kupgrade.model.ids import UpgradeId
-from kupgrade.model.instance import Life, Seen, Wish
+from kupgrade.model.instance import Life, Ran, Seen, Wish
 from kupgrade.model.machine import CpuSet
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, State
@@ -105,6 +105,27 @@ def test_json_everywhere(host: Any, machine: Machine) -> None:
     log, _ = host.lines("instance", "console", "rt")
     assert log[1] == {"format": "kupgrade.instance-log/1", "level": 6, "seconds": 0.5, "seq": 1, "text": "a\nb"}
     assert host.lines("instance", "stop", "rt")[0][-1]["outcome"] == "stopped"
+
+
+def test_a_command_is_run_in_it(host: Any, machine: Machine) -> None:
+    """What it said, with its status as success or failure; only while it runs."""
+    words = ("instance", "console", "rt", "--run", "nproc")
+    assert host.call(*words).exit_code == 3
+    assert host.call(*START, "--yes").exit_code == 0
+    host.change(run_command=lambda state, name, text, root: Ran(0, f"{name}: {text}\n"))
+    result = host.call(*words)
+    assert (result.exit_code, result.output) == (0, "rt: nproc\n")
+    host.change(run_command=lambda state, name, text, root: Ran(3, "no"))
+    (found,), code = host.lines(*words)
+    assert (code, found) == (1, {"format": "kupgrade.instance-run/1", "status": 3, "said": "no"})
+    assert "Would run" in host.call(*words, "-n").output
+
+
+def test_the_status_names_it(host: Any, machine: Machine) -> None:
+    """kupgrade status, of upgrades, says that one is there."""
+    assert host.lines("status")[0][0]["instances"] == []
+    assert host.call(*START, "--yes").exit_code == 0
+    assert "Beside it: rt" in host.call("status").output
 
 
 def test_a_failed_start_takes_everything_back(host: Any, machine: Machine) -> None:
