@@ -58,7 +58,7 @@ def test_an_installed_release_is_started_with_our_agent(root: Path) -> None:
     kinds = [step.kind for step in plan.steps]
     assert kinds == ["load-spawn-module", "build-standby", "take-cpus", "take-memory", "spawn-kernel"]
     assert (plan.engine, plan.new_release, plan.budgets) == ("instance", RELEASE, ())
-    assert plan.steps[-1].params["extra"] == "threadirqs"
+    assert plan.steps[-1].params["extra"] == "kupgrade.instance=rt threadirqs"
 
 
 def test_an_own_initrd_is_started_without_an_agent(root: Path) -> None:
