@@ -80,7 +80,7 @@ def host() -> Iterator[Host]:
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         link.wait_boot(240.0)
-        inside.prepare(link, Options(memory=32), built.new_release)
+        inside.prepare(link, Options(memory=32))
         yield Host(link, built.new_release)
 
 
