@@ -51,6 +51,8 @@ class Log(Protocol):
 # `by` of an UNDO_REQUESTED record.
 BY_TOOL = "kupgrade"
 
+_INTERRUPTIBLE = (Action.RUN, Action.VERIFY, Action.COMMIT, Action.STAND, Action.REQUEST_UNDO)
+
 
 def no_faults(_step: str, _moment: str) -> None:
     """Production: nothing is injected."""
@@ -80,16 +82,16 @@ def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
 
 
 def advance(loop: Loop) -> State:
-    """Go on until the upgrade is over, or a human is needed, or this kernel ends."""
+    """Go on until the upgrade is over, or a human is needed, or this kernel ends, or an instance stands."""
     state = fold(loop.log.records)
     while True:
         now = loop.now(state)
         decision = decide(state, now)
         by = BY_TOOL
         reason = "" if state.undoing or state.committed else loop.interrupted()
-        if reason and decision.action in (Action.RUN, Action.VERIFY, Action.COMMIT, Action.REQUEST_UNDO):
+        if reason and decision.action in _INTERRUPTIBLE:
             decision, by = Decision(Action.REQUEST_UNDO, reason), OPERATOR
-        if decision.action in (Action.NOTHING, Action.ASK_HUMAN):
+        if decision.action in (Action.NOTHING, Action.ASK_HUMAN, Action.STAND):
             return _stop(loop, state, now, decision)
         state = _act(loop, state, now, decision, by)
 

@@ -131,7 +131,7 @@ def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tup
 
 def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     """The target's files: a path, a release, or the newest installed one. Raises BadInputError."""
-    installed = _locate(kernel, root)
+    installed = locate(kernel, root)
     back = kernels.locate(KernelRelease(facts.release), root)
     if installed.initrd is None:
         raise BadInputError(
@@ -199,7 +199,8 @@ def _has(release: KernelRelease, module: str, root: Path) -> bool:
     return found in (kernels.Presence.MODULE, kernels.Presence.BUILTIN)
 
 
-def _locate(kernel: str | None, root: Path) -> kernels.Installed:
+def locate(kernel: str | None, root: Path) -> kernels.Installed:
+    """A kernel by release or path; None: the newest with an initrd. Raises BadInputError."""
     if kernel is None:
         every = [entry for entry in kernels.installed(root) if entry.initrd is not None]
         if not every:

@@ -4,6 +4,7 @@
     upgrades/ID/journal      what happened
     current -> upgrades/ID   there while an upgrade is open; its absence lets a boot go on at once
     forgotten.json           releases that may be tried again although they were rolled back
+    instances/NAME/          the same once more (upgrades/ID, current) for each name of an instance
 
 Everything is root's alone: whoever can write here decides what runs in the next kernel.
 """
@@ -26,10 +27,12 @@ from kupgrade.errors import BadInputError, KupgradeError, NeedsHumanError, NotNo
 from kupgrade.journal import Journal, read, sync_directory, write_durably
 from kupgrade.model.codec import encode
 from kupgrade.model.ids import UpgradeId
+from kupgrade.model.instance import checked_name
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Record, RecordKind
+from kupgrade.model.record import Record, RecordKind, State
 
 PLACE = "var/lib/kupgrade"
+INSTANCES = "instances"
 FORGOTTEN_FORMAT = "kupgrade.forgotten/1"
 _DIRECTORY_MODE = 0o700
 
@@ -39,11 +42,54 @@ class StateDirectory:
     """The state below `root` (the root of the file system, / on a real host). Reading creates nothing."""
 
     root: Path = Path("/")
+    place: str = PLACE
 
     @property
     def path(self) -> Path:
-        """/var/lib/kupgrade."""
-        return self.root / PLACE
+        """/var/lib/kupgrade, or an instance's directory in it."""
+        return self.root / self.place
+
+    def instance(self, name: str) -> StateDirectory:
+        """Where the plans and journals of the instance `name` are, whether there is one or not."""
+        return StateDirectory(self.root, f"{PLACE}/{INSTANCES}/{checked_name(name)}")
+
+    def open_instances(self) -> tuple[str, ...]:
+        """The names of the instances that were started, or half started, and not taken back."""
+        folder = self.root / PLACE / INSTANCES
+        if not StateDirectory(self.root)._trusted() or not folder.is_dir():
+            return ()
+        names = sorted(each.name for each in folder.iterdir())
+        return tuple(name for name in names if self.instance(name).current_id() is not None)
+
+    def begin_instance(self, name: str, plan: Plan) -> Journal:
+        """As `begin`, for an instance. Raises NotNowError while an upgrade or an instance is open.
+
+        One at a time: kspawn gives no memory back while any CPU runs another kernel (kmod/memory.c).
+        """
+        own = self.instance(name)
+        _make_private(self.path)
+        with self._beginning():
+            self._refuse_open()
+            self.refuse_instances()
+            _make_private(self.path / INSTANCES)
+            return own.begin(plan)
+
+    def refuse_instances(self) -> None:
+        """Raise NotNowError while there is an instance: upgrades and instances share CPUs, memory and kspawn."""
+        for name in self.open_instances():
+            own = self.instance(name)
+            upgrade = own.current_id()
+            if upgrade is None:
+                continue
+            state = fold(own.read(upgrade))
+            if state.over:
+                own.finish(upgrade)
+                continue
+            raise NotNowError(
+                f"The instance {name} is there",
+                f"it has CPUs and memory of this machine for {state.plan.new_release}",
+                f"Stop it first: kupgrade instance stop {name}",
+            )
 
     def journal_path(self, upgrade: UpgradeId) -> Path:
         """The journal of one upgrade, whether it exists or not."""
@@ -53,11 +99,13 @@ class StateDirectory:
         """Make `plan` the open upgrade; its journal, with the PLANNED record, is returned locked.
 
         The link comes last: a power cut before it leaves an abandoned entry, never a half-open upgrade.
-        Raises NotNowError while another upgrade is open.
+        Raises NotNowError while another upgrade, or an instance, is open.
         """
         _make_private(self.path)
         with self._beginning():
             self._refuse_open()
+            if self.place == PLACE:
+                self.refuse_instances()
             upgrades = self.path / "upgrades"
             _make_private(upgrades)
             directory = upgrades / str(plan.upgrade)
@@ -100,6 +148,11 @@ class StateDirectory:
     def read(self, upgrade: UpgradeId) -> tuple[Record, ...]:
         """The records of one upgrade without locking it."""
         return read(self.journal_path(upgrade)).records
+
+    def read_state(self) -> State | None:
+        """The state of what is open, or None."""
+        records = self.read_current()
+        return None if records is None else fold(records)
 
     def open_current(self) -> Journal | None:
         """The open upgrade's journal, locked, or None; NotNowError while another process has it."""

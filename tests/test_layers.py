@@ -44,15 +44,17 @@ PARTS: dict[str, set[str]] = {
     "executor": WORDS | {"core", "journal", "steps"},
     "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
+    "instance_plan": WORDS | MECHANISM | {"core", "engines", "planning"},
     # L4: faces
     "log": WORDS | {"core"},
     "worker": WORDS | MECHANISM | {"journal"},
     "resume": WORDS | {"journal", "statedir", "machine", "log"},
+    "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
     "standby": WORDS | MECHANISM | {"journal", "statedir", "machine"},
     "rehearsal": WORDS | {"core", "host", "journal"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
-    | {"log", "rehearsal", "engines", "executor", "steps"},
+    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper"},
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "kernel": {"tenacity"},

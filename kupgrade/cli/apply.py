@@ -128,6 +128,7 @@ def _refuse_open(composed: Composition) -> None:
             "only one can be",
             "See kupgrade status, kupgrade rollback",
         )
+    composed.state.refuse_instances()
 
 
 def _carry_out(call: _Call, plan: Plan) -> ExitCode:

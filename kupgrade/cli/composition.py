@@ -16,7 +16,9 @@ from kupgrade.errors import RefusedError
 
 if TYPE_CHECKING:
     from kupgrade.journal import Journal
+    from kupgrade.machine.instances import Line
     from kupgrade.model.facts import Facts
+    from kupgrade.model.instance import Ran, Seen, Wish
     from kupgrade.model.plan import Plan, Refusal
     from kupgrade.model.policy import Policy
     from kupgrade.model.record import Now, Record, State
@@ -112,6 +114,49 @@ def _holder(path: Path, root: Path) -> int | None:
     return worker.at_work(path, root)
 
 
+def _plan_instance(policy: Policy, facts: Facts, wish: Wish, root: Path) -> Plan:
+    from kupgrade.instance_plan import make_instance_plan
+
+    return make_instance_plan(policy, facts, wish, root)
+
+
+def _start_keeper(name: str, root: Path) -> bool:
+    from kupgrade import keeper
+
+    return keeper.start(name, root)
+
+
+def _keep(name: str, root: Path) -> State | None:
+    from kupgrade import keeper
+
+    return keeper.keep(name, root)
+
+
+def _look(state: State, name: str, root: Path) -> Seen | None:
+    from kupgrade.machine import instances
+
+    found = instances.instance_of(state)
+    return None if found is None else instances.look(found[0], name, found[1], state.plan.new_release, root)
+
+
+def _read_log(state: State, root: Path) -> Sequence[Line]:
+    from kupgrade.machine import instances
+
+    found = instances.instance_of(state)
+    return () if found is None else instances.read_log(found[0], state.plan.new_release, root)
+
+
+def _run_command(state: State, name: str, text: str, root: Path) -> Ran:
+    from kupgrade.machine import instances
+
+    found = instances.instance_of(state)
+    if found is None or not found[1]:
+        raise RefusedError(
+            f"No command can be run in {name}", "no agent is in it", "Start it without --initrd, or look at its log"
+        )
+    return instances.run_command(found[0], name, text, root)
+
+
 @dataclass(frozen=True)
 class Composition:
     """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
@@ -127,6 +172,12 @@ class Composition:
     resume: Callable[[list[str]], int] = _resume
     start_worker: Callable[[Path], bool] = _start_worker
     holder: Callable[[Path, Path], int | None] = _holder
+    plan_instance: Callable[[Policy, Facts, Wish, Path], Plan] = _plan_instance
+    start_keeper: Callable[[str, Path], bool] = _start_keeper
+    keep: Callable[[str, Path], State | None] = _keep
+    look: Callable[[State, str, Path], Seen | None] = _look
+    run_command: Callable[[State, str, str, Path], Ran] = _run_command
+    read_log: Callable[[State, Path], Sequence[Line]] = _read_log
     running_release: Callable[[], str] = lambda: os.uname().release
     sleep: Callable[[float], None] = time.sleep
     watch_seconds: float = 0.25

@@ -96,5 +96,14 @@ def _idle(composed: Composition) -> _Answer:
     if last is not None:
         text += f"\nLast: {last.upgrade} to {last.new_release or 'an unknown release'}, {last.outcome}"
         text += f" ({last.reason})" if last.reason else ""
-    value = {"format": STATUS_FORMAT, "open": False, "running_release": release, "last": encode(last)}
+    instances = composed.state.open_instances()
+    if instances:
+        text += f"\nBeside it: {', '.join(instances)} (kupgrade instance list)"
+    value = {
+        "format": STATUS_FORMAT,
+        "open": False,
+        "running_release": release,
+        "last": encode(last),
+        "instances": list(instances),
+    }
     return _Answer(text, value, moving=False)

@@ -50,7 +50,8 @@ def target_options(function: F) -> F:
 
 
 def new_plan(composed: Composition, target: Target) -> Plan:
-    """A plan from the facts of now; raises PlanRefused."""
+    """A plan from the facts of now; raises PlanRefused, and NotNowError while an instance is there."""
+    composed.state.refuse_instances()
     policy = composed.policy
     facts = composed.probe(composed.root, policy)
     return composed.make_plan(

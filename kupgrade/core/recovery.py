@@ -24,6 +24,7 @@ from kupgrade.core.stakes import (
     volatile,
 )
 from kupgrade.model.ids import Ticket
+from kupgrade.model.instance import ENGINE as INSTANCE
 from kupgrade.model.plan import Scope, Side
 from kupgrade.model.record import Now, Outcome, State, StepStatus
 
@@ -72,6 +73,7 @@ class Action(enum.Enum):
     FALL_BACK = "fall-back"  # old release after the crossing, or a foreign reboot: take authority back
     REENTER = "reenter"  # start the old release once more with the workloads' PIDs kept free
     COMMIT = "commit"
+    STAND = "stand"  # an instance runs; nothing to do until somebody asks for its end
     COLD = "cold"  # the images are dead: ordinary start, say so
     FINISH = "finish"
     ASK_HUMAN = "ask-human"
@@ -128,6 +130,8 @@ def _same_boot(state: State, now: Now) -> Decision:
                 return _open(state, index)
             case StepStatus.NEW:
                 return _run_new(state, index)
+    if state.plan.engine == INSTANCE:
+        return Decision(Action.STAND, "it runs until somebody stops it")
     if not state.committed:
         return Decision(Action.COMMIT, "every step is done")
     return Decision(Action.FINISH, "every step is done", outcome=Outcome.COMMITTED)

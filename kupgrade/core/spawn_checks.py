@@ -25,6 +25,7 @@ KNOWN_DRIVERS = frozenset(("virtio-pci", "nvme"))  # seen to let their devices g
 BOOT_PARTITIONS = ("/boot/efi", "/efi", "/boot")
 XAPIC_LIMIT = 255  # without interrupt remapping the new kernel runs its local APICs in xAPIC mode
 KEXEC = "Use the kexec engine"
+REMAPPING = "no interrupt remapping"  # a rule about devices: a kernel without any does without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ def refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     spawn, options = facts.spawn, policy.engine.spawn
     if spawn is None:
         return tuple(found)
-    found += _machine(facts, spawn)
+    found += about_machine(facts, spawn)
     if isinstance(chosen, SpawnChoice):
-        found += _reachable(spawn, chosen)
+        found += unreachable(spawn, chosen.cpus)
     found += [*_storage(facts, spawn), *_network(spawn), *_devices(spawn, options)]
     if policy.on_unknown is OnUnknown.REFUSE:
         remedy = "The policy refuses unknown facts (on_unknown)"
@@ -62,7 +63,8 @@ def warnings(facts: Facts) -> tuple[str, ...]:
     return tuple(f"{each.text}: {each.remedy}" if each.remedy else each.text for each in warned(facts))
 
 
-def _machine(facts: Facts, spawn: SpawnFacts) -> Iterator[Refusal]:
+def about_machine(facts: Facts, spawn: SpawnFacts) -> Iterator[Refusal]:
+    """What makes it impossible to start any kernel beside this one."""
     if facts.architecture != "x86_64":
         yield Refusal("x86-64", f"this is {facts.architecture}", KEXEC)
     if spawn.module not in (ModuleState.LOADED, ModuleState.INSTALLED):
@@ -77,14 +79,15 @@ def _machine(facts: Facts, spawn: SpawnFacts) -> Iterator[Refusal]:
         yield Refusal("memory is not encrypted", "SME, SEV or TDX is on", "Boot with mem_encrypt=off, or use kexec")
     if spawn.interrupt_remapping and not spawn.hypervisor:
         fact = "interrupt remapping is on: it blocks the message-signalled interrupts of another kernel's devices"
-        yield Refusal("no interrupt remapping", fact, "Boot with intremap=off")
+        yield Refusal(REMAPPING, fact, "Boot with intremap=off")
     if not spawn.ecam:
         why = spawn.unknown.get("ECAM", "the firmware has no MCFG table")
         yield Refusal("PCI configuration space is memory-mapped", why, "Use a PCI Express machine (QEMU: q35)")
 
 
-def _reachable(spawn: SpawnFacts, choice: SpawnChoice) -> Iterator[Refusal]:
-    far = [i for i in apic_ids(spawn.topology, choice.cpus) if i >= XAPIC_LIMIT] if spawn.topology else []
+def unreachable(spawn: SpawnFacts, cpus: tuple[int, ...]) -> Iterator[Refusal]:
+    """CPUs that a new kernel could not address."""
+    far = [i for i in apic_ids(spawn.topology, cpus) if i >= XAPIC_LIMIT] if spawn.topology else []
     if far:
         fact = f"the new kernel would get CPUs with the APIC IDs {', '.join(map(str, far))}"
         yield Refusal(f"APIC IDs below {XAPIC_LIMIT}", fact, "Set [engine.spawn] cores lower, or use the kexec engine")

@@ -34,6 +34,7 @@ _NEXT = {
     Action.FALL_BACK: "take authority back in the old release and roll back",
     Action.REENTER: "start the old release once more with the workloads' PIDs kept free",
     Action.COMMIT: "commit",
+    Action.STAND: "let it run",
     Action.COLD: "start the workloads in the ordinary way",
     Action.FINISH: "close the upgrade",
     Action.ASK_HUMAN: "nothing; a person must look",

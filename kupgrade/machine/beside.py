@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
 from kupgrade.machine.places import Places
 from kupgrade.machine.spawn_box import Blueprint
+from kupgrade.machine.spawn_watch import Watch
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model import standby as words
 from kupgrade.model.codec import decode, encode
@@ -56,7 +57,8 @@ class RealBeside:
         """Of the file system."""
         return self.places.root
 
-    def _spawner(self) -> Spawner:
+    def spawner(self) -> Spawner:
+        """On the open device; the guard that it sets lives as long as this object keeps it."""
         if self._device is None:
             self._device = kspawn.open_device(self.root)
         return Spawner(self._device, self.root)
@@ -89,41 +91,41 @@ class RealBeside:
 
     def cpus_before(self, cpus: Sequence[int]) -> CpusBefore:
         """See the port."""
-        return self._spawner().cpus_before(tuple(cpus))
+        return self.spawner().cpus_before(tuple(cpus))
 
     def take_cpus(self, before: CpusBefore) -> None:
         """See the port."""
         self._note(replace(self._noted(), cpus=before))
-        self._spawner().take_cpus(before)
+        self.spawner().take_cpus(before)
 
     def give_cpus(self, before: CpusBefore) -> None:
         """See the port."""
-        self._spawner().give_cpus(before)
+        self.spawner().give_cpus(before)
 
     def cpus_taken(self, before: CpusBefore) -> CpuSet:
         """See the port."""
-        return self._spawner().cpus_taken(before)
+        return self.spawner().cpus_taken(before)
 
     def memory_before(self) -> MemoryBefore:
         """See the port."""
-        return self._spawner().memory_before()
+        return self.spawner().memory_before()
 
     def take_memory(self, before: MemoryBefore, size: int) -> MemoryRange:
         """See the port."""
-        found = self._spawner().take_memory(before, size)
+        found = self.spawner().take_memory(before, size)
         self._note(replace(self._noted(), memory=found))
         return found
 
     def taken_memory(self, before: MemoryBefore, size: int) -> MemoryRange | None:
         """See the port. Two runs cannot be there: what a try leaves behind is given back before the next."""
-        found = one_run(self._spawner().memory_taken(before), before.block_size, size)
+        found = one_run(self.spawner().memory_taken(before), before.block_size, size)
         if found is not None:
             self._note(replace(self._noted(), memory=found))
         return found
 
     def give_memory(self, before: MemoryBefore) -> None:
         """See the port."""
-        self._spawner().give_memory(before)
+        self.spawner().give_memory(before)
 
     def build_standby(self, release: str, out: str, modules: Sequence[str]) -> int:
         """See the port. Raises KupgradeError when a module that the devices need does not exist for the release."""
@@ -169,11 +171,38 @@ class RealBeside:
             serial=order.serial,
             extra=order.extra,
         )
-        return self._spawner().lay_out(wanted, cpus)
+        return self.spawner().lay_out(wanted, cpus)
 
     def spawn(self, order: SpawnOrder, instance: Instance, timeout: float) -> Standby:
-        """See the port. Laid out once more, from the journaled instance alone: it must come out the same."""
-        spawner = self._spawner()
+        """See the port."""
+        spawner = self.spawner()
+        with self._started(spawner, order, instance) as watch:
+            return watch.await_hello(timeout)
+
+    def launch(self, order: SpawnOrder, instance: Instance, settle: float) -> None:
+        """See the port."""
+        spawner = self.spawner()
+        with self._started(spawner, order, instance) as watch:
+            watch.await_settled(settle)
+
+    def runs(self, instance: Instance) -> bool | None:
+        """See the port. The guard is armed again, as by `answers`. All CPUs of the other kernel count as started."""
+        try:
+            spawner = self.spawner()
+            spawner.guard(instance)
+            if spawner.device.info().nr_started < len(instance.apic_ids):
+                return False
+            with spawner.watch(instance) as watch:
+                watch.check_alive()
+        except KernelError:
+            return None
+        except KupgradeError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _started(self, spawner: Spawner, order: SpawnOrder, instance: Instance) -> Iterator[Watch]:
+        """Laid out once more, from the journaled instance alone: it must come out the same. Stopped on an error."""
         given = tuple(GivenCpu(0, apic_id, online=True) for apic_id in instance.apic_ids)
         made = self._lay_out(order, CpusBefore(given, instance.later), instance.box)
         if made.instance != instance:
@@ -186,7 +215,7 @@ class RealBeside:
         try:
             spawner.start(made)
             with spawner.watch(instance) as watch:
-                return watch.await_hello(timeout)
+                yield watch
         except KupgradeError:
             spawner.fence(instance)
             raise
@@ -197,7 +226,7 @@ class RealBeside:
         Dead, silent, or never started is a no; a device or a window that cannot be had tells nothing.
         """
         try:
-            spawner = self._spawner()
+            spawner = self.spawner()
             spawner.guard(instance)
             with spawner.watch(instance) as watch:
                 watch.client().ask(words.PING, ANSWER_TIMEOUT)
@@ -212,15 +241,15 @@ class RealBeside:
         instance = self._noted().instance
         if instance is None:
             raise KupgradeError("No kernel was started beside this one", "nothing is noted in /run")
-        return self._spawner(), instance
+        return self.spawner(), instance
 
     def fence(self, instance: Instance) -> None:
         """See the port."""
-        self._spawner().fence(instance)
+        self.spawner().fence(instance)
 
     def wipe(self, instance: Instance) -> None:
         """See the port."""
-        self._spawner().wipe(instance)
+        self.spawner().wipe(instance)
 
 
 def one_run(blocks: Sequence[int], block_size: int, size: int) -> MemoryRange | None:

@@ -110,6 +110,13 @@ class Watch:
             "Start it with a serial port of its own and read what it says",
         )
 
+    def await_settled(self, seconds: float) -> None:
+        """Look at a kernel without an agent for `seconds`. Raises KupgradeError when it ends meanwhile."""
+        began = self.clock()
+        while self.clock() - began < seconds:
+            self.check_alive()
+            self.pause(POLL)
+
     def check_alive(self) -> None:
         """Raises KupgradeError when it is known to be dead: panic, reset, power-off, halt."""
         if self.channel.panic:

@@ -18,6 +18,7 @@ PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 INHERIT, INHERITED = "inherit", "inherited"
 # What may be asked again when the agent was killed over it, and is there again: done twice it is as done once.
 REPEATABLE = frozenset({PING, STATUS, MODULES, CRIU_CHECK, PREPARE, RECEIVE, TAKE_OVER, STAGE})
+RUN = "run-command"  # in an instance only
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +20,15 @@ from kupgrade.kernel.libc import read_text
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
+from kupgrade.model.instance import PARAMETER, RUN_TIMEOUT
+from kupgrade.model.kernel import CommandLine
 from kupgrade.standby.heir import Heir
 
 # criu looks for what these bring, and not all of them come by themselves when it does.
 CRIU_MODULES = ("tun", "veth", "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag")
 CRIU_TIMEOUT = 60.0  # seconds
 MODULES_TIMEOUT = 30.0
+SAID_LIMIT = 48 << 10  # bytes of one answer (kernel/window.py, MAX_PAYLOAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,18 @@ def stop(here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+def run_command(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Run `command` by the shell, in an instance only: its exit status, and the end of what it said."""
+    if not CommandLine.parse(read_text(here.root / "proc/cmdline")).has(PARAMETER):
+        raise BadInputError("No command is run here", "this kernel is no instance")
+    text = str(arguments.get("command", ""))
+    done = command.run(["sh", "-c", f"exec 2>&1\n{text}"], timeout=RUN_TIMEOUT - 5.0, check=False)
+    said = done.stdout[-SAID_LIMIT:]
+    while len(json.dumps(said)) > SAID_LIMIT:  # as it travels
+        said = said[len(said) // 4 + 1 :]
+    return {"status": done.status, "said": said}
+
+
 VERBS: dict[str, Verb] = {
     standby.PING: ping,
     standby.STATUS: status,
@@ -134,5 +150,6 @@ VERBS: dict[str, Verb] = {
     standby.LOAD_SSDT: load_ssdt,
     standby.INHERIT: inherit,
     standby.INHERITED: inherited,
+    standby.RUN: run_command,
     standby.STOP: stop,
 }

@@ -112,3 +112,13 @@ class Beside(Protocol):
 
     def wipe(self, instance: Instance) -> None:
         """Overwrite its memory; it must have been fenced."""
+
+
+class SilentlyBeside(Beside, Protocol):
+    """A kernel beside this one in which no agent is."""
+
+    def launch(self, order: SpawnOrder, instance: Instance, settle: float) -> None:
+        """Start it; raises when it is seen to end within `settle` seconds, and then its CPUs are stopped."""
+
+    def runs(self, instance: Instance) -> bool | None:
+        """Whether its CPUs are started and nothing says that it ended; None: it cannot be told."""

@@ -11,13 +11,27 @@ from kupgrade.steps import (
     handover,
     health,
     images,
+    instance,
     network,
     services,
     takeover,
 )
 from kupgrade.steps.base import kinds
 
-_ALL = (beside, bootentry, checkpoint, crossing, freeze, handover, health, images, network, services, takeover)
+_ALL = (
+    beside,
+    bootentry,
+    checkpoint,
+    crossing,
+    freeze,
+    handover,
+    health,
+    images,
+    instance,
+    network,
+    services,
+    takeover,
+)
 
 
 def names() -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def naive(host: virtual_host.VirtualHost, options: Options, keep: Path | None) -
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         link.wait_boot(240.0)
-        inside.prepare(link, options, host.new_release)
+        inside.prepare(link, options)
         link.write("/root/naive.sh", _SCRIPT.read_bytes())
         client = Client(network.connect(scenario.PORT, 30.0))
         time.sleep(1.0)

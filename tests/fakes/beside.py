@@ -138,6 +138,15 @@ class FakeBeside:
             raise KupgradeError("The new kernel did not answer", f"waited {timeout:g} s")
         return Standby("boot-new", self.release or order.release, 4.0)
 
+    def launch(self, order: SpawnOrder, instance: Instance, settle: float) -> None:
+        try:
+            self.spawn(order, instance, settle)
+        finally:
+            self.tick("settled")
+
+    def runs(self, instance: Instance) -> bool | None:
+        return self.answers(instance)
+
     def answers(self, instance: Instance) -> bool | None:
         return set(instance.apic_ids) <= set(self.running) and not self.silent
 

@@ -94,6 +94,17 @@ def test_requests_are_answered_with_their_number(talk: Talk) -> None:
     assert not talk.goes_on
 
 
+def test_a_command_is_run_in_an_instance_only(talk: Talk, tmp_path: Path) -> None:
+    """Its status and what it said, as much of it as fits into a message; an upgrade's kernel refuses."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_text(LINE)
+    assert "No command" in talk.ask("run-command", command="true").error
+    (tmp_path / "proc/cmdline").write_text(f"{LINE} kupgrade.instance=rt")
+    assert talk.ask("run-command", command="echo a; echo b >&2; exit 3").result == {"status": 3, "said": "a\nb\n"}
+    much = talk.ask("run-command", command="head -c 200000 /dev/zero | tr '\\0' '\\001'; echo end").result
+    assert much["said"].endswith("end\n") and 1000 < len(much["said"]) < 50000
+
+
 def test_what_goes_wrong_comes_back_as_an_error(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown verbs, wrong arguments, refusals of the kernel, bugs: none of them ends the agent."""
     assert "no request" in talk.ask("dance").error

@@ -48,5 +48,5 @@ def guest() -> Iterator[Guest]:
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         link.wait_boot(240.0)
-        inside.prepare(link, Options(memory=32), host.new_release)
+        inside.prepare(link, Options(memory=32))
         yield Guest(link, network, host.old_release, host.new_release)

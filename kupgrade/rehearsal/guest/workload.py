@@ -1,7 +1,7 @@
 """The demonstration workload: a TCP server with a counter, a child, self-describing memory and a file. Stdlib only.
 
 `N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`.
-The first pages are written before the child is forked, which keeps them; the others are the server's alone.
+Some of the memory is there before the child is forked, which keeps it as it was; the rest is the server's alone.
 --dirty percent of the pages are re-written each second. A second port answers every HTTP request with 200.
 Long work is done in small portions between requests.
 """
@@ -31,19 +31,33 @@ def page(index: int, generation: int) -> bytes:
 
 
 class Memory:
-    def __init__(self, mebibytes: int) -> None:
-        self.pages = mebibytes * 256
-        self.map = mmap.mmap(-1, max(self.pages, 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.generations = [0] * self.pages
+    def __init__(self) -> None:
+        self.maps: list[mmap.mmap] = []
+        self.places: list[tuple[mmap.mmap, int]] = []  # of each page
+        self.generations: list[int] = []
         self.next = self.due = 0
 
-    def fill(self, first: int, end: int) -> None:
-        for index in range(first, end):
+    @property
+    def pages(self) -> int:
+        return len(self.generations)
+
+    def add(self, count: int) -> None:
+        """So many pages more, in a mapping of their own."""
+        made = mmap.mmap(-1, max(count, 1) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.maps.append(made)
+        self.places += [(made, index * PAGE) for index in range(count)]
+        self.generations += [0] * count
+        for index in range(self.pages - count, self.pages):
             self.write(index, 1)
 
     def write(self, index: int, generation: int) -> None:
-        self.map[index * PAGE : (index + 1) * PAGE] = page(index, generation)
+        where, start = self.places[index]
+        where[start : start + PAGE] = page(index, generation)
         self.generations[index] = generation
+
+    def right(self, index: int) -> bool:
+        where, start = self.places[index]
+        return where[start : start + PAGE] == page(index, self.generations[index])
 
     def dirty(self) -> None:
         """Write the next portion of the pages that are due."""
@@ -54,12 +68,8 @@ class Memory:
 
     def bad(self) -> Iterator[int]:
         """How many pages of each portion are not what was written."""
-        view = memoryview(self.map)
         for start in range(0, self.pages, PORTION):
-            yield sum(
-                view[index * PAGE : (index + 1) * PAGE] != page(index, self.generations[index])
-                for index in range(start, min(start + PORTION, self.pages))
-            )
+            yield sum(not self.right(index) for index in range(start, min(start + PORTION, self.pages)))
 
 
 def child(requests: int, answers: int) -> None:
@@ -73,16 +83,15 @@ def child(requests: int, answers: int) -> None:
 class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         to_child, from_child = os.pipe(), os.pipe()
-        self.memory = Memory(options.memory)
-        shared = min(self.memory.pages, SHARED * 256)
-        self.memory.fill(0, shared)
+        self.memory = Memory()
+        self.memory.add(min(options.memory, SHARED) * 256)
         self.child = os.fork()
         if self.child == 0:
             os.close(to_child[1])
             child(to_child[0], from_child[1])
         os.close(to_child[0])
         self.ask, self.answer = to_child[1], from_child[0]
-        self.memory.fill(shared, self.memory.pages)
+        self.memory.add(max(0, options.memory - SHARED) * 256)
         self.checks: dict[socket.socket, tuple[Iterator[int], int]] = {}
         self.file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.counter = 0
