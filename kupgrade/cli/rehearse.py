@@ -47,6 +47,9 @@ from kupgrade.errors import ExitCode, UsageError
     show_default=True,
     help="A boot loader of its own, or QEMU loads the old kernel at every reset (faster).",
 )
+@click.option(
+    "--measured", is_flag=True, help="Take the virtual host's memory at once; slower to start, truer figures."
+)
 @click.option("--timeout", type=click.FloatRange(1), default=420.0, show_default=True, help="Seconds to its end.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")
@@ -63,6 +66,7 @@ def rehearse(
     cycles: int,
     connections: int,
     boot: str,
+    measured: bool,
     timeout: float,
     keep: Path | None,
     report: Path | None,
@@ -103,6 +107,7 @@ def rehearse(
         cycles=cycles,
         keep=keep,
         boot=boot,
+        measured=measured,
         timeout=timeout,
     )
     result = scenario.rehearse(options, progress)

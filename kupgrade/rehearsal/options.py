@@ -40,6 +40,7 @@ class Options:
     keep: Path | None = None
     timeout: float = 420.0
     boot: str = "grub"  # one of virtual_host.BOOTS
+    measured: bool = False  # the virtual host gets its memory at once, so that no pause is this machine's
     machine_memory: int = 0  # MiB; 0: by the size of the workload
     cpus: int = 0  # 0: as many as the engine needs
 

@@ -55,7 +55,7 @@ def rehearse(options: Options, progress: Progress) -> Result:
         network = Network.create()
         stack.callback(network.close)
         stubborn = options.fault is not None and options.fault.kind == "device-refuses"
-        machine = host.machine(machine_memory(options), cpus(options), stubborn)
+        machine = host.machine(machine_memory(options), cpus(options), stubborn, options.measured)
         progress(f"booting {host.old_release}")
         running = qemu.start(host.tools, machine, state, network.tap())
         stack.callback(running.stop)

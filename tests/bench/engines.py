@@ -21,7 +21,10 @@ from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import report, scenario
 from kupgrade.rehearsal.options import Options
 
-ENGINES = {"kexec": Options(engine="kexec", store="pmem"), "spawn": Options(engine="spawn")}
+ENGINES = {
+    "kexec": Options(engine="kexec", store="pmem", measured=True),
+    "spawn": Options(engine="spawn", measured=True),
+}
 FIGURES = ("gap_s", "blackout_s", "whole_s", "rolling_back_s")
 LEAST = 0.05  # seconds; shorter steps are not told
 
