@@ -56,18 +56,14 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
     """QEMU's arguments for `machine`; its sockets lie in the directory `state`."""
     accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
     log = f"logfile={state}/serial2.log"
-    memory = f"memory-backend-ram,id=ram,size={machine.memory_mib}M"
+    memory = f"memory-backend-ram,id=ram,size={machine.memory_mib}M,prealloc=on,prealloc-threads=2"
     # The watchdog's driver has no callbacks for a device that pauses, so the bus it is on cannot be passed on.
     first, second = (",multifunction=on,addr=0", ",bus=nic,addr=0.1") if machine.stubborn else ("", "")
     words = [
         *("-name", "kupgrade-rehearsal", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
         *accelerator,
         *("-smp", str(machine.cpus), "-m", str(machine.memory_mib)),
-        *(
-            ("-object", f"{memory},prealloc=on,prealloc-threads=2", "-machine", "memory-backend=ram")
-            if machine.taken
-            else ()
-        ),
+        *(("-object", memory, "-machine", "memory-backend=ram") if machine.taken else ()),
         *_behind("disk", 1),
         *("-drive", f"file={machine.image},if=none,id=disk0,format=raw,cache=unsafe,snapshot=on"),
         *("-device", "virtio-blk-pci,drive=disk0,bus=disk"),
