@@ -47,9 +47,7 @@ from kupgrade.errors import ExitCode, UsageError
     show_default=True,
     help="A boot loader of its own, or QEMU loads the old kernel at every reset (faster).",
 )
-@click.option(
-    "--measured", is_flag=True, help="Take the virtual host's memory at once; slower to start, truer figures."
-)
+@click.option("--measured", is_flag=True, help="The virtual host's memory is taken before it starts: truer figures.")
 @click.option("--timeout", type=click.FloatRange(1), default=420.0, show_default=True, help="Seconds to its end.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")

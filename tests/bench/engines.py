@@ -1,9 +1,10 @@
 """The engines side by side in one run: kexec with images in persistent memory, and the new kernel beside the old one.
 
-    packaging/bootstrap run python tests/bench/engines.py [--runs N] [--memory MIB ...] [--rollback STEP] [--keep DIR]
+    packaging/bootstrap run python tests/bench/engines.py [--runs N] [--memory MIB ...] [--rollback STEP] [--fault FAULT]
 
 Runs alternate, so that a machine that is busy for a while is so for both. Each size is upgraded N times per engine, the
-smallest also taken back by an operator. Prints medians, ratios and each step's share, and last a JSON object.
+smallest also taken back by an operator, and by itself after a fault in the blackout. Prints medians, ratios and each
+step's share, and last a JSON object.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import report, scenario
+from kupgrade.rehearsal import faults, report, scenario
 from kupgrade.rehearsal.options import Options
+from kupgrade.steps import registry
 
 ENGINES = {
     "kexec": Options(engine="kexec", store="pmem", measured=True),
@@ -95,16 +97,17 @@ def summary(runs: Sequence[Mapping[str, Any]], wanted: str) -> dict[str, Any]:
 
 def told(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     """One case: a line a figure with its ratio, then the steps of both engines."""
-    kexec, spawn = found["kexec"], found["spawn"]
-    lines = [f"{name}: kexec {kexec['good']} of {kexec['runs']} good, spawn {spawn['good']} of {spawn['runs']} good"]
+    lines = [
+        f"{name}: " + ", ".join(f"{engine} {each['good']} of {each['runs']} good" for engine, each in found.items())
+    ]
     for key in FIGURES:
-        a, b = kexec["figures"].get(key), spawn["figures"].get(key)
-        if a is None and b is None:
+        values = {engine: each["figures"][key] for engine, each in found.items() if key in each["figures"]}
+        if not values:
             continue
-        ratio = f"{b / a:8.3f}" if a and b is not None else "       -"
-        shown = [f"{value:9.2f}" if value is not None else "        -" for value in (a, b)]
-        lines.append(f"  {key:16}{shown[0]} {shown[1]}  ratio{ratio}  {kexec['spread'][key]} {spawn['spread'][key]}")
-    for engine in ENGINES:
+        shown = "  ".join(f"{engine} {value:.2f} {found[engine]['spread'][key]}" for engine, value in values.items())
+        both = f"  ratio {values['spawn'] / values['kexec']:.3f}" if len(values) == 2 and values["kexec"] else ""
+        lines.append(f"  {key:16}{shown}{both}")
+    for engine in found:
         lines += [
             f"    {engine:6} {seconds:9.3f} s  {step}"
             for step, seconds in found[engine]["steps"].items()
@@ -118,7 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3, help="of each engine and case (%(default)s)")
     parser.add_argument("--memory", type=int, nargs="+", default=[64, 1024], help="MiB of the workload (%(default)s)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rollback", default="pre-dump", help="step after which the operator takes it back; '': never")
+    parser.add_argument("--fault", default="probe-fails", help="in the blackout, of the smallest; '': none")
     parser.add_argument("--from", dest="old", default="trixie")
     parser.add_argument("--to", dest="new", default="trixie-backports")
     parser.add_argument("--dirty", type=int, default=0, help="percent of the memory rewritten a second")
@@ -131,11 +136,16 @@ def main() -> int:
         smallest = min(wanted.memory)
         changes = {"memory": smallest, "rollback": wanted.rollback}
         cases.append((f"rollback after {wanted.rollback}, {smallest} MiB", "rolled-back", changes))
+    if wanted.fault:
+        smallest = min(wanted.memory)
+        changes = {"memory": smallest, "faults": (faults.parse(wanted.fault, registry.names(), "spawn"),)}
+        cases.append((f"{wanted.fault}, {smallest} MiB", "rolled-back", changes))
     results: dict[str, Any] = {}
     for name, outcome, changes in cases:
-        runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+        runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in wanted.engines}
         for number in range(wanted.runs):
-            for engine, base in ENGINES.items():
+            for engine in wanted.engines:
+                base = ENGINES[engine]
                 say(f"{name}, {engine}, {number + 1} of {wanted.runs}")
                 keep = wanted.keep / f"{name}-{engine}-{number + 1}".replace(" ", "-") if wanted.keep else None
                 runs[engine].append(once(replace(base, **common, **changes, keep=keep)))
