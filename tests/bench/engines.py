@@ -1,6 +1,6 @@
 """The engines side by side in one run: kexec with images in persistent memory, and the new kernel beside the old one.
 
-    packaging/bootstrap run python tests/bench/engines.py [--runs N] [--memory MIB ...] [--rollback STEP] [--fault FAULT]
+    packaging/bootstrap run python tests/bench/engines.py [--runs N] [--memory MIB ...] [--engines ENGINE ...]
 
 Runs alternate, so that a machine that is busy for a while is so for both. Each size is upgraded N times per engine, the
 smallest also taken back by an operator, and by itself after a fault in the blackout. Prints medians, ratios and each
