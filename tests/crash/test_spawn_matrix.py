@@ -17,7 +17,7 @@ from tests.fakes.two_kernels import TORN
 from tests.fakes.two_kernels_parts import SpawnBehaviour
 
 SINGLES = int(os.environ.get("KUPGRADE_CRASH_SINGLES", "0"))
-PAIRS = int(os.environ.get("KUPGRADE_CRASH_SPAWN_PAIRS", "30"))
+PAIRS = int(os.environ.get("KUPGRADE_CRASH_SPAWN_PAIRS", "20"))
 names = [behaviour.name for behaviour in BEHAVIOURS]
 
 
