@@ -148,6 +148,7 @@ class RealCheckpoints:
         for workload in workloads:
             request = self._request(store, workload, deadline, unit=bool(workload.unit))
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
+        network.learn(self.places, store, workloads)
         for workload in workloads:
             self._await(workload, deadline)
 
@@ -158,6 +159,7 @@ class RealCheckpoints:
                 request = self._request(store, workload, deadline, unit=False)
                 restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
             network.bring_up(self.places, self.network_timeout)
+            network.learn(self.places, store, workloads)
             for workload in workloads:
                 self._await(workload, deadline)
 

@@ -16,6 +16,7 @@ from kupgrade.journal import write_durably
 from kupgrade.kernel import sock_diag
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
+from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, Workload
 
 _POLL = 0.02  # seconds
@@ -112,6 +113,27 @@ def _add(saved: dict[str, Any]) -> None:
     command.run(["ip", "-force", "-batch", "-"], stdin="\n".join(lines).encode() + b"\n", check=False)
 
 
+def learn(places: Places, store: Store, workloads: Sequence[Workload]) -> None:
+    """Find out whom to prompt, for `kick`, while criu is at work: reading it out of the images takes a moment."""
+    entries = json.dumps(encode(stalled(store, workloads)))
+    with contextlib.suppress(OSError):  # then it is read when it is needed
+        _known(places, store).write_text(entries)
+
+
+def stalled(store: Store, workloads: Sequence[Workload]) -> tuple[retransmit.Stalled, ...]:
+    """Every established connection in the images; what cannot be read is left out."""
+    found: list[retransmit.Stalled] = []
+    for workload in workloads:
+        directory = store_of(store).path / workload.name / "final"
+        with contextlib.suppress(KupgradeError, OSError, KeyError, ValueError):
+            found += [retransmit.Stalled(connection, seq) for connection, seq in criu.received(directory).items()]
+    return tuple(found)
+
+
+def _known(places: Places, store: Store) -> Path:
+    return places.run / f"stalled.{Path(store.path).name}.json"
+
+
 @dataclass
 class RealNetwork:
     """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait)."""
@@ -141,17 +163,18 @@ class RealNetwork:
 
     def kick(self, store: Store, workloads: Sequence[Workload]) -> int:
         """Forged unreachables for every established connection in the images; never fails the upgrade."""
-        stalled = []
-        for workload in workloads:
-            directory = store_of(store).path / workload.name / "final"
-            with contextlib.suppress(KupgradeError, OSError, KeyError, ValueError):
-                stalled += [retransmit.Stalled(connection, seq) for connection, seq in criu.received(directory).items()]
-        if not stalled:
+        known = _known(self.places, store)
+        try:
+            waiting = decode(tuple[retransmit.Stalled, ...], json.loads(known.read_text()), "stalled")
+        except (KupgradeError, OSError, ValueError):
+            waiting = stalled(store, workloads)
+        known.unlink(missing_ok=True)
+        if not waiting:
             return 0
         try:
             with sock_diag.connect() as diag, contextlib.closing(retransmit.RawIcmp()) as port:
                 prompted = retransmit.prompt(
-                    stalled, port, lambda: {i.connection: i.bytes_received for i in sock_diag.tcp_infos(diag)}
+                    waiting, port, lambda: {i.connection: i.bytes_received for i in sock_diag.tcp_infos(diag)}
                 )
         except (KupgradeError, OSError):
             return 0  # an improvement, never a condition: the peers' own timers still fire
