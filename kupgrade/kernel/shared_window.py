@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from kupgrade.errors import BadInputError
 from kupgrade.kernel.kspawn import Kspawn
-from kupgrade.kernel.window import Channel, Side, channel_size
+from kupgrade.kernel.window import Channel, Side
+from kupgrade.kernel.window_format import channel_size
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.machine import MemoryRange
 

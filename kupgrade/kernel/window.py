@@ -21,20 +21,9 @@ import zlib
 from dataclasses import dataclass
 
 from kupgrade.errors import BadInputError
+from kupgrade.kernel.window_format import PAGE, PANIC_FLAG, SLOT_SIZE, upgrade_bytes, upgrade_in
 from kupgrade.model.ids import UpgradeId
 
-MAGIC = b"KUPGWIN\0"
-FORMAT = 1
-PAGE = 4096
-SLOTS = 8
-MIN_SLOTS = 2  # a writer that dies in a slot finds its last message, and so its count, in the other one
-SLOT_SIZE = 64 << 10
-
-# The header's page is written once. The panic flag in it is the panic notifier's of the new kernel's module: a word
-# that is 0 while it lives.
-PANIC_FLAG = 0xF00
-
-_HEADER = struct.Struct("<8sIIQII24s")  # magic, format, header CRC, size, slots, slot size, upgrade ID
 _FRAME = struct.Struct("<QQ24sII")  # sequence number, epoch, upgrade ID, length, CRC
 _HELLO = struct.Struct("<QII40s72s")  # epoch, length of the rest, CRC, boot ID, release
 # In a side's page, each in a cache line of its own: heartbeat; the number of the last message it has taken; the new
@@ -91,59 +80,9 @@ class Received:
     message: Message | None = None
 
 
-def channel_size(slots: int = SLOTS) -> int:
-    """Bytes from the window's start that the channel takes; files may lie behind."""
-    return 3 * PAGE + 2 * slots * SLOT_SIZE
-
-
-def _upgrade_bytes(upgrade: UpgradeId) -> bytes:
-    return upgrade.text.encode().ljust(24, b"\0")
-
-
 def _words(buffer: memoryview) -> memoryview:
     """The buffer as 8-byte words: an assignment to one is a single store."""
     return buffer[: len(buffer) // 8 * 8].cast("Q")
-
-
-def _header(size: int, slots: int, upgrade: UpgradeId) -> bytes:
-    """The header with its checksum, which is taken with the checksum's own field as 0."""
-    fields = (size, slots, SLOT_SIZE, _upgrade_bytes(upgrade))
-    crc = zlib.crc32(_HEADER.pack(MAGIC, FORMAT, 0, *fields))
-    return _HEADER.pack(MAGIC, FORMAT, crc, *fields)
-
-
-def format_window(buffer: memoryview, upgrade: UpgradeId, slots: int = SLOTS) -> None:
-    """Make an empty window for one upgrade; what stood in its channel is overwritten. The header comes last.
-
-    Raises BadInputError when the buffer is too small.
-    """
-    size = channel_size(slots)
-    if slots < MIN_SLOTS or len(buffer) < size:
-        raise BadInputError(
-            "The shared window is too small", f"{len(buffer)} bytes; {max(slots, MIN_SLOTS)} slots need {size}"
-        )
-    for start in range(0, size, SLOT_SIZE):
-        buffer[start : min(start + SLOT_SIZE, size)] = bytes(min(SLOT_SIZE, size - start))
-    buffer[: _HEADER.size] = _header(len(buffer), slots, upgrade)
-
-
-def upgrade_in(buffer: memoryview) -> UpgradeId | None:
-    """The upgrade that a window was made for; None when there is no window, or a damaged one."""
-    if len(buffer) < _HEADER.size:
-        return None
-    raw = bytes(buffer[: _HEADER.size])
-    _, _, _, size, slots, _, name = _HEADER.unpack(raw)
-    try:
-        upgrade = UpgradeId(name.rstrip(b"\0").decode("ascii"))
-    except (BadInputError, UnicodeDecodeError):
-        return None
-    whole = (
-        size == len(buffer)
-        and slots >= MIN_SLOTS
-        and channel_size(slots) <= size
-        and raw == _header(size, slots, upgrade)
-    )
-    return upgrade if whole else None
 
 
 class Channel:
@@ -163,7 +102,7 @@ class Channel:
         self._buffer, self._side, self.upgrade, self.epoch = buffer, side, upgrade, epoch
         self._slots: int = struct.unpack_from("<I", buffer, 24)[0]
         self._words = _words(buffer)
-        self._name = _upgrade_bytes(upgrade)
+        self._name = upgrade_bytes(upgrade)
         self._last_sent = max(
             (message.sequence for slot in range(self._slots) if (message := self._read(side, slot)[1])), default=0
         )

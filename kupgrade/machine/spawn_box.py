@@ -17,7 +17,7 @@ from kupgrade.kernel.acpi import EcamRange
 from kupgrade.kernel.bootparams import BzImage
 from kupgrade.kernel.kspawn import Info
 from kupgrade.kernel.libc import read_text, reported
-from kupgrade.kernel.window import channel_size
+from kupgrade.kernel.window_format import channel_size
 from kupgrade.model.ids import Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.machine import MemoryRange

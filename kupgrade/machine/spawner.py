@@ -19,8 +19,8 @@ from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedEr
 from kupgrade.kernel import acpi, cpu, cpu_numbers, memory_blocks
 from kupgrade.kernel.kspawn import Entry, Kspawn
 from kupgrade.kernel.shared_window import part_for_channel
-from kupgrade.kernel.window import format_window
 from kupgrade.kernel.window_files import wipe
+from kupgrade.kernel.window_format import format_window
 from kupgrade.machine.own_park import Loop
 from kupgrade.machine.spawn_box import Blueprint, lay_out, parked, parts
 from kupgrade.machine.spawn_watch import Watch

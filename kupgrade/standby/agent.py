@@ -24,7 +24,8 @@ from kupgrade.kernel import kspawn
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text
 from kupgrade.kernel.shared_window import SharedWindow
-from kupgrade.kernel.window import PANIC_FLAG, Channel, Side, Verdict
+from kupgrade.kernel.window import Channel, Side, Verdict
+from kupgrade.kernel.window_format import PANIC_FLAG
 from kupgrade.model import standby
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.kernel import CommandLine

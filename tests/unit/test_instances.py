@@ -15,7 +15,8 @@ from kupgrade.errors import KernelError
 from kupgrade.kernel import acpi
 from kupgrade.kernel.printk import Line
 from kupgrade.kernel.shared_window import part_for_channel
-from kupgrade.kernel.window import PANIC_FLAG, Channel, Side
+from kupgrade.kernel.window import Channel, Side
+from kupgrade.kernel.window_format import PANIC_FLAG
 from kupgrade.machine import instances
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model.instance import Life

@@ -13,7 +13,8 @@ from typing import TypeVar
 import pytest
 
 from kupgrade.errors import KupgradeError
-from kupgrade.kernel.window import Channel, Side, Verdict, channel_size, format_window
+from kupgrade.kernel.window import Channel, Side, Verdict
+from kupgrade.kernel.window_format import channel_size, format_window
 from kupgrade.machine.pulse import LOOK, Pulse
 from kupgrade.machine.standby_client import StandbyClient
 from kupgrade.model import standby

@@ -15,7 +15,8 @@ import pytest
 from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedError
 from kupgrade.kernel import acpi, kspawn, park_code
 from kupgrade.kernel.kspawn import Entry, Info
-from kupgrade.kernel.window import PANIC_FLAG, Channel, Side
+from kupgrade.kernel.window import Channel, Side
+from kupgrade.kernel.window_format import PANIC_FLAG
 from kupgrade.machine import spawn_box
 from kupgrade.machine.spawner import Spawner
 from kupgrade.machine.standby_client import StandbyClient

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError, KernelError
-from kupgrade.kernel.window import Channel, Side, channel_size, format_window
+from kupgrade.kernel.window import Channel, Side
+from kupgrade.kernel.window_format import channel_size, format_window
 from kupgrade.model import standby
 from kupgrade.model.ids import Ticket, UpgradeId
 from kupgrade.model.kernel import CommandLine

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kupgrade.errors import BadInputError
-from kupgrade.kernel import window
-from kupgrade.kernel.window import MAX_PAYLOAD, SLOT_SIZE, Channel, Hello, Received, Side, Verdict
+from kupgrade.kernel import window, window_format
+from kupgrade.kernel.window import MAX_PAYLOAD, Channel, Hello, Received, Side, Verdict
+from kupgrade.kernel.window_format import SLOT_SIZE
 from kupgrade.model.ids import UpgradeId
 
 UPGRADE = UpgradeId("20261121-041503-9f2c1a")
@@ -24,8 +25,8 @@ FRAME = 48
 
 
 def fresh(slots: int = 2) -> memoryview:
-    buffer = memoryview(bytearray(window.channel_size(slots) + 100))
-    window.format_window(buffer, UPGRADE, slots)
+    buffer = memoryview(bytearray(window_format.channel_size(slots) + 100))
+    window_format.format_window(buffer, UPGRADE, slots)
     return buffer
 
 
@@ -129,23 +130,25 @@ def test_a_window_of_another_upgrade_is_not_opened() -> None:
         with pytest.raises(BadInputError, match="missing or damaged"):
             Channel(broken, Side.NEW, UPGRADE, 1)
     with pytest.raises(BadInputError):
-        Channel(memoryview(bytearray(window.channel_size())), Side.NEW, UPGRADE, 1)
-    assert window.upgrade_in(memoryview(b"")) is None
-    assert window.upgrade_in(buffer[:-1]) is None
+        Channel(memoryview(bytearray(window_format.channel_size())), Side.NEW, UPGRADE, 1)
+    assert window_format.upgrade_in(memoryview(b"")) is None
+    assert window_format.upgrade_in(buffer[:-1]) is None
 
 
-@pytest.mark.parametrize(("size", "slots"), [(window.channel_size(2) - 1, 2), (window.channel_size(2), 1), (0, 2)])
+@pytest.mark.parametrize(
+    ("size", "slots"), [(window_format.channel_size(2) - 1, 2), (window_format.channel_size(2), 1), (0, 2)]
+)
 def test_a_window_that_is_too_small_is_refused(size: int, slots: int) -> None:
     """Before anything is written."""
     with pytest.raises(BadInputError):
-        window.format_window(memoryview(bytearray(size)), UPGRADE, slots)
+        window_format.format_window(memoryview(bytearray(size)), UPGRADE, slots)
 
 
 def test_making_a_window_clears_what_was_there() -> None:
     """No message of the last upgrade survives in it; what lies behind the channel is left alone."""
-    buffer = memoryview(bytearray(b"\xff" * (window.channel_size(2) + 5)))
-    window.format_window(buffer, UPGRADE, 2)
-    assert not any(buffer[56 : window.channel_size(2)])
+    buffer = memoryview(bytearray(b"\xff" * (window_format.channel_size(2) + 5)))
+    window_format.format_window(buffer, UPGRADE, 2)
+    assert not any(buffer[56 : window_format.channel_size(2)])
     assert bytes(buffer[-5:]) == b"\xff" * 5
 
 
@@ -217,9 +220,9 @@ def test_a_writer_that_dies_leaves_no_half_message(stores: int, backwards: bool,
 
 def test_two_processes_talk_at_full_speed() -> None:
     """On two CPUs, over really shared memory: every message arrives, in order, and none is ever seen torn."""
-    shared = mmap.mmap(-1, window.channel_size(4))
+    shared = mmap.mmap(-1, window_format.channel_size(4))
     buffer = memoryview(shared)
-    window.format_window(buffer, UPGRADE, 4)
+    window_format.format_window(buffer, UPGRADE, 4)
     payloads = [struct.pack("<I", number) * (number % 700) for number in range(500)]
     child = os.fork()
     if child == 0:
@@ -329,7 +332,7 @@ def test_the_panic_flag_is_seen() -> None:
     buffer = fresh()
     old, _ = pair(buffer)
     assert old.panic == 0
-    struct.pack_into("<I", buffer, window.PANIC_FLAG, 0xDEAD)
+    struct.pack_into("<I", buffer, window_format.PANIC_FLAG, 0xDEAD)
     assert old.panic == 0xDEAD
 
 
