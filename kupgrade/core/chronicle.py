@@ -11,6 +11,7 @@ from kupgrade.model.record import Record, RecordKind, State
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
 BLACKOUT = "blackout"  # key of a NOTE record: workload -> seconds
+HANDOVER = "handover"  # key of a NOTE record: part of the handover -> seconds from its begin to the part's end
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from kupgrade.machine.spawn_watch import STALL, Watch
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
-from kupgrade.model.handover import LinkName, Stage, Standing, TakeOver
+from kupgrade.model.handover import LinkName, Mark, Stage, Standing, TakeOver
 from kupgrade.model.machine import PciAddress
 from kupgrade.model.pci import Movable
 from kupgrade.model.spawn import Instance
@@ -104,22 +104,27 @@ class RealHandover:
         movables = self._movables(ports)
         table = self._table(ports)
         order = self._order(store, disk, table)
+        marks = [Mark("began", time.time())]
         self.libc.lock_memory()
         try:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
+                marks.append(Mark("watched", time.time()))
                 shipping.ship_last(watch, Path(store.path))
+                marks.append(Mark("shipped", time.time()))
                 until, panic = time.monotonic() + deadline, sysctl.panic_timeout(self.places.root)
                 note = Note(instance, tuple(ports), store, told=False, deadline=until, panic=panic)
                 self._put(note)
                 try:
                     sysctl.set_panic_timeout(0, self.places.root)
                     self._freeze()
+                    marks.append(Mark("frozen", time.time()))
                     faults.strike(self.places, "hand-over", "frozen")
                     buses.quiesce(spawner.device, movables)
                     faults.strike(self.places, "hand-over", "quiesced")
                     self._put(replace(note, told=True))
-                    order = replace(order, clock=time.time())
+                    marks.append(Mark("quiesced", time.time()))
+                    order = replace(order, clock=time.time(), marks=tuple(marks))
                     watch.client().ask(standby.TAKE_OVER, ASK_TIMEOUT, order=encode(order))
                     faults.strike(self.places, "hand-over", "told")
                     self._attend(watch, spawner, note)

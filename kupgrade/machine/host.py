@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
+from kupgrade.core.chronicle import BLACKOUT, HANDOVER
 from kupgrade.core.fold import fold
 from kupgrade.core.stakes import HAND_OVER, jump_cut_short, step_index
 from kupgrade.errors import KernelError, NeedsHumanError
@@ -21,7 +22,7 @@ from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import faults
+from kupgrade.machine import faults, standing
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
 from kupgrade.machine.health import RealHealth
@@ -168,7 +169,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
 
     def seen(record: Record, state: State) -> None:
         watch(record, state)
-        _note_blackout(journal, plan, record, state)
+        _note_blackout(journal, plan, record, state, places)
 
     loop = Loop(
         log=journal,
@@ -202,7 +203,7 @@ def remount_root() -> None:
     command.run(["mount", "-o", "remount,rw", "/"])
 
 
-def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State) -> None:
+def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> None:
     """Record how long the workloads did not run, once they do again (wall clock: it goes on over the crossing)."""
     ends = (("thaw", RecordKind.DONE), ("freeze", RecordKind.UNDONE))
     if record.step is None or (plan.steps[record.step].kind, record.kind) not in ends:
@@ -215,7 +216,11 @@ def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State) -
     if not frozen:
         return
     seconds = round(record.time - frozen[0], 3)
-    names = {budget.workload: seconds for budget in plan.budgets}
+    data: dict[str, object] = {BLACKOUT: {budget.workload: seconds for budget in plan.budgets}}
+    marks = standing.marks(places) if state.crossed and not state.undoing else ()
+    if marks and marks[0].time >= frozen[0]:
+        begun = marks[0].time
+        data[HANDOVER] = {mark.what: round(mark.time - begun, 3) for mark in marks[1:]}
     journal.append(
         Record(
             seq=journal.next_seq,
@@ -224,7 +229,7 @@ def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State) -
             epoch=state.epoch,
             time=record.time,
             uptime=record.uptime,
-            data={"blackout": names},
+            data=data,
         )
     )
 

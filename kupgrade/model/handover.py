@@ -36,10 +36,18 @@ class LinkName:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A part of the handover that is over; `time`: seconds since the epoch, by the clock that both kernels share."""
+
+    what: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOver:
     """All that the new kernel needs besides the images. `table`: an SSDT in base64; `clock`: seconds since the epoch.
 
-    `uuid`, `fstype`, `options`: of the root file system.
+    `uuid`, `fstype`, `options`: of the root file system. `marks`: what was done until then, and when.
     """
 
     table: str
@@ -50,6 +58,7 @@ class TakeOver:
     links: tuple[LinkName, ...]
     clock: float
     environment: Mapping[str, str]
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

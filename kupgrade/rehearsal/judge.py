@@ -224,6 +224,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         ],
         "phases": phases(evidence.journal),
         "steps": steps(evidence.journal),
+        "handover": next((r["data"]["handover"] for r in evidence.journal if "handover" in r["data"]), {}),
         "fault": evidence.fault or None,
         "cold_start_expected": evidence.cold_expected,
         **({"resources": seen} if evidence.beside else {}),

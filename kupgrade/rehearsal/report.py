@@ -53,6 +53,8 @@ def _upgrade(judged: Mapping[str, Any]) -> str:
         for step in judged["steps"]
         if step["seconds"] is not None and step["seconds"] >= 0.05
     ]
+    if parts := judged.get("handover"):
+        lines.append("  hand-over: " + ", ".join(f"{what} at {seconds:.2f} s" for what, seconds in parts.items()))
     return "\n".join(lines)
 
 

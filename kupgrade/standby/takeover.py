@@ -25,7 +25,7 @@ from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
-from kupgrade.model.handover import Piece, Stage, TakeOver
+from kupgrade.model.handover import Mark, Piece, Stage, TakeOver
 from kupgrade.model.workload import Store, StoreKind
 from kupgrade.standby import carry_on
 from kupgrade.standby.verbs import Here, Verb, load_criu_modules
@@ -177,6 +177,7 @@ def _start(here: Here, order: TakeOver) -> None:
 
 
 def _carry_on(here: Here, order: TakeOver) -> int:
+    marks = [*order.marks, Mark("told", order.clock), Mark("begun", time.time())]
     os.setsid()
     os.environ.update(order.environment)
     table = base64.b64decode(order.table, validate=True)
@@ -187,7 +188,10 @@ def _carry_on(here: Here, order: TakeOver) -> int:
     if not Child.inside:
         new_root.enter(order, Libc())
     going_home.thaw(Libc())  # a child that was killed may have left it frozen
+    marks.append(Mark("mounted", time.time()))
     new_root.await_links(order.links)
+    marks.append(Mark("linked", time.time()))
+    standing.put_marks(Places(), marks)
     return carry_on.run()
 
 
