@@ -1,7 +1,20 @@
 """Settings for all tests."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+from kupgrade.host import libnftables
 
 # No deadline per example: on a busy machine it would judge the machine, not the code.
 settings.register_profile("kupgrade", deadline=None)
 settings.load_profile("kupgrade")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_rules_on_this_host() -> Iterator[None]:
+    """A test that needs nft(8) puts its own on PATH, or runs it in a network namespace; the library has no PATH."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libnftables, "load", lambda: None)
+        yield

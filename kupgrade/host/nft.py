@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
-from kupgrade.errors import BadInputError, KupgradeError
-from kupgrade.host import command
+from kupgrade.errors import BadInputError, KupgradeError, ToolError
+from kupgrade.host import command, libnftables
 
 FAMILY = "inet"
 TABLE = "kupgrade_lock"
@@ -59,23 +59,37 @@ def ruleset(
     return f"{_REMOVE}table {FAMILY} {TABLE} {{\n{chains}}}\n"
 
 
+def _ask(commands: str) -> command.Completed:
+    """By the library where it is there, else by the program. Raises KupgradeError without either."""
+    library = libnftables.load()
+    if library is not None:
+        return libnftables.run(library, commands)
+    return command.run(["nft", "-f", "-"], stdin=commands.encode(), timeout=TIMEOUT, check=False)
+
+
+def apply(rules: str) -> None:
+    """One transaction. Raises ToolError, KupgradeError without nft."""
+    done = _ask(rules)
+    if done.status != 0:
+        raise ToolError(("nft", "-f", "-"), done.status, done.stderr or done.stdout)
+
+
 def lock(
     tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction, *, loopback_passes: bool = False
 ) -> None:
     """Put the lock on, replacing an older one at once. Raises ToolError, KupgradeError without nft."""
-    text = ruleset(tcp_ports, udp_ports, direction, loopback_passes=loopback_passes)
-    command.run(["nft", "-f", "-"], stdin=text.encode(), timeout=TIMEOUT)
+    apply(ruleset(tcp_ports, udp_ports, direction, loopback_passes=loopback_passes))
 
 
 def unlock() -> None:
     """Take the lock off; done as well when there is none. Raises ToolError, KupgradeError without nft."""
-    command.run(["nft", "-f", "-"], stdin=_REMOVE.encode(), timeout=TIMEOUT)
+    apply(_REMOVE)
 
 
 def locked() -> bool | None:
     """Whether the lock is on and drops something; None when nft cannot tell."""
     try:
-        done = command.run(["nft", "list", "table", FAMILY, TABLE], check=False, timeout=TIMEOUT)
+        done = _ask(f"list table {FAMILY} {TABLE}")
     except KupgradeError:
         return None
     if done.status == 0:

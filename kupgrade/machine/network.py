@@ -78,7 +78,7 @@ def bring_up(places: Places, timeout: float) -> None:
     except FileNotFoundError:
         return
     if places.lock_ruleset.exists() and nft.locked() is not True:
-        command.run(["nft", "-f", str(places.lock_ruleset)])  # before any address: a packet without a lock is a reset
+        nft.apply(places.lock_ruleset.read_text())  # before any address: a packet without a lock is a reset
     wanted = _wanted(saved)
     deadline = time.monotonic() + timeout
     while missing := wanted - _present():

@@ -90,12 +90,36 @@ print(answers)
 """
 
 
-def test_the_real_nft_takes_it_in_a_network_namespace_of_its_own():
+PROGRAM = "from kupgrade.host import libnftables\nlibnftables.load = lambda: None\n"
+
+
+@pytest.mark.parametrize("before", ["", PROGRAM], ids=["library", "program"])
+def test_the_real_nft_takes_it_in_a_network_namespace_of_its_own(before):
     """Lock, replace, unlock, unlock again; the host's rules are not touched."""
     if not shutil.which("nft") or not shutil.which("unshare"):
         pytest.skip("nft or unshare is not installed")
-    argv = ["unshare", "--net", sys.executable, "-c", SCRIPT]
+    argv = ["unshare", "--net", sys.executable, "-c", before + SCRIPT]
     done = subprocess.run(argv, capture_output=True, text=True)
     if "unshare failed" in done.stderr or "[None" in done.stdout:
         pytest.skip(f"no network namespace with nftables here: {done.stderr[-200:]}")
     assert done.stdout == "[False, True, True, False]\n", done.stderr
+
+
+REFUSED = """
+from kupgrade.errors import ToolError
+from kupgrade.host import libnftables, nft
+try:
+    nft.apply("table inet kupgrade_lock { nonsense }")
+except ToolError as error:
+    print(libnftables.load() is not None, error)
+"""
+
+
+def test_the_library_says_why_it_refuses():
+    """As the program would."""
+    if not shutil.which("nft") or not shutil.which("unshare"):
+        pytest.skip("nft or unshare is not installed")
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", REFUSED], capture_output=True, text=True)
+    if "unshare failed" in done.stderr:
+        pytest.skip("no network namespace here")
+    assert "True" in done.stdout and "nonsense" in done.stdout, done.stderr
