@@ -71,7 +71,9 @@ def apply(rules: str) -> None:
     """One transaction. Raises ToolError, KupgradeError without nft."""
     done = _ask(rules)
     if done.status != 0:
-        raise ToolError(("nft", "-f", "-"), done.status, done.stderr or done.stdout)
+        said = done.stderr or done.stdout
+        why = next((line for line in said.splitlines() if "Error" in line), said)  # below stand the rule and a ^
+        raise ToolError(("nft", "-f", "-"), done.status, why)
 
 
 def lock(
