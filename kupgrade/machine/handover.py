@@ -32,7 +32,7 @@ from kupgrade.model.machine import PciAddress
 from kupgrade.model.pci import Movable
 from kupgrade.model.spawn import Instance
 from kupgrade.model.workload import Store, Workload
-from kupgrade.steps.ports_handover import DiskFound
+from kupgrade.steps.ports_handover import READY, SHIPPED, DiskFound
 
 NOTE = "handover.json"  # in Places.run
 FIRST_SEGMENT = 0x10  # of the buses handed over
@@ -65,6 +65,7 @@ class RealHandover:
     beside: RealBeside
     _ports: dict[tuple[str, ...], tuple[Movable, ...]] = field(default_factory=dict)
     _tables: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    _answers: set[str] = field(default_factory=set)
 
     # Before the blackout
 
@@ -83,13 +84,19 @@ class RealHandover:
             raise KupgradeError(
                 "criu does not work in the new kernel", str(found["criu"]), "See criu check --all there"
             )
+        self._answers.add(READY)
 
     def ship(self, store: Store, since: int) -> int:
         """See the port."""
         with self._watching() as watch:
             shipped = shipping.ship_rounds(watch, Path(store.path), since)
         self.libc.sync()  # leaves the one in the blackout little to write
+        self._answers.add(SHIPPED)
         return shipped
+
+    def answered(self, what: str) -> bool:
+        """See the port."""
+        return what in self._answers
 
     def ask(self, timeout: float) -> None:
         """See the port."""

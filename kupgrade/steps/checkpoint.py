@@ -81,8 +81,9 @@ class PreDump:
         """Nothing to do."""
 
     def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
-        """Rounds are an optimisation: a missing one only makes the final dump longer."""
-        return Verdict.DONE if host.images.ready(self.store) else Verdict.NOT_DONE
+        """Whole rounds are there to build on: one that was cut short makes all of them worthless."""
+        whole = all(host.checkpoints.rounds(self.store, workload) for workload in self.workloads)
+        return Verdict.DONE if whole and host.images.ready(self.store) else Verdict.NOT_DONE
 
 
 @register

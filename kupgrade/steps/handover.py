@@ -11,7 +11,7 @@ from kupgrade.model.workload import Store, Workload
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
 from kupgrade.steps.checkpoint import HasCheckpoints, pays
 from kupgrade.steps.crossing import Armed
-from kupgrade.steps.ports_handover import DiskFound, Handover, Takeover
+from kupgrade.steps.ports_handover import READY, SHIPPED, DiskFound, Handover, Takeover
 
 
 class HasHandover(Protocol):
@@ -64,8 +64,8 @@ class ReadyStandby:
         """Nothing to do."""
 
     def verify(self, host: HasHandover, before: Nothing) -> Verdict:
-        """It said so."""
-        return Verdict.DONE
+        """It said so; to a process that was killed since it said nothing, and asking again does no harm."""
+        return Verdict.DONE if host.handover.answered(READY) else Verdict.NOT_DONE
 
 
 @register
@@ -121,8 +121,8 @@ class ShipImages:
         """Nothing to do."""
 
     def verify(self, host: HasShipping, before: Nothing) -> Verdict:
-        """Acknowledged, with checksums."""
-        return Verdict.DONE
+        """Acknowledged, with checksums; what came over before a kill is not known, and is sent again."""
+        return Verdict.DONE if host.handover.answered(SHIPPED) else Verdict.NOT_DONE
 
 
 @register

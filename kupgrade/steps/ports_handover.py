@@ -18,6 +18,9 @@ class DiskFound:
     options: str
 
 
+READY, SHIPPED = "ready", "shipped"
+
+
 class Handover(Protocol):
     """The old kernel's side."""
 
@@ -33,6 +36,9 @@ class Handover(Protocol):
 
     def ask(self, timeout: float) -> None:
         """Raise KupgradeError unless the agent in the new kernel answers, now or when it is there again (seconds)."""
+
+    def answered(self, what: str) -> bool:
+        """Whether the new kernel has told this very process that READY or SHIPPED is so. After a kill nobody knows."""
 
     def hand_over(self, store: Store, disk: DiskFound, ports: Sequence[str], deadline: float) -> None:
         """Freeze file systems, quiesce the devices behind `ports`, let the new kernel take over; watch it (seconds).

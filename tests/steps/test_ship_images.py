@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import pytest
 
+from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.base import Nothing
 from kupgrade.steps.checkpoint import pays
 from kupgrade.steps.handover import ShipImages
+from kupgrade.steps.ports_handover import SHIPPED
 
 MIB = 1 << 20
 STORE = Store(StoreKind.WINDOW, "/run/kupgrade/images/x", "tmpfs", "/run/kupgrade/images")
@@ -44,6 +46,9 @@ class Machine:
     def ship(self, _store: Store, since: int) -> int:
         self.did.append(f"ship >{since}")
         return 1
+
+    def answered(self, what: str) -> bool:
+        return what == SHIPPED and bool(self.did)
 
     def remember(self, _store: Store) -> None:
         self.did.append("sum")
@@ -88,6 +93,14 @@ def test_a_workload_that_is_done_is_left_out_of_further_rounds() -> None:
 def test_a_killed_shipment_goes_on_behind_the_rounds_that_are_there() -> None:
     """Everything is shipped once more: nobody knows what arrived."""
     assert shipped(Machine({"a": [10]}, chains={"a": 3}), 2) == ["ship >0", "a 4", "sum", "ship >3"]
+
+
+def test_a_killed_shipment_is_not_taken_for_a_whole_one() -> None:
+    """Only the process that was told so knows that everything came over."""
+    machine, step = Machine({"a": []}), ShipImages(STORE, (workload("a"),), 1)
+    assert step.verify(machine.host, Nothing()) is Verdict.NOT_DONE
+    step.do(machine.host, Nothing())
+    assert step.verify(machine.host, Nothing()) is Verdict.DONE
 
 
 @pytest.mark.parametrize(
