@@ -22,6 +22,7 @@ WINDOW, LEAST_WINDOW, WINDOW_UNIT = 64 * MIB, 8 * MIB, 2 * MIB
 # Images wait in the new kernel's memory and, restored, as processes: neither is given back in between. What is written
 # between two rounds is there twice.
 IN_MEMORY = 2.6
+IN_OLD_MEMORY = 1.4  # until the new kernel has them all, images lie in this kernel's memory, too
 LEFT_OVER = 128 * MIB  # of available memory, for the old kernel to go on with
 
 # Drivers with callbacks for the phase in which all interrupts are off (freeze_noirq, restore_noirq), or without those
@@ -61,7 +62,7 @@ def choose(facts: Facts, policy: Policy) -> SpawnChoice | tuple[Refusal, ...]:
         found.append(chosen)
     window = window_size(options)
     memory = memory_size(facts, options)
-    found += _memory_refusals(spawn, memory)
+    found += _memory_refusals(spawn, memory, int(IN_OLD_MEMORY * workload_bytes(facts)))
     if spawn.root is None:
         why = spawn.unknown.get("root file system", "nothing is mounted on /")
         found.append(Refusal("the root file system is known", why, "Use the kexec engine"))
@@ -131,7 +132,7 @@ def memory_size(facts: Facts, options: SpawnOptions) -> int:
     return up(options.memory or computed, max(SECTION, facts.spawn.block_size if facts.spawn else 0))
 
 
-def _memory_refusals(spawn: SpawnFacts, memory: int) -> list[Refusal]:
+def _memory_refusals(spawn: SpawnFacts, memory: int, images: int) -> list[Refusal]:
     if not spawn.block_size:
         why = spawn.unknown.get("memory blocks", "this kernel has no memory hotplug")
         return [Refusal("memory can be taken offline", why, "Use a kernel with CONFIG_MEMORY_HOTREMOVE")]
@@ -140,8 +141,11 @@ def _memory_refusals(spawn: SpawnFacts, memory: int) -> list[Refusal]:
         fact = f"{memory // MIB} MiB are wanted in one piece, {spawn.longest_run // MIB} MiB could go offline so"
         remedy = f"Boot with {movablecore(memory)}, or set [engine.spawn] memory lower"
         found.append(Refusal("memory can be taken offline", fact, remedy))
-    if spawn.memory_available < memory + LEFT_OVER:
-        fact = f"{spawn.memory_available // MIB} MiB are available, {memory // MIB} MiB are wanted"
+    if spawn.memory_available < memory + images + LEFT_OVER:
+        fact = (
+            f"{spawn.memory_available // MIB} MiB are available, {memory // MIB} MiB are wanted for the new kernel"
+            f" and {images // MIB} MiB for images here"
+        )
         remedy = f"Free memory; {LEFT_OVER // MIB} MiB must stay available here"
         found.append(Refusal("memory can be spared", fact, remedy))
     return found

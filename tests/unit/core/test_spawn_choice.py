@@ -118,6 +118,18 @@ def test_too_little_is_refused(spawn: Any, options: Any, rules: list[str]) -> No
     assert refused(spawn, **options) == rules
 
 
+@pytest.mark.parametrize(("spare", "enough"), [(1433, False), (1434, True)])
+def test_images_need_memory_in_this_kernel_too(spare: int, enough: bool) -> None:
+    """Until the new kernel has them they lie in both."""
+    available = (3328 + spare) * MIB + spawn_choice.LEFT_OVER
+    facts = fake.facts(
+        workloads=(fake.seen(anonymous_bytes=1024 * MIB),),
+        spawn=fake.spawn(memory_available=available, longest_run=8 << 30),
+    )
+    found = choose(facts, fake.policy())
+    assert isinstance(found, tuple) is not enough
+
+
 def test_memory_has_a_remedy_for_the_next_boot() -> None:
     """Too few adjoining blocks: movablecore= of the right size."""
     found = choose(fake.facts(spawn=fake.spawn(longest_run=0)), fake.policy())
