@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 from tests.fakes.drive import play
-from tests.fakes.machine import Behaviour
+from tests.fakes.endings import Behaviour
 
 GOOD = Behaviour()
 # Each of these must end by itself, whatever faults come on top.

@@ -14,7 +14,9 @@ import pytest
 from kupgrade.model.record import Outcome
 from tests.crash.matrix import BEHAVIOURS, GOOD, HELPLESS, KINDS, pairs, singles, trace
 from tests.fakes.drive import Run, one_life, play
-from tests.fakes.machine import Behaviour, FileLog, Machine
+from tests.fakes.endings import Behaviour
+from tests.fakes.logs import FileLog
+from tests.fakes.machine import Machine
 
 ONE_IN = int(os.environ.get("KUPGRADE_CRASH_PAIRS", "1021"))
 names = [behaviour.name for behaviour in BEHAVIOURS]

@@ -19,7 +19,8 @@ from kupgrade.steps.network import LockNetwork
 from kupgrade.steps.services import HoldUnits
 from tests.crash.matrix import BEHAVIOURS, GOOD, trace
 from tests.fakes.drive import play
-from tests.fakes.machine import Behaviour, Network
+from tests.fakes.endings import Behaviour
+from tests.fakes.ports import Network
 
 Patch = pytest.MonkeyPatch
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.crash.matrix import BEHAVIOURS
 from tests.fakes.drive import Run, authority, begin, judge, one_life
-from tests.fakes.machine import Behaviour
+from tests.fakes.endings import Behaviour
 
 MAX_FAULTS = 6  # more would only use up the retries that are bounded on purpose
 

@@ -24,19 +24,9 @@ from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
-from tests.fakes.machine import (
-    ADMIN_PANIC,
-    NEW_ENTRY,
-    OLD_ENTRY,
-    Behaviour,
-    Crossed,
-    Hung,
-    Kill,
-    Machine,
-    MemoryLog,
-    PowerCut,
-    Restarted,
-)
+from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, Behaviour, Crossed, Hung, Kill, PowerCut, Restarted
+from tests.fakes.logs import MemoryLog
+from tests.fakes.machine import Machine
 
 MAX_ADVANCES = 24
 UPGRADE = UpgradeId("20261121-041503-9f2c1a")

@@ -24,14 +24,9 @@ from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes import facts as fake_facts
 from tests.fakes.drive import BY_HAND, ENABLED, UPGRADE, WORKLOADS, FakeClock, shared_plan
+from tests.fakes.endings import EndError, Kill, PowerCut, Restarted
 from tests.fakes.judge_spawn import SpawnRun, judge
-from tests.fakes.machine import (
-    EndError,
-    Kill,
-    MemoryLog,
-    PowerCut,
-    Restarted,
-)
+from tests.fakes.logs import MemoryLog
 from tests.fakes.two_kernels import BOX, Box
 from tests.fakes.two_kernels_kernel import Kernel, SpawnLog
 from tests.fakes.two_kernels_parts import NewServes, OldLeft, OldPanicked, SpawnBehaviour, Stuck

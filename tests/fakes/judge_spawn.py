@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from kupgrade.core.recovery import Action, decide
 from kupgrade.model.record import Outcome, Record, RecordKind, State
 from tests.fakes.drive import BY_HAND, ENABLED, authority
-from tests.fakes.machine import NEW_ENTRY, OLD_ENTRY
+from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY
 from tests.fakes.two_kernels import Box
 
 PROMPT = 20.0  # seconds

@@ -17,7 +17,7 @@ from typing import Any
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Record, RecordKind
 from kupgrade.model.workload import Workload
-from tests.fakes.machine import NEW_ENTRY, Copy, EndError
+from tests.fakes.endings import NEW_ENTRY, Copy, EndError
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_parts import Disk, NewServes, Process, SpawnBehaviour, Stuck
 

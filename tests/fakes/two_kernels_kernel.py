@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from kupgrade.model.record import Now, Record, RecordKind, State
-from tests.fakes.machine import NEW_ENTRY, OPEN_INTENT, Copy, Image, Machine, _check_commit
+from tests.fakes.endings import NEW_ENTRY, OPEN_INTENT, Copy, Image
+from tests.fakes.logs import check_commit
+from tests.fakes.machine import Machine
 from tests.fakes.two_kernels_parts import Disk, RunDirectory, RunFile
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ class SpawnLog:
         kernel.tick(f"before record: {label}")
         kernel.write().records.append(record)
         if record.kind is RecordKind.COMMITTED:
-            _check_commit(cast(Machine, kernel))
+            check_commit(cast(Machine, kernel))
         kernel.tick(f"after record: {label}")
 
     def close(self) -> None:

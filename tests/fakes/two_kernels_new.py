@@ -14,7 +14,7 @@ from kupgrade.model.workload import Workload
 from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
-from tests.fakes.machine import EndError
+from tests.fakes.endings import EndError
 from tests.fakes.two_kernels import Box, box
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_old import DEVICES

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kupgrade.model.record import Record
-from tests.fakes.machine import ADMIN_PANIC, Behaviour, EndError, Kill
+from tests.fakes.endings import ADMIN_PANIC, Behaviour, EndError, Kill
 
 
 class OldPanicked(EndError):

@@ -15,8 +15,9 @@ from kupgrade.machine.retirement import BusesGivenError
 from kupgrade.model.workload import Workload
 from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
-from tests.fakes import machine as one
-from tests.fakes.machine import Restarted
+from tests.fakes import host as one
+from tests.fakes import ports
+from tests.fakes.endings import Restarted
 from tests.fakes.two_kernels import box
 from tests.fakes.two_kernels_kernel import Kernel, SpawnLog
 from tests.fakes.two_kernels_new import Takeover, disk_taken, merge, prepare, start_child, waitpid
@@ -50,7 +51,7 @@ class Crossing(one.Crossing):
         self.m.write().built.discard(out)  # type: ignore[attr-defined]
 
 
-class Checkpoints(one.Checkpoints):
+class Checkpoints(ports.Checkpoints):
     def restore(self, store: Any, workloads: Sequence[Workload], timeout: float) -> None:
         super().restore(store, workloads, timeout)
         for workload in workloads:

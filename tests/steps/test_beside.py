@@ -15,7 +15,8 @@ from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
 from tests.fakes.beside import BLOCK, FakeBeside
 from tests.fakes.drive import UPGRADE, FakeClock, plan
-from tests.fakes.machine import Kill, MemoryLog
+from tests.fakes.endings import Kill
+from tests.fakes.logs import MemoryLog
 
 SPAWN = SpawnKernel("6.13.0-new", "/boot/vmlinuz", "/staged/standby", str(UPGRADE), 1, (3, 2), 4 * BLOCK, BLOCK, "", 60)
 STEPS = (

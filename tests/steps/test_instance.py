@@ -20,7 +20,8 @@ from kupgrade.model.policy import SpawnOptions
 from kupgrade.model.record import Now, Outcome, State
 from tests.fakes.beside import BLOCK, FakeBeside
 from tests.fakes.drive import UPGRADE, FakeClock, plan
-from tests.fakes.machine import Kill, MemoryLog
+from tests.fakes.endings import Kill
+from tests.fakes.logs import MemoryLog
 
 RELEASE = "6.13.0-rt"
 

@@ -18,7 +18,7 @@ from kupgrade.model.plan import Phase, Plan, Scope, Side, StepSpec
 from kupgrade.model.record import Now, Outcome, Record, RecordKind, State, Verdict
 from kupgrade.steps.base import Nothing, UndoContext
 from tests.fakes.drive import FakeClock, plan
-from tests.fakes.machine import MemoryLog
+from tests.fakes.logs import MemoryLog
 
 
 @dataclasses.dataclass

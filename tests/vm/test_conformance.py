@@ -12,7 +12,8 @@ from kupgrade.rehearsal import inside
 from kupgrade.rehearsal.link import Link
 from tests.fakes import conversation
 from tests.fakes.drive import WORKLOADS, plan
-from tests.fakes.machine import Crossed, Machine
+from tests.fakes.endings import Crossed
+from tests.fakes.machine import Machine
 from tests.vm.conftest import Guest
 
 pytestmark = pytest.mark.vm

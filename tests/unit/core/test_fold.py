@@ -12,7 +12,7 @@ from kupgrade.errors import BadInputError, NeedsHumanError
 from kupgrade.model.codec import encode
 from kupgrade.model.record import Outcome, Record, RecordKind, StepStatus
 from tests.fakes.drive import plan, play
-from tests.fakes.machine import Behaviour
+from tests.fakes.endings import Behaviour
 
 PLAN = plan()
 FIRST = Record(1, RecordKind.PLANNED, "boot-a", 1, 0.0, 0.0, data={"plan": encode(PLAN)})
