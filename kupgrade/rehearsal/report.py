@@ -54,7 +54,8 @@ def _upgrade(judged: Mapping[str, Any]) -> str:
         if step["seconds"] is not None and step["seconds"] >= 0.05
     ]
     if parts := judged.get("handover"):
-        lines.append("  hand-over: " + ", ".join(f"{what} at {seconds:.2f} s" for what, seconds in parts.items()))
+        ordered = sorted(parts.items(), key=lambda each: each[1])
+        lines.append("  hand-over: " + ", ".join(f"{what} {at:.2f} s" for what, at in ordered))
     return "\n".join(lines)
 
 
