@@ -42,7 +42,10 @@ class Beside:
         return (self.state / name).read_text(errors="replace")
 
 
-@pytest.fixture(params=[("trixie", "trixie-backports"), ("trixie-backports", "trixie")], ids=["newer", "older"])
+NEWER, OLDER = ("trixie", "trixie-backports"), ("trixie-backports", "trixie")
+
+
+@pytest.fixture
 def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
     """The new kernel is newer, or older, than the one that it is started beside."""
     try:
@@ -118,6 +121,7 @@ def run(host: Beside, *further: str) -> tuple[str, str]:
     return host.said(ports[0]), host.said(ports[1])
 
 
+@pytest.mark.parametrize("beside", [OLDER], ids=["older"], indirect=True)
 def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None:
     """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network.
 
@@ -130,6 +134,7 @@ def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None
         beside.network.connect(1, 10.0)
 
 
+@pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)
 def test_the_new_kernel_leaves_in_its_turn(beside: Beside) -> None:
     """The third kernel has all that the first had; one that was fenced before had given everything back."""
     old, new = run(beside, "again")
