@@ -7,19 +7,17 @@ command that started the instance. Killed, it is started again by systemd and go
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
-from kupgrade.errors import ExitCode, KupgradeError, NotNowError
+from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.host import command
-from kupgrade.journal import Journal, write_durably
+from kupgrade.journal import write_durably
 from kupgrade.machine import instances
 from kupgrade.model.record import State
-from kupgrade.resume import report
+from kupgrade.resume import LOCK_PATIENCE, report
 from kupgrade.statedir import StateDirectory
 
 UNIT = "kupgrade-instance@{}.service"
-_LOCK_PATIENCE = 10.0  # seconds: a predecessor that was just killed may still hold the journal for a moment
 
 
 def start(name: str, root: Path = Path("/")) -> bool:
@@ -46,7 +44,7 @@ def clear_request(name: str, root: Path) -> None:
 def keep(name: str, root: Path = Path("/")) -> State | None:
     """Go on with the instance until it is over or needs a person; None: there is none. Raises KupgradeError."""
     states = StateDirectory(root).instance(name)
-    journal = _open(states)
+    journal = states.open_current(LOCK_PATIENCE)
     if journal is None:
         return None
     try:
@@ -70,14 +68,3 @@ def main(name: str) -> int:
         print(f"kupgrade: hands off: {state.hands_off}", file=sys.stderr)  # noqa: T201
         return ExitCode.NEEDS_HUMAN
     return ExitCode.DONE
-
-
-def _open(states: StateDirectory) -> Journal | None:
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            return states.open_current()
-        except NotNowError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)

@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kupgrade.errors import ExitCode, KupgradeError, NotNowError
-from kupgrade.journal import Journal
+from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.machine import host
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
 _CRIU_PATIENCE = 60.0  # seconds: a criu of a killed predecessor finishes first
-_LOCK_PATIENCE = 10.0  # seconds: a predecessor that was just killed may still hold the journal for a moment
+LOCK_PATIENCE = 10.0  # seconds
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +30,7 @@ def main(argv: list[str]) -> int:
         if early:
             make_writable()
         host.await_predecessors(_CRIU_PATIENCE)
-        journal = _open(states)
+        journal = states.open_current(LOCK_PATIENCE)
         if journal is None:
             return ExitCode.DONE
         state = host.run(journal, root=Path("/"), watch=_watcher(argv))
@@ -65,17 +63,6 @@ def make_writable() -> None:
     """Remount the root file system read-write where the boot has not come to that yet: the journal lies on it."""
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         host.remount_root()
-
-
-def _open(states: StateDirectory) -> Journal | None:
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            return states.open_current()
-        except NotNowError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def report(record: Record, state: State) -> None:

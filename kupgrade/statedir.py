@@ -154,10 +154,20 @@ class StateDirectory:
         records = self.read_current()
         return None if records is None else fold(records)
 
-    def open_current(self) -> Journal | None:
-        """The open upgrade's journal, locked, or None; NotNowError while another process has it."""
-        upgrade = self.current_id()
-        return None if upgrade is None else Journal.open(self.journal_path(upgrade))
+    def open_current(self, patience: float = 0.0) -> Journal | None:
+        """The open upgrade's journal, locked, or None; NotNowError while another process has it.
+
+        `patience`: seconds; a predecessor that was just killed may still hold it for a moment.
+        """
+        deadline = time.monotonic() + patience
+        while (upgrade := self.current_id()) is not None:
+            try:
+                return Journal.open(self.journal_path(upgrade))
+            except NotNowError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.1)
+        return None
 
     def finish(self, upgrade: UpgradeId) -> None:
         """Close the upgrade: the link goes, the evidence stays. Closing another one does nothing."""

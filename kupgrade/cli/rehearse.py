@@ -6,10 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kupgrade.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from kupgrade.rehearsal.faults import Fault
 
 
 @click.command()
@@ -71,20 +75,13 @@ def rehearse(
     as_json: bool,
 ) -> int:
     """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
-    from kupgrade.rehearsal import faults, scenario
     from kupgrade.rehearsal import report as reports
+    from kupgrade.rehearsal import scenario
     from kupgrade.rehearsal.options import Options
-    from kupgrade.steps import registry
 
     if memory > 65536 // 4:
         raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
-    steps = registry.names()
-    if rollback and rollback not in steps:
-        raise UsageError(f"{rollback!r} is no step", "", f"Known are {', '.join(steps)}")
-    chosen = tuple(faults.parse(each, steps, engine) for each in given)
-    if len(chosen) > 1 and not all(each.repeatable for each in chosen):
-        raise UsageError("Only faults at steps can follow one another", ", ".join(given), "Rehearse the others alone")
-    if cycles and (chosen or len(new) > 1):
+    if cycles and (given or len(new) > 1):
         raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
     begun = time.monotonic()
 
@@ -100,7 +97,7 @@ def rehearse(
         memory=memory,
         dirty=dirty,
         connections=connections,
-        faults=chosen,
+        faults=_faults(given, rollback, engine),
         rollback=rollback,
         cycles=cycles,
         keep=keep,
@@ -118,6 +115,20 @@ def rehearse(
         click.echo(reports.text(result))
     click.echo(json.dumps(dict(result.judged)))
     return exit_code(str(result.judged["outcome"]))
+
+
+def _faults(given: tuple[str, ...], rollback: str, engine: str) -> tuple[Fault, ...]:
+    """What is to be injected. Raises UsageError, for a `rollback` at no step, too."""
+    from kupgrade.rehearsal import faults
+    from kupgrade.steps import registry
+
+    steps = registry.names()
+    if rollback and rollback not in steps:
+        raise UsageError(f"{rollback!r} is no step", "", f"Known are {', '.join(steps)}")
+    chosen = tuple(faults.parse(each, steps, engine) for each in given)
+    if len(chosen) > 1 and not all(each.repeatable for each in chosen):
+        raise UsageError("Only faults at steps can follow one another", ", ".join(given), "Rehearse the others alone")
+    return chosen
 
 
 def exit_code(outcome: str) -> ExitCode:

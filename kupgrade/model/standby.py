@@ -12,12 +12,12 @@ from kupgrade.errors import BadInputError
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.machine import MemoryRange
 
-PING, STATUS, MODULES, CRIU_CHECK, LOAD_SSDT, STOP = "ping", "status", "modules", "run-criu-check", "load-ssdt", "stop"
+PING, STATUS, MODULES, LOAD_SSDT, STOP = "ping", "status", "modules", "load-ssdt", "stop"
 # Of the handover: warm up and lock, images from the window, take over, how far it is
 PREPARE, RECEIVE, TAKE_OVER, STAGE = "prepare", "receive", "take-over", "stage"
 INHERIT, INHERITED = "inherit", "inherited"
 # What may be asked again when the agent was killed over it, and is there again: done twice it is as done once.
-REPEATABLE = frozenset({PING, STATUS, MODULES, CRIU_CHECK, PREPARE, RECEIVE, TAKE_OVER, STAGE})
+REPEATABLE = frozenset({PING, STATUS, MODULES, PREPARE, RECEIVE, TAKE_OVER, STAGE})
 RUN = "run-command"  # in an instance only
 
 INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end

@@ -26,7 +26,6 @@ from kupgrade.standby.heir import Heir
 
 # criu looks for what these bring, and not all of them come by themselves when it does.
 CRIU_MODULES = ("tun", "veth", "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag")
-CRIU_TIMEOUT = 60.0  # seconds
 MODULES_TIMEOUT = 30.0
 SAID_LIMIT = 48 << 10  # bytes of one answer (kernel/window.py, MAX_PAYLOAD)
 
@@ -94,13 +93,6 @@ def load_criu_modules() -> None:
         command.run(["modprobe", "-q", "--", name], timeout=MODULES_TIMEOUT, check=False)
 
 
-def criu_check(_here: Here, _: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`criu check`: whether this kernel has what criu needs, in criu's words."""
-    load_criu_modules()
-    done = command.run(["criu", "check"], timeout=CRIU_TIMEOUT, check=False)
-    return {"status": done.status, "said": (done.stdout + done.stderr).strip()[-2000:]}
-
-
 def load_ssdt(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Load an ACPI table (base64 in `table`); the kernel finds the devices in it by itself."""
     try:
@@ -146,7 +138,6 @@ VERBS: dict[str, Verb] = {
     standby.PING: ping,
     standby.STATUS: status,
     standby.MODULES: modules,
-    standby.CRIU_CHECK: criu_check,
     standby.LOAD_SSDT: load_ssdt,
     standby.INHERIT: inherit,
     standby.INHERITED: inherited,

@@ -48,10 +48,10 @@ def naive(host: virtual_host.VirtualHost, options: Options, keep: Path | None) -
         link = stack.enter_context(closing(Link(state / "agent")))
         link.wait_boot(240.0)
         inside.prepare(link, options)
-        link.write("/root/naive.sh", _SCRIPT.read_bytes())
+        link.write("/run/naive.sh", _SCRIPT.read_bytes())
         client = Client(network.connect(scenario.PORT, 30.0))
         time.sleep(1.0)
-        link.run(["systemd-run", "--quiet", "/bin/bash", "/root/naive.sh", host.new_release], timeout=60.0)
+        link.run(["systemd-run", "--quiet", "/bin/bash", "/run/naive.sh", host.new_release], timeout=60.0)
         deadline = time.monotonic() + 240.0
         while time.monotonic() < deadline and not _over(link, client):
             time.sleep(1.0)

@@ -103,7 +103,7 @@ def cycle(number: int, release: str, timeout: float = 90.0) -> dict[str, Any]:
                 result["modules"] = client.ask("modules", 60.0, names=["nf_tables", "tcp_diag", "dm_snapshot"])
                 result["modules took"] = time.monotonic() - began
                 began = time.monotonic()
-                result["criu"] = client.ask("run-criu-check", 90.0)
+                result["criu"] = client.ask("prepare", 90.0, writes=1 << 20, tcp=[], udp=[])
                 result["criu took"] = time.monotonic() - began
                 try:
                     client.ask("load-ssdt", table="AAAA")

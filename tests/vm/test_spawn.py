@@ -114,7 +114,7 @@ def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Beside) ->
         assert cycle["resources kept"]
     first = found["cycles"][0]
     assert "nf_tables" in first["modules"]["loaded"]
-    assert first["criu"]["status"] == 0, first["criu"]["said"]
+    assert first["criu"]["criu"] == ""
     assert "KSPAWN_ACPI" in first["bad ssdt"]
     hellos = sorted(cycle["hello after"] for cycle in found["cycles"])
     print(f"hello after {hellos} s, ping {[cycle['ping ms']['median'] for cycle in found['cycles']]} ms")

@@ -181,3 +181,12 @@ def test_a_set_aside_range_is_ready_only_when_it_is_unused_memory() -> None:
 def test_movablecore_leaves_room(wanted: int, word: str) -> None:
     """Half as much again."""
     assert blocks.movablecore(wanted) == f"movablecore={word}"
+
+
+def test_a_block_that_cannot_be_removed_is_never_tried() -> None:
+    """The kernel itself lies in it: a run goes around it, or there is none."""
+    known = [MemoryBlock(number, ONLINE, number != 6, ("Movable",)) for number in range(1, 10)]
+    end, moves, _ = run(known, 5 * SIZE, {})
+    assert isinstance(end, Taken) and end.numbers == (1, 2, 3, 4, 5)
+    end, moves, _ = run(known, 6 * SIZE, {})
+    assert isinstance(end, Refusal) and len(moves) == 1

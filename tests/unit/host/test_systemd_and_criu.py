@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kupgrade.host.criu import errors_of
+from kupgrade.host import criu
+from kupgrade.host.criu import CheckpointError, Criu, errors_of
 from kupgrade.host.systemd import Systemd, dropin_text, parse_show, unit_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.restorer import start_command
@@ -63,3 +65,25 @@ def test_the_first_error_of_a_criu_log_is_the_cause(line: str, message: str) -> 
     """Warnings and noise are passed over."""
     log = f"(00.0) Warn  (criu/x.c:1): nothing\n{line}\n(00.1) Error (criu/y.c:2): Dumping FAILED.\n"
     assert errors_of(log)[0] == message
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("echo Looks good.", ""),
+        ("echo 'Error (criu/cr-check.c:1): No timens' >&2; exit 1", "No timens"),
+        ("echo strange >&2; exit 2", "strange"),
+        ("exit 3", "exit status 3"),
+    ],
+)
+def test_criu_is_asked_by_its_command(
+    tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, body: str, why: str
+) -> None:
+    """Only that fills its cache; what it complains of is told in its own words, whatever it exits with."""
+    monkeypatch.setattr(criu, "_import", lambda: None)
+    tool("criu", f'[ "$*" = check ] || exit 9\n{body}')
+    if not why:
+        Criu().check()
+        return
+    with pytest.raises(CheckpointError, match=why):
+        Criu().check()
