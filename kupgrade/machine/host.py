@@ -30,10 +30,12 @@ from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
+from kupgrade.model.codec import learn
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.steps import registry
+from kupgrade.steps.base import learn_all
 
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
@@ -161,6 +163,8 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     if proc.boot_id(root) != state.boot_id:
         # Before anybody asks whether the PIDs are free: what is free now must be free when the restore comes to it.
         keep_pids_free(plan.workload_pids, root)
+    elif not state.crossed:
+        learn_ahead()
     if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
         if step_index(state, HAND_OVER) is not None and not state.crossed:
@@ -181,6 +185,13 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def learn_ahead() -> None:
+    """Look into what plans, records and steps are made of while nobody waits; in the blackout it is known then."""
+    learn_all()
+    learn(Plan)
+    learn(Record)
 
 
 def keep_pids_free(pids: Collection[int], root: Path) -> None:
@@ -230,7 +241,8 @@ def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, p
             time=record.time,
             uptime=record.uptime,
             data=data,
-        )
+        ),
+        durable=False,
     )
 
 
