@@ -16,6 +16,7 @@ from kupgrade.model.target import Target
 from kupgrade.model.workload import Fate, Store, StoreKind, Workload
 
 STATE = "/var/lib/kupgrade"
+LUO_MOUNT = "/run/kupgrade/luo"
 PMEM_MOUNT = "/run/kupgrade/pmem"
 WINDOW_MOUNT = "/run/kupgrade/window"
 
@@ -43,6 +44,8 @@ def store_for(upgrade: UpgradeId, policy: Policy, kind: StoreKind) -> Store:
     options = policy.engine.kexec
     if kind is StoreKind.WINDOW:
         return Store(kind, f"{WINDOW_MOUNT}/{upgrade}", "tmpfs", WINDOW_MOUNT)
+    if kind is StoreKind.LUO:
+        return Store(kind, f"{LUO_MOUNT}/{upgrade}", "tmpfs", LUO_MOUNT)
     if kind is StoreKind.PMEM:
         return Store(kind, f"{PMEM_MOUNT}/{upgrade}", options.pmem_device, PMEM_MOUNT)
     return Store(kind, f"{options.disk_path}/{upgrade}")
