@@ -84,6 +84,8 @@ KERNEL = KernelCalls()
 
 
 def _ask(calls: Calls, fd: int, request: int, about: str, argument: bytearray) -> None:
+    if fd < 0:
+        raise refusal(request, about, errno.EBADF)
     try:
         calls.ioctl(fd, request, argument)
     except OSError as error:
