@@ -225,3 +225,12 @@ def test_a_decision_that_nobody_can_act_on_needs_a_person(host: Host, monkeypatc
     monkeypatch.setattr(executor, "decide", nonsense)
     with pytest.raises(NeedsHumanError):
         advance(loop)
+
+
+def test_a_wish_that_comes_while_a_step_fails_is_the_operators(host: Host) -> None:
+    """Whoever interrupts a step makes it fail: that is no word against the new release."""
+    host.errors["do second"] = [KupgradeError("Interrupted")]
+    failed = lambda: "I want back" if host.log.records[-1].kind is RecordKind.FAILED else ""  # noqa: E731
+    state = advance(loop_on(host, interrupted=failed))
+    assert over(state) is Outcome.ROLLED_BACK
+    assert (state.undo_reason, state.undo_by) == ("I want back", OPERATOR)
