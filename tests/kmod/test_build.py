@@ -47,7 +47,7 @@ def guest(kernel: str) -> Iterator[Guest]:
         up = host.lab("up", *words)
         assert up.returncode == 0, up.stderr
         try:
-            for source in (built, HERE / "inside.py", HERE / "fuzz.py"):
+            for source in (built, *sorted(HERE.glob("inside*.py")), HERE / "fuzz.py"):
                 assert host.lab("copy", str(source), f"/root/{source.name}").returncode == 0
             yield host
         finally:

@@ -12,7 +12,7 @@ from kupgrade.errors import KernelError, RefusedError
 from kupgrade.kernel import acpi, kspawn, pci, pci_host
 from kupgrade.machine import buses
 from kupgrade.model.machine import PciAddress
-from tests.unit.kernel.test_pci import DISPLAY, EMPTY, PORT_DISK, PORT_NIC, PORT_TWO, SWITCH, Tree
+from tests.fakes.pci_tree import DISPLAY, EMPTY, PORT_DISK, PORT_NIC, PORT_TWO, SWITCH, Tree
 
 Put = Callable[[str, str], Path]
 

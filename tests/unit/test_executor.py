@@ -66,7 +66,7 @@ class Scripted:
 
 
 def spec(kind: str) -> StepSpec:
-    return StepSpec(kind, {}, Scope.BOOT, kind, kind)
+    return StepSpec(kind, {}, Scope.DISK, kind, kind)
 
 
 def small_plan() -> Plan:
@@ -246,3 +246,53 @@ def test_a_decision_that_nobody_can_act_on_needs_a_person(host: Host, monkeypatc
     monkeypatch.setattr(executor, "decide", nonsense)
     with pytest.raises(NeedsHumanError):
         advance(loop)
+
+
+def test_a_wish_that_comes_while_a_step_fails_is_the_operators(host: Host) -> None:
+    """Whoever interrupts a step makes it fail: that is no word against the new release."""
+    host.errors["do second"] = [KupgradeError("Interrupted")]
+    failed = lambda: "I want back" if host.log.records[-1].kind is RecordKind.FAILED else ""  # noqa: E731
+    state = advance(loop_on(host, interrupted=failed))
+    assert over(state) is Outcome.ROLLED_BACK
+    assert (state.undo_reason, state.undo_by) == ("I want back", OPERATOR)
+
+
+def committed_with(host: Host, *starts: str) -> Loop:
+    """A committed upgrade whose first step, one that outlives a reboot, was begun in each of these boots."""
+    loop = loop_on(host)
+    for boot in starts:
+        host.log.append(Record(host.log.next_seq, RecordKind.STARTED, boot, 1, 0.0, 0.0, 0, {}))
+    host.log.append(Record(host.log.next_seq, RecordKind.COMMITTED, plan().boot_id, 1, 0.0, 0.0))
+    return loop
+
+
+def test_a_before_image_holds_for_the_boot_it_was_made_in(host: Host) -> None:
+    """In that boot what is done again keeps it; in a later one the step looks again."""
+    loop = committed_with(host, plan().boot_id)
+    host.verdicts["first"] = [Verdict.NOT_DONE]
+    advance(loop)
+    assert "observe first after committed" not in host.calls
+    assert host.calls[:2] == ["verify first after committed", "do first after started"]
+
+    later = Host()
+    committed_with(later, plan().boot_id)
+    later.log.append(Record(4, RecordKind.COLD, "later", 2, 0.0, 0.0, None, {"release": plan().old_release}))
+    advance(loop_on(later, now=lambda _state: Now("later", plan().old_release, None)))
+    assert later.calls[:2] == ["observe first after cold", "do first after started"]
+
+
+def test_after_the_commit_an_open_step_is_done_however_often_it_was_begun(host: Host) -> None:
+    """There is no way back any more: killed twice in it, it is done the third time."""
+    loop = committed_with(host, plan().boot_id, plan().boot_id)
+    host.verdicts["first"] = [Verdict.NOT_DONE]
+    assert over(advance(loop)) is Outcome.COMMITTED
+    assert RecordKind.FAILED not in [record.kind for record in host.log.records]
+
+
+def test_the_way_to_start_once_more_is_counted_before_it_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a start does not return: one that were recorded afterwards would be tried for ever."""
+    actions = iter((recovery.Action.REENTER, recovery.Action.STAND))
+    monkeypatch.setattr(executor, "decide", lambda *_: recovery.Decision(next(actions), "PIDs are taken"))
+    monkeypatch.setattr(Host, "reenter", lambda self, _plan: self.call("reenter"), raising=False)
+    advance(loop_on(host))
+    assert host.calls == ["reenter after reentering"]

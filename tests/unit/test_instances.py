@@ -21,7 +21,7 @@ from kupgrade.machine import instances
 from kupgrade.machine.spawner import Spawner
 from kupgrade.model.instance import Life
 from kupgrade.model.spawn import Instance
-from tests.unit.test_spawner import Device, blueprint, device, host, put, spawner
+from tests.unit.spawning import Device, blueprint, device, host, put, spawner
 
 __all__ = ["device", "host", "put", "spawner"]  # fixtures
 

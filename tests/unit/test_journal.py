@@ -255,3 +255,33 @@ def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyP
     content = parse(path.read_bytes())
     assert not content.torn
     assert [r.seq for r in content.records] == [1, 2, 3, 4]
+
+
+def fsyncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is made durable from now on: name and size."""
+    calls: list[tuple[str, int]] = []
+    sync = os.fsync
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (calls.append((Path(f"/proc/self/fd/{fd}").readlink().name, os.fstat(fd).st_size)), sync(fd)),
+    )
+    return calls
+
+
+def test_a_new_journal_is_durable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First its header, then its name."""
+    calls = fsyncs(monkeypatch)
+    Journal.create(path).close()
+    assert [name for name, _ in calls] == [path.name, path.parent.name]
+    assert calls[0][1] == path.stat().st_size > 0
+
+
+def test_a_torn_tail_is_gone_from_the_disk_before_the_next_append(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut after that append could leave both."""
+    whole = lines()
+    path.write_bytes(b"".join(whole) + whole[-1][:-5])
+    path.chmod(0o600)
+    calls = fsyncs(monkeypatch)
+    Journal.open(path).close()
+    assert calls == [(path.name, len(b"".join(whole)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from kupgrade.core.fold import fold
 from kupgrade.errors import BadInputError, NeedsHumanError, NotNowError
 from kupgrade.journal import Journal
-from kupgrade.model.plan import Plan
+from kupgrade.model.plan import Plan, StepSpec
 from kupgrade.model.record import Record, RecordKind
 from kupgrade.statedir import StateDirectory
 
@@ -241,3 +242,40 @@ def test_power_cut_before_the_link(state: StateDirectory, plan_with: PlanWith, m
             state.begin(plan_with())
     assert state.read_current() is None and state.history()[0].outcome == "abandoned"
     state.begin(plan_with("20261122-041503-aaaaaa")).close()
+
+
+def test_the_link_comes_last_and_goes_durably(
+    state: StateDirectory, plan_with: PlanWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upgrade's directory is on disk before the link leads there; the link, and its end, when that is told."""
+    synced: list[tuple[str, bool]] = []
+    link = state.path / "current"
+    monkeypatch.setattr(
+        "kupgrade.statedir.sync_directory", lambda path: synced.append((path.name, os.path.lexists(link)))
+    )
+    state.begin(plan_with()).close()
+    assert synced[-2:] == [("upgrades", False), (state.path.name, True)]
+    state.finish(plan_with().upgrade)
+    assert synced[-1] == (state.path.name, False)
+
+
+@pytest.mark.parametrize(
+    ("failed", "by", "rejected"), [(True, "kupgrade", True), (True, "operator", False), (False, "kupgrade", False)]
+)
+def test_a_handover_that_failed_is_rejected(
+    state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf, failed: bool, by: str, rejected: bool
+) -> None:
+    """Beside the old kernel its journal holds no crossing: the failure of the handover speaks against the release."""
+    plan = plan_with()
+    phases = [replace(phase, steps=tuple(map(handed_over, phase.steps))) for phase in plan.phases]
+    plan = plan_with(phases=tuple(phases))
+    events: list[tuple[Any, ...]] = [(RecordKind.STARTED, CROSS, {"epoch": 1})]
+    if failed:
+        events.append((RecordKind.FAILED, CROSS, {"error": "it panicked"}))
+    events.append((RecordKind.UNDO_REQUESTED, None, {"reason": "it panicked", "by": by}))
+    past(state, plan, records_of(plan, *events, (RecordKind.FINISHED, None, {"outcome": "rolled-back"})))
+    assert state.rejected_releases() == ({"6.12.57": "it panicked"} if rejected else {})
+
+
+def handed_over(step: StepSpec) -> StepSpec:
+    return replace(step, kind="hand-over") if step.kind == "cross" else step

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from kupgrade.rehearsal import inside
 from tests.vm import beside_inside
-from tests.vm.test_spawn import Beside, beside
+from tests.vm.hosts import NEWER, Guest
 
 pytestmark = pytest.mark.vm
-
-__all__ = ["beside"]  # the fixture
 
 INSTALL = """
 set -e
@@ -28,16 +25,16 @@ KILLS = ("", "take-memory:effect", "spawn-kernel:effect")
 KILLS_BACK = ("spawn-kernel:undo-intent",)
 
 
-@pytest.mark.parametrize("beside", [("trixie", "trixie-backports")], indirect=True, ids=["newer"])
-def test_the_steps_give_everything_back_wherever_they_are_killed(beside: Beside) -> None:
+@pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)
+def test_the_steps_give_everything_back_wherever_they_are_killed(beside: Guest) -> None:
     """Killed before and after effects and on the way back, gone on from the journal: all CPUs and memory come back."""
     link = beside.link
-    link.write("/root/beside_inside.py", Path(beside_inside.__file__).read_bytes())
+    script = beside.push(beside_inside)
     link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", inside.POLICY.encode())
     inside.shell(link, "systemctl start demo.service", 120.0)
     inside.shell(link, INSTALL.format(release=beside.release), 200.0)
     for number, kill in enumerate((*KILLS, *KILLS_BACK)):
-        words = ["/usr/bin/python3", "/root/beside_inside.py", "/root/plan.json", f"/root/journal-{number}"]
+        words = ["/usr/bin/python3", script, "/root/plan.json", f"/root/journal-{number}"]
         done = link.run([*words, kill], timeout=240.0)
         if kill:
             assert done.status == -9, (kill, done.stdout, done.stderr[-3000:])

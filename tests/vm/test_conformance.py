@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from tests.fakes import conversation
 from tests.fakes.drive import WORKLOADS, plan
 from tests.fakes.endings import Crossed
 from tests.fakes.machine import Machine
-from tests.vm.conftest import Guest
+from tests.vm.hosts import Guest
 
 pytestmark = pytest.mark.vm
 
@@ -46,7 +45,7 @@ def part(link: Link, name: str) -> list[list[Any]]:
 def test_the_fake_machine_answers_as_a_real_one(guest: Guest) -> None:
     """Every port, asked the same in the same order over a real crossing, gives the same answers."""
     link, release = guest.link, guest.release
-    link.write(SCRIPT, Path(conversation.__file__).read_bytes())
+    assert guest.push(conversation) == SCRIPT
     inside.shell(link, f"umask 077; kupgrade plan --kernel {release} --store pmem --out {PLAN}")
     real = {"before": part(link, "before")}
     boots = len(link.boots)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import inside, qemu, virtual_host
+from kupgrade.rehearsal import inside, virtual_host
 from kupgrade.rehearsal.link import Link
-from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.options import Options
-from tests.vm.conftest import say
+from tests.vm.hosts import NEWER, say, skipped_without, started
 
 pytestmark = pytest.mark.vm
 
@@ -66,23 +61,12 @@ class Host:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    try:
+    with skipped_without():
         line = virtual_host.command_line("no_ipi_broadcast=1")
-        built = virtual_host.build("trixie", "trixie-backports", say, line=line, kspawn=True)
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
-    with ExitStack() as stack:
-        state = qemu.run_directory()
-        network = Network.create()
-        stack.callback(network.close)
-        running = qemu.start(built.tools, built.machine(4096, 4), state, network.tap())
-        stack.callback(running.stop)
-        link = stack.enter_context(closing(Link(state / "agent")))
-        link.wait_boot(240.0)
-        inside.prepare(link, Options(memory=32))
-        yield Host(link, built.new_release)
+        built = virtual_host.build(*NEWER, say, line=line, kspawn=True)
+    with started(built, 4096, 4) as guest:
+        guest.start_workload()
+        yield Host(guest.link, guest.release)
 
 
 def test_an_instance_lives_beside_the_host_and_leaves_nothing(host: Host) -> None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import qemu, virtual_host
+from kupgrade.rehearsal import virtual_host
 from kupgrade.rehearsal.inside import shell
 from kupgrade.rehearsal.link import Link
-from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.qemu import Qemu
 from tests.vm import journal_inside
-from tests.vm.conftest import say
+from tests.vm.hosts import NEWER, Guest, say, skipped_without, started
 
 pytestmark = pytest.mark.vm
 
@@ -35,33 +28,15 @@ exec /sbin/init
 RESTART = "systemctl restart systemd-journald.service && sleep 1"
 
 
-@dataclass(frozen=True)
-class Booting:
-    """A virtual host that can be reset, and then starts with another PID 1."""
-
-    link: Link
-    running: Qemu
-
-
 @pytest.fixture
-def booting() -> Iterator[Booting]:
-    line = virtual_host.command_line("init=/root/early-init")
-    try:
-        host = virtual_host.build("trixie", "trixie-backports", say, boot="direct", line=line)
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
-    with ExitStack() as stack:
-        state = qemu.run_directory()
-        network = Network.create()
-        stack.callback(network.close)
-        running = qemu.start(host.tools, host.machine(), state, network.tap())
-        stack.callback(running.stop)
-        link = stack.enter_context(closing(Link(state / "agent")))
-        link.wait_boot(240.0)
-        link.write("/root/journal_inside.py", Path(journal_inside.__file__).read_bytes())
-        yield Booting(link, running)
+def booting() -> Iterator[Guest]:
+    """It can be reset, and then starts with another PID 1."""
+    with skipped_without():
+        line = virtual_host.command_line("init=/root/early-init")
+        host = virtual_host.build(*NEWER, say, boot="direct", line=line)
+    with started(host) as guest:
+        guest.push(journal_inside)
+        yield guest
 
 
 def inside(link: Link, verb: str, name: str) -> dict[str, Any]:
@@ -87,7 +62,7 @@ def judge(found: dict[str, Any], name: str) -> None:
     assert found["states gone"] == 1
 
 
-def test_a_stream_joins_at_a_restart_of_the_journal(booting: Booting) -> None:
+def test_a_stream_joins_at_a_restart_of_the_journal(booting: Guest) -> None:
     """By the drop-in and, without one, in journald's own name: no line is lost or doubled, over later restarts too."""
     say(shell(booting.link, "systemctl show systemd-journald | grep -E '(InactiveExit|ExecMainStart).*Monotonic'"))
     for verb in ("restart", "insist"):
@@ -97,7 +72,7 @@ def test_a_stream_joins_at_a_restart_of_the_journal(booting: Booting) -> None:
         judge(inside(booting.link, "check", verb), verb)
 
 
-def test_a_stream_joins_at_the_first_start_of_the_journal(booting: Booting) -> None:
+def test_a_stream_joins_at_the_first_start_of_the_journal(booting: Guest) -> None:
     """What a process wrote before PID 1 was systemd, while it came up and afterwards is all in the journal, once."""
     link = booting.link
     link.write("/root/early-init", EARLY_INIT.encode(), 0o755)

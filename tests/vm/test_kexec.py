@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import faults
 from kupgrade.rehearsal.options import Options
 from kupgrade.rehearsal.scenario import rehearse
 from kupgrade.steps import registry
-from tests.vm.conftest import say
+from tests.vm.hosts import say, skipped_without
 
 pytestmark = pytest.mark.vm
 
 
 def run(**wanted: Any) -> dict[str, Any]:
     fault = wanted.pop("fault", "")
-    try:
+    with skipped_without():
         engine = wanted.get("engine", "kexec")
         parsed = (faults.parse(fault, registry.names(), engine),) if fault else ()
         result = rehearse(Options(faults=parsed, **wanted), say)
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
     judged = dict(result.judged)
     print(f"gap {judged['client']['longest_gap_ms']} ms, {judged['outcome']}: {judged['reason']}")
     return judged

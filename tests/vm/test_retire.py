@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError
-from kupgrade.rehearsal import qemu, spawn_module, virtual_host
-from kupgrade.rehearsal.cache import Cache
-from kupgrade.rehearsal.link import Link
-from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.suites import Archive, mirror
 from tests.vm import retire_inside
-from tests.vm.conftest import say
+from tests.vm.hosts import NEWER, OLDER, Guest, with_module
 
 pytestmark = pytest.mark.vm
 
@@ -29,45 +19,12 @@ PATIENCE = 240.0  # seconds from the script's start to the new kernel's last wor
 COMPLAINT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|rcu: INFO|No irq handler|Kernel panic")
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A virtual host with four CPUs and kspawn for both kernels in /root."""
-
-    link: Link
-    state: Path
-    release: str
-    network: Network
-
-    def said(self, name: str) -> str:
-        return (self.state / name).read_text(errors="replace")
-
-
-NEWER, OLDER = ("trixie", "trixie-backports"), ("trixie-backports", "trixie")
-
-
 @pytest.fixture
-def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
+def beside(request: pytest.FixtureRequest) -> Iterator[Guest]:
     """The new kernel is newer, or older, than the one that it is started beside."""
-    try:
-        host = virtual_host.build(*request.param, say, line=virtual_host.command_line("no_ipi_broadcast=1"))
-        archive = Archive(Cache.default(), mirror())
-        built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
-    with ExitStack() as stack:
-        state = qemu.run_directory()
-        network = Network.create()
-        stack.callback(network.close)
-        running = qemu.start(host.tools, host.machine(6144, 4), state, network.tap())
-        stack.callback(running.stop)
-        link = stack.enter_context(closing(Link(state / "agent")))
-        link.wait_boot(240.0)
-        for name, module in zip(("own", "other"), built, strict=True):
-            link.write(f"/root/{name}.ko", module.read_bytes())
-        link.write("/root/retire_inside.py", Path(retire_inside.__file__).read_bytes())
-        yield Beside(link, state, host.new_release, network)
+    with with_module(request.param, 6144) as guest:
+        guest.push(retire_inside)
+        yield guest
 
 
 def until(found: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
@@ -103,7 +60,7 @@ def inherited(text: str, before: dict[str, Any], online: tuple[str, str]) -> Non
     assert not [line for line in text.splitlines() if COMPLAINT.search(line)]
 
 
-def run(host: Beside, *further: str) -> tuple[str, str]:
+def run(host: Guest, *further: str) -> tuple[str, str]:
     """Both serial ports' logs once the last kernel has said its last word."""
     words = ["/usr/bin/python3", "/root/retire_inside.py", "first", host.release, "/root/own.ko", "/root/other.ko"]
     done = host.link.run(["systemd-run", "--unit=retire", "--collect", *words, *further], timeout=60.0)
@@ -111,18 +68,18 @@ def run(host: Beside, *further: str) -> tuple[str, str]:
     ports = ("serial.log", "serial2.log")
 
     def report() -> str:
-        return "\n".join(host.said(port)[-4000:] for port in ports)
+        return "\n".join(host.log(port)[-4000:] for port in ports)
 
     def finished() -> bool:
-        assert not any("failed" in told(host.said(port)) for port in ports), report()
-        return last_word(host.said(ports[0 if further else 1]))
+        assert not any("failed" in told(host.log(port)) for port in ports), report()
+        return last_word(host.log(ports[0 if further else 1]))
 
     until(finished, PATIENCE * (1 + len(further)), report)
-    return host.said(ports[0]), host.said(ports[1])
+    return host.log(ports[0]), host.log(ports[1])
 
 
 @pytest.mark.parametrize("beside", [OLDER], ids=["older"], indirect=True)
-def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None:
+def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Guest) -> None:
     """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network.
 
     The old one's disk stands still by then, and somebody there waits for it.
@@ -135,7 +92,7 @@ def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Beside) -> None
 
 
 @pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)
-def test_the_new_kernel_leaves_in_its_turn(beside: Beside) -> None:
+def test_the_new_kernel_leaves_in_its_turn(beside: Guest) -> None:
     """The third kernel has all that the first had; one that was fenced before had given everything back."""
     old, new = run(beside, "again")
     first, second = told(old), told(new)

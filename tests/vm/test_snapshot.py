@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.vm import redo_inside, snapshot_inside
-from tests.vm.conftest import Guest
+from tests.vm.hosts import Guest
 
 pytestmark = pytest.mark.vm
 
 
 def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest) -> None:
     """Origin untouched before, nothing lost after; refused tables and wrong nodes do no harm; faster than by tools."""
-    guest.link.write("/root/snapshot_inside.py", Path(snapshot_inside.__file__).read_bytes())
-    done = guest.link.run(["/usr/bin/python3", "/root/snapshot_inside.py"], timeout=300.0)
+    done = guest.link.run(["/usr/bin/python3", guest.push(snapshot_inside)], timeout=300.0)
     print(done.stderr, file=sys.stderr)
     assert done.status == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -33,8 +31,7 @@ def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest)
 
 def test_whenever_the_power_is_cut_the_kernel_mounts_one_of_the_two_states(guest: Guest) -> None:
     """The old one before the commit, the new one after it, by a replay of the journal; the device goes on in use."""
-    guest.link.write("/root/redo_inside.py", Path(redo_inside.__file__).read_bytes())
-    done = guest.link.run(["/usr/bin/python3", "/root/redo_inside.py"], timeout=300.0)
+    done = guest.link.run(["/usr/bin/python3", guest.push(redo_inside)], timeout=300.0)
     print(done.stderr, done.stdout, file=sys.stderr)
     assert done.status == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

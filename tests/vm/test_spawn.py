@@ -3,78 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kupgrade.core import spawn_checks, spawn_choice
-from kupgrade.errors import KupgradeError
 from kupgrade.model.codec import decode
 from kupgrade.model.spawn_facts import ModuleState, SpawnFacts, Stack
-from kupgrade.rehearsal import qemu, spawn_module, virtual_host
-from kupgrade.rehearsal.cache import Cache
-from kupgrade.rehearsal.link import Link
-from kupgrade.rehearsal.network import Network
-from kupgrade.rehearsal.suites import Archive, mirror
 from tests.fakes import facts as fake
 from tests.vm import spawn_inside
-from tests.vm.conftest import say
+from tests.vm.hosts import NEWER, Guest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)]
 
 TIMES = 3
 SECONDS_TO_HELLO = 30.0  # under emulation on a busy machine; 5 to 10 are usual
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A virtual host with four CPUs and kspawn for both kernels in /root."""
-
-    link: Link
-    state: Path
-    release: str
-
-
-@pytest.fixture(params=[("trixie", "trixie-backports")], ids=["newer"])
-def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
-    """The new kernel is newer than the one that it is started beside."""
-    line = virtual_host.command_line("no_ipi_broadcast=1")
-    try:
-        host = virtual_host.build(*request.param, say, line=line)
-        archive = Archive(Cache.default(), mirror())
-        built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
-    except KupgradeError as error:
-        if "vm" in os.environ.get("KUPGRADE_REQUIRE", ""):
-            raise
-        pytest.skip(f"no virtual host here: {error}")
-    with ExitStack() as stack:
-        state = qemu.run_directory()
-        network = Network.create()
-        stack.callback(network.close)
-        running = qemu.start(host.tools, host.machine(4096, 4), state, network.tap())
-        stack.callback(running.stop)
-        link = stack.enter_context(closing(Link(state / "agent")))
-        link.wait_boot(240.0)
-        for name, module in zip(("own", "other"), built, strict=True):
-            link.write(f"/root/{name}.ko", module.read_bytes())
-        link.write("/root/spawn_inside.py", Path(spawn_inside.__file__).read_bytes())
-        yield Beside(link, state, host.new_release)
-
-
-def inside(host: Beside, verb: str, times: int = 1) -> dict[str, Any]:
-    script = ["/usr/bin/python3", "/root/spawn_inside.py", verb]
+def inside(host: Guest, verb: str, times: int = 1) -> dict[str, Any]:
+    script = ["/usr/bin/python3", host.push(spawn_inside), verb]
     done = host.link.run([*script, host.release, "/root/own.ko", "/root/other.ko", str(times)], timeout=400.0)
     print(done.stderr, file=sys.stderr)
     assert done.status == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    console = (host.state / "serial2.log").read_text(errors="replace")
-    assert "error" not in found, f"{found['error']}\n{console[-3000:]}"
+    assert "error" not in found, f"{found['error']}\n{host.log('serial2.log')[-3000:]}"
     assert not found["complaints"]
     assert found["before"] == found["after"]
     return found
@@ -96,7 +49,7 @@ def check_facts(encoded: dict[str, Any]) -> None:
     assert (choice.cpus, choice.handed) == ((3, 2), (seen.root.ports[0], nic.port))
 
 
-def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Beside) -> None:
+def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Guest) -> None:
     """Three times in a row: it says hello, beats, answers, is fenced; all CPUs and all memory are as before."""
     found = inside(beside, "cycles", TIMES)
     check_facts(found["facts"])
@@ -120,7 +73,7 @@ def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Beside) ->
     print(f"hello after {hellos} s, ping {[cycle['ping ms']['median'] for cycle in found['cycles']]} ms")
 
 
-def test_the_end_of_the_new_kernel_is_not_the_end_of_this_one(beside: Beside) -> None:
+def test_the_end_of_the_new_kernel_is_not_the_end_of_this_one(beside: Guest) -> None:
     """A panic, a reset and a power-off there are told apart within moments; the machine goes on with all it had."""
     boots = len(beside.link.boots)
     found = inside(beside, "deaths")["deaths"]

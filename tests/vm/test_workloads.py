@@ -11,7 +11,7 @@ from kupgrade.errors import ExitCode
 from kupgrade.rehearsal import inside
 from kupgrade.rehearsal.client import Client
 from kupgrade.rehearsal.link import Link
-from tests.vm.conftest import Guest
+from tests.vm.hosts import Guest
 
 pytestmark = pytest.mark.vm
 

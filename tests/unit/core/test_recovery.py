@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import hypothesis.strategies as st
@@ -22,6 +23,7 @@ from kupgrade.core.stakes import armed, images_valid, jump_cut_short, step_index
 from kupgrade.model.codec import encode
 from kupgrade.model.ids import Ticket
 from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
+from kupgrade.model.workload import StoreKind
 from kupgrade.steps import registry
 from tests.fakes.drive import plan
 
@@ -287,3 +289,13 @@ def test_an_unknown_kind_has_no_index() -> None:
     """A plan without a step of a kind has no position for it."""
     assert step_index(START, "dance") is None
     assert UNOBSERVED not in (START.steps[0].before or {})
+
+
+def test_images_in_memory_end_with_the_machine() -> None:
+    """With such a store any restart before the commit is taken back without them, whatever release came up."""
+    in_memory = dataclasses.replace(PLAN, store=StoreKind.WINDOW.value)
+    dumped, back = (dataclasses.replace(after(*events), plan=in_memory) for events in (done("dump"), FELL_BACK))
+    assert images_valid(dumped)
+    assert not images_valid(back)
+    for release in (OLD, NEW, "6.1.0-x"):
+        assert decide(dumped, Now(NEW_BOOT, release, None)).action is Action.FALL_BACK

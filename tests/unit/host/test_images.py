@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError
+from kupgrade.host import images
 from kupgrade.host.images import ImageStore
 from kupgrade.host.manifest import MANIFEST
 from kupgrade.model.workload import Store, StoreKind
@@ -136,3 +137,39 @@ def test_wiping_overwrites_before_it_removes(store: ImageStore) -> None:
 def test_a_round_begins_empty(store: ImageStore) -> None:
     """What an interrupted attempt left is not mixed with the next one."""
     assert list(store.round_directory("demo", "final").iterdir()) == []
+
+
+def test_a_file_that_was_written_again_is_summed_again(store: ImageStore) -> None:
+    """Of the same size as before, but not the same: the manifest holds what is there now."""
+    known = store.checksums({})
+    path = store.path / "demo/pre-1/pages-1.img"
+    path.write_bytes(b"C" + SECRET[1:])
+    os.utime(path, ns=(0, known["demo/pre-1/pages-1.img"].written + 1))
+    store.seal("20261121-041503-9f2c1a", "6.12", "7.3", known)
+    store.verify()
+
+
+def test_images_are_on_disk_before_their_mark(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mark there after a power cut, so is all that it speaks for."""
+    marked: list[bool] = []
+    monkeypatch.setattr(os, "sync", lambda: marked.append(store.sealed()))
+    sealed(store)
+    assert marked == [False]
+
+
+def test_withdrawn_images_do_not_come_back_with_a_power_cut(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark's removal is on disk when withdrawing ends: the originals run on right after it."""
+    marked: list[bool] = []
+    monkeypatch.setattr(images, "sync_directory", lambda path: marked.append(ImageStore.sealed(store)))
+    sealed(store)
+    del marked[:]
+    store.withdraw()
+    assert marked == [False]
+
+
+def test_the_mark_goes_before_any_image_does(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while wiping, what is left is never taken for a checkpoint."""
+    monkeypatch.setattr(images, "_overwrite", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sealed(store).wipe()
+    assert not store.sealed()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import KernelError
+from tests.fakes.pci_tree import Tree, a_tree
 
 
 @dataclass
@@ -50,3 +51,8 @@ def put(tmp_path: Path) -> Callable[[str, str], Path]:
         return target
 
     return write
+
+
+@pytest.fixture
+def tree(tmp_path: Path, put: Callable[[str, str], Path]) -> Tree:
+    return a_tree(tmp_path, put)

@@ -1,0 +1,128 @@
+"""The old kernel watches the new one: when it gives it up, and what it takes back in which order."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kupgrade.errors import KupgradeError, NeedsHumanError
+from kupgrade.kernel import blockfs, sysctl
+from kupgrade.kernel.libc import REBOOT_RESTART
+from kupgrade.machine import buses, handover
+from kupgrade.machine.handover import Note, RealHandover
+from kupgrade.machine.places import Places
+from kupgrade.model.workload import Store, StoreKind
+
+PANIC = 7
+
+
+class Old:
+    """The old kernel over a root of files; `calls` in their order. The new one has set its flag, or has not."""
+
+    def __init__(self, root: Path) -> None:
+        self.calls: list[str] = []
+        self.flag, self.error = False, ""
+        self.places = Places(root)
+        self.places.run.mkdir(parents=True)
+        (root / "proc/sys/kernel").mkdir(parents=True)
+        sysctl.set_panic_timeout(0, root)
+        self.port = RealHandover(self.places, self, None)  # type: ignore[arg-type]
+        store = Store(StoreKind.WINDOW, "/images", "tmpfs", "/")
+        found: Any = None
+        self.note = Note(found, (), store, told=True, deadline=time.monotonic() + 60.0, panic=PANIC)
+        (self.places.run / handover.NOTE).write_text("{}")
+
+    # what RealHandover asks
+
+    def reboot(self, how: int) -> None:
+        assert how == REBOOT_RESTART
+        self.calls.append("restart")
+
+    def fence(self, _instance: object) -> None:
+        self.calls.append("fence")
+
+    @property
+    def channel(self) -> Old:
+        return self
+
+    @property
+    def committed(self) -> bool:
+        self.calls.append("look")
+        return self.flag
+
+    @property
+    def device(self) -> Old:
+        return self
+
+    def check_alive(self) -> None:
+        if self.error:
+            raise KupgradeError(self.error)
+
+    def pulse(self, _limit: float) -> Any:
+        return SimpleNamespace(check=lambda: None)
+
+    def client(self, _pulse: object) -> None:
+        return None
+
+    def take_back(self) -> None:
+        self.port._take_back(self, self, self.note, KupgradeError("It panicked"))  # type: ignore[arg-type]
+
+    def attend(self) -> None:
+        self.port._attend(self, self, self.note)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Old:
+    made = Old(tmp_path)
+    monkeypatch.setattr(buses, "resume", lambda *_: made.calls.append("resume"))
+    monkeypatch.setattr(blockfs, "to_freeze", lambda _root: [SimpleNamespace(mountpoint="/")])
+    monkeypatch.setattr(blockfs, "thaw", lambda *_: made.calls.append("thaw"))
+    monkeypatch.setattr(RealHandover, "_say", lambda *_: None)
+    serve_out = SimpleNamespace(run=lambda: made.calls.append("serve out"))
+    monkeypatch.setattr(handover, "ServeOut", lambda *_: serve_out)
+    return made
+
+
+def test_everything_is_taken_back_from_a_kernel_that_cannot_write_any_more(old: Old) -> None:
+    """Fenced, then the flag is read, then devices, file systems and kernel.panic; the note goes last."""
+    with pytest.raises(KupgradeError, match="did not take over"):
+        old.take_back()
+    assert old.calls == ["fence", "look", "resume", "thaw"]
+    assert sysctl.panic_timeout(old.places.root) == PANIC
+    assert not (old.places.run / handover.NOTE).exists()
+
+
+def test_nothing_is_taken_back_once_the_flag_is_set(old: Old) -> None:
+    """The disk is the new kernel's: this machine has crashed, and is restarted."""
+    old.flag = True
+    with pytest.raises(NeedsHumanError):
+        old.take_back()
+    assert old.calls == ["fence", "look", "restart"]
+
+
+def test_a_commit_that_does_not_come_is_given_up(old: Old) -> None:
+    """At the deadline, or when the operator asks."""
+    object.__setattr__(old.note, "deadline", time.monotonic() - 1.0)
+    with pytest.raises(KupgradeError, match="did not commit in time"):
+        old.attend()
+    object.__setattr__(old.note, "deadline", time.monotonic() + 60.0)
+    old.places.rollback_request.write_text("by hand\n")
+    with pytest.raises(KupgradeError, match=r"asked to roll back: by hand"):
+        old.attend()
+    assert "serve out" not in old.calls
+
+
+def test_what_fails_after_the_flag_is_no_reason_to_come_back(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen dead and committed at once, the new kernel is judged as after its commit."""
+
+    def await_commit(*_: object) -> None:
+        old.flag = True
+        raise KupgradeError("It wanted a reset")
+
+    monkeypatch.setattr(RealHandover, "_await_commit", await_commit)
+    old.attend()
+    assert old.calls[-1] == "serve out"
