@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--engine", type=click.Choice(["kexec", "spawn"]), default="kexec", show_default=True)
-@click.option("--store", type=click.Choice(["auto", "disk", "pmem"]), default="auto", show_default=True)
+@click.option("--store", type=click.Choice(["auto", "luo", "pmem", "disk"]), default="auto", show_default=True)
 @click.option(
     "--from",
     "old",

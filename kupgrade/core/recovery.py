@@ -283,6 +283,7 @@ def _fall_back_reason(state: State) -> str:
 
 
 def _foreign_reboot(state: State, now: Now) -> Decision:
-    if images_valid(state) and not volatile(state) and now.images is not False and now.release != state.plan.old_release:
+    kept = images_valid(state) and not volatile(state) and now.images is not False
+    if kept and now.release != state.plan.old_release:
         return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
     return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")

@@ -30,7 +30,7 @@ from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
-from kupgrade.steps.images import Preserve, PrepareStore, WipeImages
+from kupgrade.steps.images import PrepareStore, Preserve, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
-from kupgrade.kernel.libc import reported
-from kupgrade.kernel.liveupdate import Session
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store
 
@@ -80,29 +78,11 @@ def read_index(data: bytes) -> PreservedIndex:
         raise BadInputError("The index of the preserved images is damaged", str(error)) from None
     if index.format != FORMAT:
         raise BadInputError("The preserved images are of another format", index.format)
-    _check_names(each.name for each in (*index.files, *index.links))
+    _check_names(each.name for each in index.files)
+    _check_names(each.name for each in index.links)
     for link in index.links:
         _check_names([os.path.normpath(str(Path(link.name).parent / link.target))])
     return index
-
-
-def preserve(session: Session, index: PreservedIndex, fds: Sequence[int]) -> None:
-    """Give a session the files `fds` of an index, and last the index: with it the session is whole. Closes `fds`.
-
-    Raises KernelError, as session.preserve_fd does.
-    """
-    everything = list(fds)
-    try:
-        with reported("memfd_create"):
-            everything.append(os.memfd_create("kupgrade-index", os.MFD_CLOEXEC))
-        with reported("write", "the index"):
-            os.write(everything[-1], index.encoded())
-        for token, fd in enumerate(fds, INDEX_TOKEN + 1):
-            session.preserve_fd(fd, token)
-        session.preserve_fd(everything[-1], INDEX_TOKEN)
-    finally:
-        for fd in everything:
-            os.close(fd)
 
 
 def _check_names(names: Iterable[str]) -> None:

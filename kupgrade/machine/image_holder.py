@@ -1,9 +1,9 @@
 """The process that holds preserved images in a kernel that got them from the one before it.
 
-Crash windows: until the session is finished, closing it drops the images, and a session can be retrieved once only; from
-then on they live for as long as somebody has them open. So they are held by a process that does nothing else, takes part in
-no unit and ignores what can be ignored; the agent may die and come again. Before anybody tries to restore, the same
-files stand in a new session: whatever kernel this one jumps into finds them again.
+Crash windows: until the session is finished, closing it drops the images, and a session can be retrieved once only;
+from then on they live for as long as somebody has them open. So they are held by a process that does nothing else,
+takes part in no unit and ignores what can be ignored; the agent may die and come again. Before anybody tries to
+restore, the same files stand in a new session: whatever kernel this one jumps into finds them again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.images import make_private
-from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, preserve, read_index, session_name
+from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read_index, session_name
 from kupgrade.kernel import liveupdate, proc
 from kupgrade.kernel.libc import reported
 from kupgrade.machine.places import Places
+from kupgrade.machine.preserving import preserve
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store
 
@@ -242,5 +243,3 @@ def _serve(places: Places, listener: socket.socket, held: Held) -> None:
             _socket(places).unlink(missing_ok=True)
             line.sendall(DONE)
             return
-
-

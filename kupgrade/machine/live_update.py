@@ -1,9 +1,9 @@
 """Images in memory that this kernel hands to the next one: Live Update Orchestrator (LUO), on Kexec HandOver.
 
-In the old kernel the worker itself holds the session, for it is the worker that calls reboot(2). A worker that dies takes
-the session with it, and the images, whose files have no name any more: then the crossing finds no session and is taken
-back; the frozen originals go on. In the next kernel nothing but the session has the images, and so they are fetched by a
-process of their own that nobody else's end can reach (image_holder.py).
+In the old kernel the worker itself holds the session, for it is the worker that calls reboot(2). A worker that dies
+takes the session with it, and the images, whose files have no name any more: then the crossing finds no session and is
+taken back; the frozen originals go on. In the next kernel nothing but the session has the images, and so they are
+fetched by a process of their own that nobody else's end can reach (image_holder.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
-from kupgrade.host.preserved import preserve, session_name, take_stock
+from kupgrade.host.preserved import session_name, take_stock
 from kupgrade.kernel import kho, liveupdate
 from kupgrade.kernel.libc import reported
 from kupgrade.machine import image_holder
 from kupgrade.machine.places import Places
+from kupgrade.machine.preserving import preserve
 from kupgrade.model.workload import Store
 
 
