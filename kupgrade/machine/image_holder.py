@@ -56,9 +56,10 @@ def holder(places: Places, store: Store) -> Holder | None:
     """The process that holds this store's images, if it lives."""
     try:
         found = decode(Holder, json.loads(_state(places).read_text()), "image holder")
-        lives = proc.process(found.pid, places.root).starttime == found.starttime
+        process = proc.process(found.pid)
     except (OSError, ValueError, KupgradeError):
         return None
+    lives = process.starttime == found.starttime and process.state not in "ZX"
     return found if lives and found.store == store.path else None
 
 
@@ -67,12 +68,12 @@ def alive(places: Places, store: Store) -> bool:
     return holder(places, store) is not None
 
 
-def start(places: Places, store: Store) -> None:
+def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KERNEL) -> None:
     """Fork it, and come back when the images are below the store's path. Raises KupgradeError with its reason."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _detach(places, store, writer)
+        _detach(places, store, calls, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as answers:
         answer = answers.read()
@@ -94,7 +95,7 @@ def release(places: Places, store: Store) -> None:
             raise KupgradeError("The preserved images were not let go", "their holder gave no answer")
 
 
-def _detach(places: Places, store: Store, writer: int) -> None:
+def _detach(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> None:
     """In the child: a process of nobody's, then the work. Never returns."""
     code = 1
     try:
@@ -110,7 +111,7 @@ def _detach(places: Places, store: Store, writer: int) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         _leave_unit(places)
-        code = _hold(places, store, writer)
+        code = _hold(places, store, calls, writer)
     except BaseException as error:  # a forked process must never run on as its parent
         sys.stderr.write(f"<3>kupgrade: image holder: {type(error).__name__}: {error}\n")
     finally:
@@ -128,12 +129,12 @@ def _leave_unit(places: Places) -> None:
             path.write_text(text)
 
 
-def _hold(places: Places, store: Store, writer: int) -> int:
+def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> int:
     try:
-        held = fetch(store, places.root)
+        held = fetch(store, places.root, calls)
         _show(Path(store.path), held, os.getpid())
         listener = _listen(places)
-        mine = Holder(os.getpid(), proc.process(os.getpid(), places.root).starttime, store.path)
+        mine = Holder(os.getpid(), proc.process(os.getpid()).starttime, store.path)
         _state(places).write_text(json.dumps(encode(mine)))
     except (KupgradeError, OSError) as error:
         what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
@@ -163,9 +164,9 @@ class Held:
             os.close(fd)
 
 
-def fetch(store: Store, root: Path) -> Held:
+def fetch(store: Store, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL) -> Held:
     """Everything out of the session that came, then into a new one of the same name. Raises KupgradeError."""
-    session = liveupdate.retrieve_session(session_name(store), root)
+    session = liveupdate.retrieve_session(session_name(store), root, calls)
     try:
         stock = session.retrieve_fd(INDEX_TOKEN)
         index = read_index(_content(stock))
@@ -177,15 +178,15 @@ def fetch(store: Store, root: Path) -> Held:
         session.finish()
     finally:
         session.close()
-    return Held(index, fds, _preserve_again(store, index, fds, root))
+    return Held(index, fds, _preserve_again(store, index, fds, root, calls))
 
 
 def _preserve_again(
-    store: Store, index: PreservedIndex, fds: Mapping[str, int], root: Path
+    store: Store, index: PreservedIndex, fds: Mapping[str, int], root: Path, calls: liveupdate.Calls
 ) -> liveupdate.Session | None:
     """For the way back. Without it the restore is tried all the same: to give up now would lose the images for sure."""
     try:
-        session = liveupdate.create_session(session_name(store), root)
+        session = liveupdate.create_session(session_name(store), root, calls)
         try:
             preserve(session, index, [os.dup(fds[each.name]) for each in index.files])
         except BaseException:

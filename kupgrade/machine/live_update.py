@@ -27,6 +27,7 @@ class LiveUpdate:
     """This process's side of it. `_held`: sessions by store path; `_missing`: why images did not come."""
 
     places: Places
+    calls: liveupdate.Calls = liveupdate.KERNEL
     _held: dict[str, liveupdate.Session] = field(default_factory=dict)
     _missing: dict[str, str] = field(default_factory=dict)
 
@@ -37,7 +38,7 @@ class LiveUpdate:
         """
         top = Path(store.path)
         index = take_stock(top)
-        session = liveupdate.create_session(session_name(store), self.places.root)
+        session = liveupdate.create_session(session_name(store), self.places.root, self.calls)
         try:
             preserve(session, index, [_open_and_unlink(top / each.name) for each in index.files])
         except BaseException:
@@ -49,7 +50,7 @@ class LiveUpdate:
     def preserved(self, store: Store) -> bool | None:
         """Whether the session lives, whoever holds it; None: the kernel does not tell."""
         try:
-            return liveupdate.session_lives(session_name(store), self.places.root)
+            return liveupdate.session_lives(session_name(store), self.places.root, self.calls)
         except KupgradeError:
             return None
 
@@ -67,7 +68,7 @@ class LiveUpdate:
         if image_holder.alive(self.places, store):
             return
         try:
-            image_holder.start(self.places, store)
+            image_holder.start(self.places, store, self.calls)
             self._missing.pop(store.path, None)
         except KupgradeError as error:
             self._missing[store.path] = f"{error.what}: {error.why}" if error.why else error.what
