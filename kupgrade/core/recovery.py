@@ -249,6 +249,10 @@ def _other_boot(state: State, now: Now) -> Decision:
         return Decision(Action.COLD, "the machine was restarted after the commit; the checkpoint is dead")
     if not armed(state) or not at_stake:
         # Never armed, or the rollback has let the workloads run again: whatever runs now can tidy up.
+        if armed(state) and now.images is False and now.release == plan.old_release:
+            return Decision(
+                Action.FALL_BACK, f"{_fall_back_reason(state)}; the images, in memory only, did not outlive that"
+            )
         return _foreign_reboot(state, now)
     if now.release == plan.old_release and not _has_ticket(state, now):
         return Decision(Action.FALL_BACK, _fall_back_reason(state))

@@ -174,16 +174,16 @@ class ImageStore:
         except ValueError as error:
             raise BadInputError("The checkpoint's manifest is damaged", str(error)) from None
 
-    def verify(self, only: str = "") -> Manifest:
+    def verify(self, only: str = "", but: str = "") -> Manifest:
         """Compare every image with the manifest; raises BadInputError naming the first that differs.
 
-        `only`: checksum images of this round alone, and compare the sizes of the others (short enough for a blackout).
+        Of images that are in another round than `only`, or in the round `but`, the sizes are compared alone.
         """
         manifest = self.manifest()
         for name, expected in manifest.files.items():
             path = self.path / name
             try:
-                if only and Path(name).parent.name != only:
+                if Path(name).parent.name == but or (only and Path(name).parent.name != only):
                     found = ImageFile(self._stat(path).st_size, expected.crc32)
                 else:
                     found = checksum(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from kupgrade.errors import KupgradeError
@@ -17,12 +18,34 @@ def store_of(store: Store) -> ImageStore:
     return ImageStore(store)
 
 
+class _Check:
+    """Reads the rounds before the last one, on a thread of its own: while it does, criu restores."""
+
+    def __init__(self, images: ImageStore) -> None:
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(images,), daemon=True)
+        self._thread.start()
+
+    def _run(self, images: ImageStore) -> None:
+        try:
+            images.verify(but="final")
+        except Exception as error:  # told to whoever waits
+            self._error = error
+
+    def result(self) -> None:
+        """Wait for it; raises what it found."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass
 class RealImages:
     """Image stores on this machine. `_known`: checksums taken before the blackout."""
 
     live_update: LiveUpdate = field(default_factory=lambda: LiveUpdate(Places()))
     _known: dict[str, Known] = field(default_factory=dict)
+    _checks: dict[str, _Check] = field(default_factory=dict)
 
     def prepare(self, store: Store) -> None:
         """Directory and mount; what the kernel before this one handed over is there then."""
@@ -74,7 +97,17 @@ class RealImages:
                 self.live_update.missing(store),
                 "The workloads' memory is lost; their units start anew",
             )
-        images.verify(only="final" if store.in_memory else "")
+        images.verify(only="final")
+        if store.kind is not StoreKind.WINDOW:
+            self._checks[store.path] = _Check(images)
+
+    def verified(self, store: Store) -> None:
+        """See the port."""
+        check = self._checks.pop(store.path, None)
+        if check is not None:
+            check.result()
+        elif store.kind is not StoreKind.WINDOW:
+            store_of(store).verify()
 
     def recheck(self, store: Store) -> None:
         """See the port."""

@@ -143,6 +143,11 @@ class Dump:
             return  # cut short: nothing to restore, the units start anew
         if host.checkpoints.restored(self.workloads) is not True:
             _restore(host, self.store, self.workloads, self.timeout)
+        try:
+            host.images.verified(self.store)
+        except KupgradeError:
+            host.checkpoints.kill(self.workloads)
+            raise
         _check_adopted(host, self.workloads)
 
     def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
@@ -188,9 +193,10 @@ class Restore:
         host.checkpoints.kill(self.workloads)
 
     def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
-        """All processes there, each root its unit's main process."""
+        """All processes there, out of images that were whole, and each root its unit's main process."""
         if not host.checkpoints.restored(self.workloads):
             return Verdict.NOT_DONE
+        host.images.verified(self.store)
         _check_adopted(host, self.workloads)
         return Verdict.DONE
 

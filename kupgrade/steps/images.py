@@ -127,7 +127,13 @@ class Preserve:
         return Nothing()
 
     def do(self, host: HasImages, before: Nothing) -> Figures:
-        """Preserve."""
+        """Preserve. Files that an earlier try took the names of are gone with it: what is not whole stops here."""
+        if not host.images.sealed(self.store):
+            raise KupgradeError(
+                "The images are gone",
+                "the process that preserved them ended before the jump",
+                "Nothing is lost: the workloads were never ended. Try again",
+            )
         files, size = host.images.preserve(self.store)
         return {"files": files, "bytes": size}
 

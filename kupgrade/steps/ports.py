@@ -31,7 +31,13 @@ class Images(Protocol):
         """Whether the complete mark is there."""
 
     def verify(self, store: Store) -> None:
-        """Raise BadInputError unless every image is as sealed."""
+        """Raise BadInputError unless the images are as sealed: the last round as a whole, of the rest the sizes.
+
+        The rest is read while its caller goes on: nothing may be let run before `verified` has come back.
+        """
+
+    def verified(self, store: Store) -> None:
+        """Raise BadInputError unless every image is as sealed; waits for what `verify` began, or does all by itself."""
 
     def recheck(self, store: Store) -> None:
         """Read back what the last dump wrote, and the sizes of the rest; raise BadInputError when anything differs."""

@@ -31,6 +31,7 @@ BEHAVIOURS = (
 HELPLESS = (
     Behaviour("the restore fails everywhere", restore_fails=("new", "old"), hands_off=True),
     Behaviour("images rot after the crossing", damaged_images="later", hands_off=True),
+    Behaviour("a round rots after the crossing", damaged_images="a round", hands_off=True),
     Behaviour("a third release starts", new_kernel="panics", foreign="6.1.0-foreign", hands_off=True),
     Behaviour("the new kernel has no ticket", ticket_lost=True, hands_off=True),
     Behaviour("the thaw never works", thaw_failures=9, hands_off=True),

@@ -25,6 +25,7 @@ BEHAVIOURS = (
     SpawnBehaviour("the dump fails", dump_fails=True),
     SpawnBehaviour("an image is bad at once", damaged_images="at once"),
     SpawnBehaviour("an image rots on its way", damaged_images="later"),
+    SpawnBehaviour("a round rots on its way", damaged_images="a round"),
     SpawnBehaviour("the thaw fails twice", thaw_failures=2),
     SpawnBehaviour("the old kernel cannot give the rest", retire_fails=True),
     SpawnBehaviour("the old kernel can go at the third try", retire_failures=2),

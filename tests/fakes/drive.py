@@ -40,7 +40,7 @@ ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by
 
 
 @functools.cache
-def plan() -> Plan:
+def plan(kind: StoreKind = StoreKind.DISK) -> Plan:
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
@@ -50,16 +50,16 @@ def plan() -> Plan:
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), stop_services=True
     )
     target = fake_facts.target()
-    store = store_for(UPGRADE, policy, StoreKind.DISK)
+    store = store_for(UPGRADE, policy, kind)
     order = Order(UPGRADE, facts, policy, target, store, WORKLOADS, to_stop(facts, policy), 1000, "/var/lib/kupgrade/s")
     phases = KexecEngine().phases(order)
     return assemble(UPGRADE, 1.8e9, facts, policy, target, "kexec", store, phases, ())
 
 
 @functools.cache
-def _planned() -> Record:
+def planned(kind: StoreKind = StoreKind.DISK) -> Record:
     log = MemoryLog()
-    start(Loop(log, None, _no_machine, FakeClock()), plan(), plan().boot_id)
+    start(Loop(log, None, _no_machine, FakeClock()), plan(kind), plan(kind).boot_id)
     return log.records[0]
 
 
@@ -68,10 +68,10 @@ def _no_machine(_state: State) -> Now:
 
 
 @contextmanager
-def shared_plan(of: Plan | None = None, planned: Record | None = None) -> Iterator[None]:
+def shared_plan(of: Plan | None = None, first: Record | None = None) -> Iterator[None]:
     """Decode one plan and its steps once instead of in each of thousands of runs; other plans are as ever."""
     mine = of or plan()
-    stored = (planned or _planned()).data["plan"]
+    stored = (first or planned()).data["plan"]
     steps = {id(spec): base.load(spec) for spec in mine.steps}
     decode, load, every_step, every_side = fold.decode, executor.load, Plan.steps, Plan.sides
     all_steps, all_sides = mine.steps, mine.sides
@@ -117,12 +117,14 @@ class Run:
         )
         lines = [f"scenario {self.name}: {faults or 'no fault'}"]
         lines += [f"  violated: {problem}" for problem in self.problems]
-        return "\n".join([*lines, "  journal:", *(f"    {line}" for line in journal_lines(self.log.records))])
+        return "\n".join(
+            [*lines, "  journal:", *(f"    {line}" for line in journal_lines(self.log.records, self.machine.plan))]
+        )
 
 
-def journal_lines(records: Sequence[Record]) -> list[str]:
+def journal_lines(records: Sequence[Record], of: Plan | None = None) -> list[str]:
     """One line a record."""
-    kinds = [spec.kind for spec in plan().steps]
+    kinds = [spec.kind for spec in (of or plan()).steps]
     lines = []
     for r in records:
         step = "" if r.step is None else kinds[r.step]
@@ -154,9 +156,10 @@ def begin(
     make_log: Callable[[Machine], MemoryLog] = MemoryLog,
 ) -> Run:
     """A host on which the upgrade has been recorded and nothing else has happened."""
-    machine = Machine(plan(), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
+    kind = StoreKind(behaviour.store)
+    machine = Machine(plan(kind), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
     log = make_log(machine)
-    log.begin(_planned())
+    log.begin(planned(kind))
     machine.log = log
     return Run(name or behaviour.name, faults, machine, log)
 
@@ -184,6 +187,7 @@ def one_life(run: Run) -> None:
             before_the_first_record(machine, run.log)
         run.state = advance(_loop(run))
     except Kill:
+        machine.handed.killed()
         return  # the kernel and everything in it goes on; systemd starts the tool again
     except PowerCut:
         run.log.lose_unsynced()
@@ -199,7 +203,10 @@ def one_life(run: Run) -> None:
 
 def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
     """What kupgrade.machine.host.run does when a worker starts."""
-    if jump_cut_short(fold.fold(log.records)):
+    state = fold.fold(log.records)
+    if machine.boot_id != machine.plan.boot_id and not state.committed:
+        machine.handed.fetch()
+    if jump_cut_short(state):
         machine.host.crossing.thaw_filesystems()
 
 

@@ -45,7 +45,7 @@ class Behaviour:
     probe_fails: bool = False
     back_kexec_fails: bool = False
     plain_boot_takes_pids: bool = False
-    damaged_images: str = ""  # at once, later
+    damaged_images: str = ""  # at once, later, a round
     gate_says_no: bool = False
     dump_fails: bool = False
     thaw_failures: int = 0  # how often the thaw of restored copies fails before it works
@@ -54,6 +54,8 @@ class Behaviour:
     sysctl_sets_panic: bool = False  # user space writes kernel.panic early in every boot
     foreign: str = ""  # release that the next plain boot runs, chosen by somebody else
     ticket_lost: bool = False
+    store: str = "disk"
+    drops_memory: bool = False  # the new kernel takes over no memory, whatever the old one hands it
     hands_off: bool = False  # a person is the right answer
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, RecordKind, State
-from kupgrade.model.workload import Workload
+from kupgrade.model.workload import StoreKind, Workload
 from tests.fakes.endings import (
     ADMIN_PANIC,
     NEW_ENTRY,
@@ -30,6 +30,7 @@ from tests.fakes.endings import (
     Loaded,
     PowerCut,
 )
+from tests.fakes.handed_over import HandedOver
 
 if TYPE_CHECKING:
     from tests.fakes.logs import MemoryLog
@@ -60,6 +61,7 @@ class Machine:
         self.holds: set[str] = set()
         self.initrds: dict[str, int] = {}
         self.files = {w.name: 10 for w in self.workloads}
+        self.handed = HandedOver(self, used=self.plan.store == StoreKind.LUO.value)
         # In hardware.
         self.watchdog = False
         # Outside.
@@ -131,6 +133,7 @@ class Machine:
 
     def reset(self, *, injected: bool = False) -> None:
         """Power cut, watchdog, panic or ordinary restart: firmware and boot loader choose."""
+        self.handed.restarted()
         self.end_boot(injected=injected)
         self.watchdog = False
         release = self.plan.new_release if self.default() == NEW_ENTRY else self.plan.old_release
@@ -144,6 +147,9 @@ class Machine:
             self.violate("jumped without a loaded kernel")
             self.reset()
             return
+        if self.handed.used and self.images and not self.handed.preserved():
+            self.violate("jumped and left the images behind")
+        self.handed.jumped()
         self.end_boot(injected=False)
         line = CommandLine.parse(loaded.cmdline)
         new = loaded.kernel.endswith(self.plan.new_release)
@@ -267,4 +273,7 @@ class Machine:
             self.seen[name] = copy.generation
 
     def now(self, _state: State) -> Now:
-        return Now(self.boot_id, self.release, self.ticket, self.pids_free or bool(self.copies))
+        images = None
+        if self.handed.used and self.boot_id != self.plan.boot_id:
+            images = self.sealed_in is not None and self.handed.visible
+        return Now(self.boot_id, self.release, self.ticket, self.pids_free or bool(self.copies), images)

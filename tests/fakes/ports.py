@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.model.workload import Store, Workload
 from tests.fakes.endings import Copy, Image
+from tests.fakes.handed_over import Holder
 from tests.fakes.machine import Machine
 
 
@@ -21,6 +22,17 @@ class Images(Port):
         if not (self.m.store_made and self.m.mounted):
             self.m.act("make store")
             self.m.store_made = self.m.mounted = True
+        self.m.handed.fetch()
+
+    def preserve(self, store: Store) -> tuple[int, int]:
+        self.m.handed.preserve()
+        return len(self.m.images), 1
+
+    def preserved(self, store: Store) -> bool | None:
+        return self.m.handed.preserved()
+
+    def take_back(self, store: Store) -> None:
+        self.m.handed.take_back()
 
     def ready(self, store: Store) -> bool:
         return self.m.store_made and self.m.mounted
@@ -36,9 +48,16 @@ class Images(Port):
         return 1
 
     def sealed(self, store: Store) -> bool:
-        return self.m.sealed_in is not None
+        return self.m.sealed_in is not None and self.m.handed.visible
 
     def verify(self, store: Store) -> None:
+        self.m.handed.check()
+        if self.m.sealed_in is None:
+            raise BadInputError("The checkpoint images are not complete")
+        if self.m.behaviour.damaged_images in ("at once", "later"):
+            raise BadInputError("A checkpoint image is damaged")
+
+    def verified(self, store: Store) -> None:
         if self.m.sealed_in is None:
             raise BadInputError("The checkpoint images are not complete")
         if self.m.behaviour.damaged_images:
@@ -58,6 +77,7 @@ class Images(Port):
             self.m.act(f"wipe {name}")
             del self.m.images[name]
         self.m.rounds.clear()
+        self.m.handed.holder = Holder.NAMES
         self.m.act("remove store")
         self.m.store_made = self.m.mounted = False
 

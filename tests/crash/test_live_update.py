@@ -1,0 +1,92 @@
+"""Images that stay in memory: every fault point of an upgrade whose images a kernel has to hand to the next one."""
+
+from __future__ import annotations
+
+import pytest
+
+from kupgrade.model.record import Outcome, RecordKind
+from tests.crash.matrix import KINDS
+from tests.crash.test_matrix import clean
+from tests.fakes.drive import Run, play
+from tests.fakes.endings import Behaviour
+
+GOOD = Behaviour("in memory", store="luo")
+DROPS = Behaviour("the new kernel takes over nothing", store="luo", drops_memory=True)
+# What an upgrade without further faults comes to. Cold: the units start anew, as the plan said.
+KEPT, COLD = 0, 2
+HOSTS = {
+    GOOD: (Outcome.COMMITTED, KEPT),
+    Behaviour("restored nowhere but in the old kernel", store="luo", restore_fails=("new",)): (
+        Outcome.ROLLED_BACK,
+        KEPT,
+    ),
+    Behaviour("in memory, not healthy", store="luo", probe_fails=True): (Outcome.ROLLED_BACK, KEPT),
+    Behaviour("in memory, no kexec back", store="luo", probe_fails=True, back_kexec_fails=True): (
+        Outcome.ROLLED_BACK,
+        COLD,
+    ),
+    Behaviour("in memory, the new kernel panics", store="luo", new_kernel="panics"): (Outcome.ROLLED_BACK, COLD),
+    Behaviour("in memory, the new kernel hangs", store="luo", new_kernel="hangs"): (Outcome.ROLLED_BACK, COLD),
+    Behaviour("in memory, PIDs taken", store="luo", new_kernel="panics", plain_boot_takes_pids=True): (
+        Outcome.ROLLED_BACK,
+        COLD,
+    ),
+    DROPS: (Outcome.ROLLED_BACK, COLD),
+}
+ids = [host.name for host in HOSTS]
+
+
+@pytest.mark.parametrize(("host", "end"), HOSTS.items(), ids=ids)
+def test_each_host_ends_as_its_plan_said(host: Behaviour, end: tuple[Outcome, int]) -> None:
+    """Kept wherever a kexec follows a kexec; started anew where a restart came between, and only there."""
+    run = play(host, {})
+    clean([run])
+    assert run.state is not None
+    assert (run.state.outcome, run.machine.cold_starts) == end
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=ids)
+def test_a_fault_at_any_point_loses_nothing_but_what_is_told(host: Behaviour) -> None:
+    """Kills anywhere are survived; a power cut costs what any power cut costs."""
+    ticks = play(host, {}).ticks
+    step = 1 if host is GOOD else 3
+    runs = [play(host, {at: kind}) for at in range(1, ticks + 1, step) for kind in KINDS]
+    assert clean(runs) > 30
+
+
+@pytest.mark.parametrize("host", [GOOD, DROPS], ids=lambda host: host.name)
+def test_a_second_fault_is_survived_too(host: Behaviour) -> None:
+    """Kills and cuts after a first one, sampled."""
+    ticks = play(host, {}).ticks
+    runs = [
+        play(host, {first: one, second: other})
+        for first in range(1, ticks + 1, 7)
+        for second in range(first + 1, ticks + 20, 11)
+        for one, other in (("kill", "kill"), ("kill", "cut"), ("cut", "kill"))
+    ]
+    assert clean(runs) > 100
+
+
+def at(run: Run, label: str) -> int:
+    return run.machine.trace.index(label) + 1
+
+
+def test_a_worker_killed_before_the_jump_costs_nothing() -> None:
+    """The session went with it: no crossing is made, the originals go on in the kernel they were in."""
+    good = play(GOOD, {})
+    for tick in range(at(good, "preserve") + 1, at(good, "jump") + 1):
+        run = play(GOOD, {tick: "kill"})
+        clean([run])
+        assert run.state is not None and run.state.outcome is Outcome.ROLLED_BACK
+        assert run.machine.cold_starts == 0
+        assert run.machine.boots == 1
+
+
+def test_a_kernel_that_got_nothing_goes_back_and_says_why() -> None:
+    """The workloads are lost with the jump; the journal names the reason, and the old release runs in the end."""
+    run = play(DROPS, {})
+    clean([run])
+    failed = [r.data["error"] for r in run.log.records if r.kind is RecordKind.FAILED]
+    assert failed == ["The images did not come through the crossing"]
+    assert run.machine.release == run.machine.plan.old_release
+    assert run.state is not None and "did not come through" in run.state.undo_reason
