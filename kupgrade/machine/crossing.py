@@ -81,7 +81,7 @@ exec /sbin/init "$@"
 
     def load(self, kernel: str, initrd: str, cmdline: str) -> None:
         """kexec_file_load(2)."""
-        kexec.load(self.libc, Path(kernel), Path(initrd), cmdline)
+        kexec.load(self.libc, Path(kernel), Path(initrd), faults.altered(self.places, cmdline))
 
     def loaded(self) -> bool | None:
         """/sys/kernel/kexec_loaded."""

@@ -87,12 +87,31 @@ def strike(places: Places, step: str, moment: str) -> None:
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)
+        case "holder-dies" if (step, moment) == ("restore", "intent"):
+            _spend(fault)
+            _kill_holder(places)
         case "restore-fails" if (step, moment) == ("restore", "intent"):
             _spend(fault)
             raise KupgradeError("The restore failed", "injected by the rehearsal")
         case "probe-fails" if (step, moment) == ("probe", "intent"):
             _spend(fault)
             raise KupgradeError("The probe failed", "injected by the rehearsal")
+
+
+def altered(places: Places, cmdline: str) -> str:
+    """The new kernel's command line; a kernel that takes no memory over is one of the faults."""
+    fault = armed(places)
+    if fault is None or fault.fault != "memory-not-taken":
+        return cmdline
+    _spend(fault)
+    return f"{cmdline} kho=off"
+
+
+def _kill_holder(places: Places) -> None:
+    pid = int(json.loads((places.run / "image-holder.json").read_text())["pid"])
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}/fd/0").exists():
+        time.sleep(0.01)
 
 
 def _spawned(places: Places) -> bool:
@@ -153,8 +172,9 @@ def _spend(fault: Fault) -> None:
 
 
 def _damage(places: Places) -> None:
-    images = [*places.state.glob("images/*/*/final/pages-*.img"), *places.run.glob("pmem/*/*/final/pages-*.img")]
-    images += [*places.state.glob("images/*/*/final/core-*.img"), *places.run.glob("pmem/*/*/final/core-*.img")]
+    stores = ((places.state, "images"), (places.run, "pmem"), (places.run, "luo"))
+    kinds = ("pages", "core")
+    images = [path for top, name in stores for kind in kinds for path in top.glob(f"{name}/*/*/final/{kind}-*.img")]
     with max(images, key=lambda path: path.stat().st_size).open("r+b") as file:
         byte = file.read(1)
         file.seek(0)

@@ -9,6 +9,8 @@ from kupgrade.errors import UsageError
 
 AT_STEP = ("kill-tool", "power-cut")
 WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
+# Of images in memory (store luo): whoever holds them in the new kernel is killed; that kernel takes no memory over.
+IN_MEMORY = ("holder-dies", "memory-not-taken")
 # With a kernel beside the other: what strikes the new one while the old one works at a step, or in between.
 BESIDE_AT_STEP = (*AT_STEP, "panic-new-kernel", "hang-new-kernel", "kill-agent", "channel-corrupted")
 # The lab makes these in the virtual host, before the upgrade is asked for.
@@ -48,15 +50,17 @@ class Fault:
             return AFTER_COMMIT
         return self.kind if not self.step else f"{self.kind}@{self.step}:{self.moment}"
 
-    def costs_the_run(self, *, beside: bool) -> bool:
+    def costs_the_run(self, *, beside: bool, in_memory: bool = False) -> bool:
         """A power cut without a complete checkpoint, or after the commit: as on any host, services start anew.
 
         With a kernel beside the other the images are in memory only, and a new kernel that ends after the commit ends
-        the machine's run.
+        the machine's run. Images `in_memory` for a kexec end with whatever does not go on by kexec.
         """
+        if in_memory and not self.step:
+            return self.kind in (*IN_MEMORY, *INITRD_SCRIPTS, "bad-initrd")
         if beside and self.kind in ("panic-new-kernel", "hang-new-kernel"):
             return self.step in SERVING and (self.step, self.moment) != (SERVING[0], "intent")
-        return self.kind == "power-cut" and (beside or (self.step, self.moment) not in _PROTECTED)
+        return self.kind == "power-cut" and (beside or in_memory or (self.step, self.moment) not in _PROTECTED)
 
     @property
     def repeatable(self) -> bool:
@@ -94,7 +98,7 @@ def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Faul
     `steps`: every step there is, `commit` aside; empty: any is taken.
     """
     beside = engine == "spawn"
-    at_step, whole = (BESIDE_AT_STEP, BESIDE_WHOLE) if beside else (AT_STEP, WHOLE)
+    at_step, whole = (BESIDE_AT_STEP, BESIDE_WHOLE) if beside else (AT_STEP, (*WHOLE, *IN_MEMORY))
     kind, at, rest = text.partition("@")
     step, _, moment = rest.partition(":")
     if beside and text == AFTER_COMMIT:

@@ -200,7 +200,7 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial) -> judge.Evidenc
         leftovers=leftovers,
         fault=str(fault or ""),
         refused=refused,
-        cold_expected=fault is not None and fault.costs_the_run(beside=options.beside),
+        cold_expected=fault is not None and fault.costs_the_run(beside=options.beside, in_memory=store == "luo"),
         resources_before=resources,
         resources_after=resources_after,
     )

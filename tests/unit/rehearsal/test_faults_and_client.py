@@ -91,6 +91,25 @@ def test_a_new_kernel_that_ends_after_the_commit_costs_the_run(text: str, costs:
     assert parse(text, engine="spawn").costs_the_run(beside=True) is costs
 
 
+@pytest.mark.parametrize(
+    ("text", "costs"),
+    [
+        ("holder-dies", True),
+        ("memory-not-taken", True),
+        ("panic-new-kernel", True),
+        ("bad-initrd", True),
+        ("power-cut@restore", True),
+        ("restore-fails", False),
+        ("images-corrupted", False),
+        ("kill-tool@restore", False),
+    ],
+)
+def test_images_in_memory_end_with_whatever_is_no_kexec(text: str, costs: bool) -> None:
+    """On a store that outlives a restart none of them would."""
+    assert parse(text).costs_the_run(beside=False, in_memory=True) is costs
+    assert not parse(text).costs_the_run(beside=False)
+
+
 @pytest.mark.parametrize(("moment", "where"), [("told", "/run/"), ("quiesced", "/run/"), ("effect", "/var/lib/")])
 def test_a_fault_in_the_middle_of_the_handover_can_be_spent(moment: str, where: str) -> None:
     """File systems are frozen there; a file on one of them could not be removed."""
