@@ -43,13 +43,21 @@ class Log(Protocol):
         """The next sequence number."""
         ...
 
-    def append(self, record: Record) -> None:
-        """Durable when it returns."""
+    def append(self, record: Record, *, durable: bool = True) -> None:
+        """Durable when it returns, or else with the next one that is, or with `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """Everything recorded so far is durable."""
         ...
 
 
 # `by` of an UNDO_REQUESTED record.
 BY_TOOL = "kupgrade"
+
+# An intent is on disk before anything is done; that something was done needs not be, for the intent behind it takes it
+# along: a crash in between finds the step begun, and asks the machine. Each flush costs a moment of the blackout.
+LAZY = frozenset((RecordKind.DONE, RecordKind.NOTE))
 
 _INTERRUPTIBLE = (Action.RUN, Action.VERIFY, Action.COMMIT, Action.STAND, Action.REQUEST_UNDO)
 
@@ -92,6 +100,7 @@ def advance(loop: Loop) -> State:
         if reason and decision.action in _INTERRUPTIBLE:
             decision, by = Decision(Action.REQUEST_UNDO, reason), OPERATOR
         if decision.action in (Action.NOTHING, Action.ASK_HUMAN, Action.STAND):
+            loop.log.sync()
             return _stop(loop, state, now, decision)
         state = _act(loop, state, now, decision, by)
 
@@ -241,7 +250,7 @@ def _append(
 ) -> State:
     """Record in the state's epoch, then fold: the state is `apply` over the records, whoever did it last."""
     record = _record(loop, kind, state.epoch, now.boot_id, step, data)
-    loop.log.append(record)
+    loop.log.append(record, durable=kind not in LAZY)
     state = apply(state, record)
     loop.watch(record, state)
     return state

@@ -173,12 +173,13 @@ class Journal:
         """Everything recorded so far."""
         return tuple(self._records)
 
-    def append(self, record: Record) -> None:
-        """Write one record; durable when this returns."""
+    def append(self, record: Record, *, durable: bool = True) -> None:
+        """Write one record; durable when this returns, or else with the next one that is, or with `sync`."""
         end = os.fstat(self._fd).st_size
         try:
             write_all(self._fd, encode_line(encode(record)))
-            os.fsync(self._fd)
+            if durable:
+                os.fsync(self._fd)
         except OSError:
             # Not a record: a later append must not stand behind half a line.
             with contextlib.suppress(OSError):
@@ -186,6 +187,10 @@ class Journal:
                 os.lseek(self._fd, end, os.SEEK_SET)
             raise
         self._records.append(record)
+
+    def sync(self) -> None:
+        """Make everything recorded so far durable."""
+        os.fsync(self._fd)
 
     @property
     def next_seq(self) -> int:

@@ -14,11 +14,12 @@ from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, RefusedError, UsageError
-from kupgrade.host import image, initramfs, kernels
+from kupgrade.host import image, initramfs, kernels, kho_abi
 from kupgrade.kernel import blockfs, devices
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
-from kupgrade.model.kernel import KernelRelease
+from kupgrade.model.kernel import KernelImage, KernelRelease
+from kupgrade.model.kho import differs
 from kupgrade.model.plan import Plan, Refusal
 from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
@@ -41,7 +42,7 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
     """Per engine, why this host cannot use it; empty: it can."""
     result = {}
     for name, engine in ENGINES.items():
-        _, stores, _ = planner.choose_store(facts, engine.stores(policy))
+        _, stores, _ = planner.choose_store(facts, policy, engine.stores(policy))
         result[name] = (*engine.refusals(facts, policy), *stores)
     return result
 
@@ -65,7 +66,7 @@ def make_plan(
     found = [*chosen.refusals(facts, policy)]
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
     preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
-    kind, no_store, notes = planner.choose_store(facts, preferred)
+    kind, no_store, notes = planner.choose_store(facts, policy, preferred, target)
     if kind is None:
         found += no_store
     if found or kind is None:
@@ -111,7 +112,7 @@ def _store_kind(text: str) -> StoreKind:
     try:
         return StoreKind(text)
     except ValueError:
-        raise UsageError(f"{text!r} is no image store", "", "Use auto, disk or pmem") from None
+        raise UsageError(f"{text!r} is no image store", "", "Use auto, luo, pmem or disk") from None
 
 
 def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tuple[str, ...]]:
@@ -176,8 +177,16 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
         missing_modules=tuple(n for n, found in presence.items() if found is kernels.Presence.MISSING),
         back_kernel=str(back.kernel),
         back_initrd=str(back.initrd),
+        handover=_handover(facts, read, back.kernel),
         problems=problems,
     )
+
+
+def _handover(facts: Facts, target: KernelImage, running: Path) -> tuple[str, ...]:
+    """Why the target cannot take over what the running kernel hands over. Images are compared, neither is started."""
+    if facts.kho is None or not facts.kho.device_there:
+        return ("this kernel hands nothing over",)
+    return differs(kho_abi.read(running), kho_abi.of_image(target))
 
 
 def _comparable(drivers: Iterable[str], running: KernelRelease, root: Path) -> tuple[str, ...]:

@@ -72,12 +72,15 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _one_of(kind: type[E]) -> Callable[[Any], E]:
+def _one_of(kind: type[E], *but: E) -> Callable[[Any], E]:
+    """A member of `kind`, other than those of `but`: they are chosen by other means."""
+    known = {member.value: member for member in kind if member not in but}
+
     def check(value: Any) -> E:
         try:
-            return kind(value)
-        except ValueError:
-            choices = ", ".join(f'"{member.value}"' for member in kind)
+            return known[value]
+        except (KeyError, TypeError):
+            choices = ", ".join(f'"{name}"' for name in known)
             raise _bad(f"found {value!r:.40}", f"Write one of {choices}") from None
 
     return check
@@ -120,7 +123,7 @@ _path = _text(re.compile(r"/[^\0\n]*"), "an absolute path, in quotes")
 _engine = _text(re.compile(r"[a-z][a-z0-9-]*"), "the name of an engine, in quotes")
 
 _KEXEC: Mapping[str, Check] = {
-    "stores": _list(_one_of(StoreKind), 1),
+    "stores": _list(_one_of(StoreKind, StoreKind.WINDOW), 1),
     "disk_path": _path,
     "pmem_device": _text(re.compile(r"/dev/[^\0\n]+"), 'a device, e.g. "/dev/pmem0"'),
     "predump_rounds": _whole(0, 32),

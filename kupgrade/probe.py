@@ -11,7 +11,7 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import bootloader, command
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import blockfs, kexec, memory, proc, sysctl, watchdog
+from kupgrade.kernel import blockfs, kexec, kho, memory, proc, sysctl, watchdog
 from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
 from kupgrade.probe_spawn import observe_spawn
@@ -65,6 +65,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         early_agent=unknown.ask("mounts", lambda: _early_agent(policy, workloads, root), False),
         unknown=dict(unknown),
         spawn=observe_spawn(root) if os.geteuid() == 0 else None,
+        kho=kho.read(root),
     )
 
 
@@ -117,7 +118,8 @@ def _stores(policy: Policy, root: Path, unknown: Unknowns) -> StoreFacts:
     for device in memory.pmem_devices(root):
         if device.name == name:
             size, why = device.size, ""
-    return StoreFacts(options.disk_path, free, options.pmem_device, size, why)
+    available = unknown.ask("available memory", lambda: proc.meminfo(root)["MemAvailable"], None)
+    return StoreFacts(options.disk_path, free, options.pmem_device, size, why, available)
 
 
 def _checksum_rate() -> float:

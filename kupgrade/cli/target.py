@@ -41,7 +41,9 @@ def target_options(function: F) -> F:
     """--kernel, --engine, --store, --retry-failed."""
     for option in (
         click.option("--retry-failed", is_flag=True, help="Allow a release that was rolled back before."),
-        click.option("--store", type=click.Choice([AUTO, "disk", "pmem"]), default=AUTO, help="Where images wait."),
+        click.option(
+            "--store", type=click.Choice([AUTO, "luo", "pmem", "disk"]), default=AUTO, help="Where images wait."
+        ),
         click.option("--engine", type=click.Choice([AUTO, *ENGINES]), default=AUTO, help="How the new kernel starts."),
         click.option("--kernel", metavar="RELEASE|PATH", help="The new kernel; the newest installed one by default."),
     ):

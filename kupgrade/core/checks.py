@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kupgrade.core.live_update import live_update_refusals
 from kupgrade.core.obstacles import obstacles
 from kupgrade.model.facts import Facts
 from kupgrade.model.kernel import CommandLine
@@ -121,10 +122,13 @@ def target_refusals(facts: Facts, policy: Policy, target: Target) -> tuple[Refus
     return tuple(found)
 
 
-def store_refusals(facts: Facts, kind: StoreKind) -> tuple[Refusal, ...]:
-    """Why images cannot go to this store."""
-    need = int(sum(w.anonymous_bytes + w.shared_bytes for w in facts.workloads) * PMEM_HEADROOM) + STORE_EXTRA
+def store_refusals(facts: Facts, policy: Policy, kind: StoreKind, target: Target | None = None) -> tuple[Refusal, ...]:
+    """Why images cannot go to this store. Without a target only what this host lacks is told."""
+    memory = sum(w.anonymous_bytes + w.shared_bytes for w in facts.workloads)
+    need = int(memory * PMEM_HEADROOM) + STORE_EXTRA
     stores = facts.stores
+    if kind is StoreKind.LUO:
+        return live_update_refusals(facts, policy, target, memory, need)
     if kind is StoreKind.PMEM:
         if stores.pmem_size is None:
             return (

@@ -16,8 +16,15 @@ from kupgrade.model.target import Target
 from kupgrade.model.workload import Fate, Store, StoreKind, Workload
 
 STATE = "/var/lib/kupgrade"
+LUO_MOUNT = "/run/kupgrade/luo"
 PMEM_MOUNT = "/run/kupgrade/pmem"
 WINDOW_MOUNT = "/run/kupgrade/window"
+
+
+ONLY_BY_KEXEC = (
+    "images in memory (store luo) come through a kexec only: if the new kernel panics or hangs before the commit, or"
+    " the power fails, the workloads' units start anew; stores pmem and disk outlive that"
+)
 
 
 def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
@@ -43,19 +50,21 @@ def store_for(upgrade: UpgradeId, policy: Policy, kind: StoreKind) -> Store:
     options = policy.engine.kexec
     if kind is StoreKind.WINDOW:
         return Store(kind, f"{WINDOW_MOUNT}/{upgrade}", "tmpfs", WINDOW_MOUNT)
+    if kind is StoreKind.LUO:
+        return Store(kind, f"{LUO_MOUNT}/{upgrade}", "tmpfs", LUO_MOUNT)
     if kind is StoreKind.PMEM:
         return Store(kind, f"{PMEM_MOUNT}/{upgrade}", options.pmem_device, PMEM_MOUNT)
     return Store(kind, f"{options.disk_path}/{upgrade}")
 
 
 def choose_store(
-    facts: Facts, preferred: tuple[StoreKind, ...]
+    facts: Facts, policy: Policy, preferred: tuple[StoreKind, ...], target: Target | None = None
 ) -> tuple[StoreKind | None, tuple[Refusal, ...], tuple[str, ...]]:
     """The first store that can take the images, the refusals of all when none can, and notes on those passed over."""
     refused: list[Refusal] = []
     notes: list[str] = []
     for kind in preferred:
-        found = store_refusals(facts, kind)
+        found = store_refusals(facts, policy, kind, target)
         if not found:
             return kind, (), tuple(notes)
         refused += found
@@ -108,7 +117,11 @@ def assemble(
         phases=phases,
         budgets=tuple(budget(facts, w, policy.deadline, beside=beside) for w in facts.workloads if w.name in names),
         losses=losses(facts, policy, to_stop(facts, policy)),
-        warnings=(*warnings(facts, target, beside=beside), *(spawn_checks.warnings(facts) if beside else ())),
+        warnings=(
+            *warnings(facts, target, beside=beside),
+            *(spawn_checks.warnings(facts) if beside else ()),
+            *((ONLY_BY_KEXEC,) if store.kind is StoreKind.LUO else ()),
+        ),
         fallbacks=fallbacks,
         deadline=policy.engine.spawn.restore_deadline if beside else policy.deadline,
         workload_pids=tuple(sorted(p for w in workloads for p in w.pids)),

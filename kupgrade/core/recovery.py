@@ -230,7 +230,7 @@ def _undo_applies(state: State, index: int, now: Now) -> bool:
 
 def _must_reenter(state: State, now: Now) -> bool:
     dump = step_index(state, DUMP)
-    if dump is None or not state.fell_back or now.pids_free is not False:
+    if dump is None or not state.fell_back or now.pids_free is not False or now.images is False:
         return False
     if state.reentries >= MAX_REENTRIES:  # more than one: the tool may be killed between the record and the jump
         return False
@@ -241,7 +241,7 @@ def _must_reenter(state: State, now: Now) -> bool:
 
 def _other_boot(state: State, now: Now) -> Decision:
     plan = state.plan
-    lost = volatile(state) and not _has_ticket(state, now)
+    lost = (volatile(state) or now.images is False) and not _has_ticket(state, now)
     at_stake = state.committed or (images_valid(state) and not lost)
     if now.release not in (plan.old_release, plan.new_release) and at_stake:
         return Decision(Action.ASK_HUMAN, f"{now.release} runs, which is neither the old nor the new release")
@@ -283,6 +283,7 @@ def _fall_back_reason(state: State) -> str:
 
 
 def _foreign_reboot(state: State, now: Now) -> Decision:
-    if images_valid(state) and not volatile(state) and now.release != state.plan.old_release:
+    kept = images_valid(state) and not volatile(state) and now.images is not False
+    if kept and now.release != state.plan.old_release:
         return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
     return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")

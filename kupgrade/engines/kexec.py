@@ -6,6 +6,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   arm-watchdog              a new kernel that hangs before user space ends in a reset
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the jump rollback is a thaw
+  preserve-images           store luo only: the images stay in memory, in a session that ends with its holder
   cross                     the old copy ends with the old kernel; the images are all there is
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
@@ -29,7 +30,7 @@ from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
-from kupgrade.steps.images import PrepareStore, WipeImages
+from kupgrade.steps.images import PrepareStore, Preserve, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
 
@@ -85,6 +86,7 @@ class KexecEngine:
         deadline = int(policy.deadline)
         new = str(order.target.image.release)
         units = with_unit(order)
+        carried = order.store if order.store.kind is StoreKind.LUO else None
         return (
             *((spec(HoldUnits(units, str(order.upgrade), deadline)),) if units else ()),
             spec(ArmWatchdog(deadline)),
@@ -100,6 +102,7 @@ class KexecEngine:
                     timeout=policy.deadline,
                 )
             ),
+            *((spec(Preserve(order.store)),) if carried else ()),
             spec(
                 Cross(
                     epoch=EPOCH,
@@ -107,6 +110,7 @@ class KexecEngine:
                     back_kernel=order.target.back_kernel,
                     back_initrd=staged(order, "back"),
                     back_cmdline=back_cmdline(order),
+                    carried=carried,
                 )
             ),
         )

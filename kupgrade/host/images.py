@@ -7,6 +7,7 @@ manifest is written last and atomically: without it the images do not count. Ima
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -35,7 +36,7 @@ class ImageStore:
     @property
     def in_memory(self) -> bool:
         """Whether the images are in this kernel's memory only (tmpfs)."""
-        return self.store.kind is StoreKind.WINDOW
+        return self.store.in_memory
 
     def mounted(self) -> bool:
         """Whether the store's file system is mounted where it should be (always true for a plain directory)."""
@@ -126,7 +127,7 @@ class ImageStore:
 
     def used_bytes(self) -> int:
         """Bytes that the images take."""
-        return sum(path.lstat().st_size for path in self._files())
+        return sum(self._stat(path).st_size for path in self._files())
 
     def seal(self, upgrade: str, old_release: str, new_release: str, known: Mapping[str, Known]) -> Manifest:
         """Checksum everything (but what `known` covers), flush, then write the complete mark."""
@@ -140,7 +141,7 @@ class ImageStore:
         """Of what is there now; what `known` covers is not read again, so that sealing in the blackout is short."""
         found = {}
         for path in self._files():
-            info = path.lstat()
+            info = self._stat(path)
             name = str(path.relative_to(self.path))
             before = known.get(name)
             same = before is not None and (before.written, before.file.size) == (info.st_mtime_ns, info.st_size)
@@ -183,7 +184,7 @@ class ImageStore:
             path = self.path / name
             try:
                 if only and Path(name).parent.name != only:
-                    found = ImageFile(path.lstat().st_size, expected.crc32)
+                    found = ImageFile(self._stat(path).st_size, expected.crc32)
                 else:
                     found = checksum(path)
             except OSError as error:
@@ -225,8 +226,13 @@ class ImageStore:
         if not self.path.is_dir():
             return
         for path in sorted(self.path.rglob("*")):
-            if path.name != MANIFEST and stat.S_ISREG(path.lstat().st_mode):
-                yield path
+            with contextlib.suppress(FileNotFoundError):  # its holder is gone, and the image with it
+                if path.name != MANIFEST and stat.S_ISREG(self._stat(path).st_mode):
+                    yield path
+
+    def _stat(self, path: Path) -> os.stat_result:
+        """Images that came through a kexec are links to whoever holds them; anywhere else a link is no image."""
+        return path.stat() if self.store.kind is StoreKind.LUO else path.lstat()
 
 
 def round_name(number: int) -> str:
@@ -267,8 +273,3 @@ def _overwrite(path: Path) -> None:
         while size > 0:
             size -= file.write(zeros[: min(size, _CHUNK)])
         os.fsync(file.fileno())
-
-
-def kinds() -> tuple[StoreKind, ...]:
-    """Stores in the order of preference."""
-    return (StoreKind.PMEM, StoreKind.DISK)

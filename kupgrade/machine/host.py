@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.chronicle import BLACKOUT, HANDOVER
 from kupgrade.core.fold import fold
-from kupgrade.core.stakes import HAND_OVER, jump_cut_short, step_index
-from kupgrade.errors import KernelError, NeedsHumanError
+from kupgrade.core.stakes import CROSS, HAND_OVER, jump_cut_short, step_index
+from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
 from kupgrade.host.systemd import Systemd
@@ -26,14 +26,17 @@ from kupgrade.machine import faults, standing
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
 from kupgrade.machine.health import RealHealth
-from kupgrade.machine.images import RealImages
+from kupgrade.machine.images import RealImages, store_of
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
+from kupgrade.model.codec import decode, learn
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
+from kupgrade.model.workload import Store
 from kupgrade.steps import registry
+from kupgrade.steps.base import learn_all
 
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
@@ -134,7 +137,16 @@ def observe_now(state: State, places: Places) -> Now:
     free: bool | None = None
     if state.fell_back:
         free = _pids_free(state, places)
-    return Now(proc.boot_id(places.root), str(proc.release(places.root)), ticket, free)
+    boot = proc.boot_id(places.root)
+    carried = carried_images(state.plan) if boot != state.plan.boot_id else None
+    images = None if carried is None else store_of(carried).sealed()
+    return Now(boot, str(proc.release(places.root)), ticket, free, images)
+
+
+def carried_images(plan: Plan) -> Store | None:
+    """The store whose images pass from kernel to kernel in memory, if the plan has one."""
+    found = next((spec.params.get("carried") for spec in plan.steps if spec.kind == CROSS), None)
+    return None if found is None else decode(Store, found, "cross.carried")
 
 
 def _pids_free(state: State, places: Places) -> bool | None:
@@ -161,6 +173,9 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     if proc.boot_id(root) != state.boot_id:
         # Before anybody asks whether the PIDs are free: what is free now must be free when the restore comes to it.
         keep_pids_free(plan.workload_pids, root)
+    elif not state.crossed:
+        learn_ahead()
+    _fetch_carried(host, state)
     if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
         if step_index(state, HAND_OVER) is not None and not state.crossed:
@@ -181,6 +196,22 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         interrupted=lambda: _rollback_requested(places),
     )
     return advance(loop)
+
+
+def _fetch_carried(host: RealHost, state: State) -> None:
+    """Images that an earlier kernel had to hand over: fetched before anything is decided that depends on them."""
+    carried = carried_images(state.plan)
+    if carried is None or state.committed or proc.boot_id(host.places.root) == state.plan.boot_id:
+        return
+    with contextlib.suppress(KupgradeError):  # what it means that they are not there is decided by the journal
+        host.images.prepare(carried)
+
+
+def learn_ahead() -> None:
+    """Look into what plans, records and steps are made of while nobody waits; in the blackout it is known then."""
+    learn_all()
+    learn(Plan)
+    learn(Record)
 
 
 def keep_pids_free(pids: Collection[int], root: Path) -> None:
@@ -230,7 +261,8 @@ def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, p
             time=record.time,
             uptime=record.uptime,
             data=data,
-        )
+        ),
+        durable=False,
     )
 
 

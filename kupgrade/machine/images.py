@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from kupgrade.errors import KupgradeError
 from kupgrade.host.images import ImageStore
 from kupgrade.host.manifest import Known
-from kupgrade.model.workload import Store
+from kupgrade.machine.live_update import LiveUpdate
+from kupgrade.machine.places import Places
+from kupgrade.model.workload import Store, StoreKind
 
 
 def store_of(store: Store) -> ImageStore:
@@ -19,11 +21,27 @@ def store_of(store: Store) -> ImageStore:
 class RealImages:
     """Image stores on this machine. `_known`: checksums taken before the blackout."""
 
+    live_update: LiveUpdate = field(default_factory=lambda: LiveUpdate(Places()))
     _known: dict[str, Known] = field(default_factory=dict)
 
     def prepare(self, store: Store) -> None:
-        """Directory and mount."""
-        store_of(store).prepare()
+        """Directory and mount; what the kernel before this one handed over is there then."""
+        images = store_of(store)
+        images.prepare()
+        if store.kind is StoreKind.LUO and not images.sealed():
+            self.live_update.fetch(store)
+
+    def preserve(self, store: Store) -> tuple[int, int]:
+        """See the port."""
+        return self.live_update.preserve(store)
+
+    def preserved(self, store: Store) -> bool | None:
+        """See the port."""
+        return self.live_update.preserved(store)
+
+    def take_back(self, store: Store) -> None:
+        """See the port."""
+        self.live_update.give_up(store)
 
     def ready(self, store: Store) -> bool:
         """Mounted, private, there."""
@@ -50,7 +68,13 @@ class RealImages:
     def verify(self, store: Store) -> None:
         """See the port. What came through the window was checked as it came: then only the last round is read again."""
         images = store_of(store)
-        images.verify(only="final" if images.in_memory else "")
+        if store.kind is StoreKind.LUO and not images.sealed():
+            raise KupgradeError(
+                "The images did not come through the crossing",
+                self.live_update.missing(store),
+                "The workloads' memory is lost; their units start anew",
+            )
+        images.verify(only="final" if store.in_memory else "")
 
     def recheck(self, store: Store) -> None:
         """See the port."""
@@ -65,6 +89,8 @@ class RealImages:
         images = store_of(store)
         images.mount()
         images.wipe()
+        if store.kind is StoreKind.LUO:
+            self.live_update.release(store)
         images.unmount()
 
     def present(self, store: Store) -> bool:

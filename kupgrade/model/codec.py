@@ -42,6 +42,19 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def learn(kind: Any) -> None:
+    """Look at everything that decoding a `kind` has to know, ahead of time: `decode` is much faster then."""
+    for part in get_args(kind):
+        learn(part)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in _learned:
+        _learned.add(kind)
+        for hint in _hints(kind).values():
+            learn(hint)
+
+
+_learned: set[type] = set()
+
+
 def decode(cls: type[T], data: object, where: str = "$") -> T:
     """Build a `cls` from JSON values; `where` names the place in messages.
 

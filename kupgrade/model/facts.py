@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kupgrade.errors import KupgradeError
+from kupgrade.model.kho import KhoFacts
 from kupgrade.model.spawn_facts import SpawnFacts
 from kupgrade.model.workload import Workload
 
@@ -88,6 +89,7 @@ class StoreFacts:
     pmem_device: str
     pmem_size: int | None  # None: no such device
     pmem_why: str = ""
+    memory_available: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Facts:
     early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
     unknown: Mapping[str, str] = field(default_factory=dict)
     spawn: SpawnFacts | None = None  # None: not asked
+    kho: KhoFacts | None = None  # None: not asked
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -137,6 +140,8 @@ class Facts:
             "lockdown": self.lockdown,
             "persistent memory": f"{self.stores.pmem_device} {self.stores.pmem_size}",
         }
+        if self.kho is not None:
+            found["live update"] = str(self.kho.device_there)
         for entry in self.workloads:
             pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
             found[f"processes of {entry.name}"] = pids

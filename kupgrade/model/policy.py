@@ -55,7 +55,7 @@ class NetworkMode(enum.Enum):
 class KexecOptions:
     """Options of the kexec engine. `network_timeout`: seconds."""
 
-    stores: tuple[StoreKind, ...] = (StoreKind.PMEM, StoreKind.DISK)
+    stores: tuple[StoreKind, ...] = (StoreKind.LUO, StoreKind.PMEM, StoreKind.DISK)
     disk_path: str = "/var/lib/kupgrade/images"
     pmem_device: str = "/dev/pmem0"
     predump_rounds: int = 4

@@ -129,9 +129,13 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What runs at this moment. `pids_free`: None when it could not be determined."""
+    """What runs at this moment. `pids_free`: None when it could not be determined.
+
+    `images`: whether images that a kernel had to hand over came to this one; None: there are none of that kind.
+    """
 
     boot_id: str
     release: str
     ticket: str | None
     pids_free: bool | None = None
+    images: bool | None = None

@@ -18,4 +18,5 @@ class Target:
     missing_modules: tuple[str, ...]  # of this host's storage and network
     back_kernel: str
     back_initrd: str
+    handover: tuple[str, ...] = ("it was not looked at",)  # why it cannot take over what the running kernel leaves it
     problems: tuple[str, ...] = ()  # what could not be determined, in words

@@ -69,6 +69,7 @@ class StoreKind(enum.Enum):
 
     DISK = "disk"
     PMEM = "pmem"  # legacy persistent memory, memmap=SIZE!ADDR: survives kexec, panic and reset
+    LUO = "luo"  # memory that a kernel hands to the next one (KHO): survives a kexec, and nothing else
     WINDOW = "window"  # each kernel's own memory, shipped through the window both see: gone with a restart
 
 
@@ -80,6 +81,11 @@ class Store:
     path: str
     device: str = ""
     mountpoint: str = ""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are files in memory (tmpfs)."""
+        return self.kind in (StoreKind.WINDOW, StoreKind.LUO)
 
 
 @dataclass(frozen=True, slots=True)

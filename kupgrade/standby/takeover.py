@@ -20,7 +20,7 @@ from kupgrade.host import nft
 from kupgrade.host.criu import Criu
 from kupgrade.kernel.libc import Libc, reported
 from kupgrade.kernel.window_files import content, read_table
-from kupgrade.machine import going_home, new_root, standing, streams
+from kupgrade.machine import going_home, host, new_root, standing, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model import standby
@@ -56,6 +56,7 @@ def prepare(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     new_root.prepare_store(int(arguments["writes"]))
     nft.lock(arguments.get("tcp", ()), arguments.get("udp", ()), nft.Direction.BOTH)
     load_criu_modules()
+    host.learn_ahead()
     try:
         Criu().check()
     except KupgradeError as error:

@@ -8,14 +8,16 @@ from typing import ClassVar, Protocol
 from kupgrade.errors import KupgradeError
 from kupgrade.model.plan import Scope
 from kupgrade.model.record import Verdict
+from kupgrade.model.workload import Store
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
-from kupgrade.steps.ports import Crossing
+from kupgrade.steps.ports import Crossing, Images
 
 
 class HasCrossing(Protocol):
     """A host with kexec. `return_plan` is set while an upgrade's journal is open."""
 
     crossing: Crossing
+    images: Images
 
     def go_back(self) -> None:
         """From the new kernel to the old release with the same images; does not return."""
@@ -219,6 +221,7 @@ class Cross:
     back_kernel: str
     back_initrd: str
     back_cmdline: str
+    carried: Store | None = None  # images that exist only as long as this kernel hands them over
 
     def describe(self) -> str:
         """One clause."""
@@ -233,7 +236,13 @@ class Cross:
         return Armed(self.epoch)
 
     def do(self, host: HasCrossing, before: Armed) -> None:
-        """Does not return when it works."""
+        """Does not return when it works. Nothing is left behind: images that would not come along stop it here."""
+        if self.carried is not None and host.images.preserved(self.carried) is not True:
+            raise KupgradeError(
+                "The images would not reach the new kernel",
+                "the live update session that holds them is gone with the process that had it open",
+                "Nothing is lost: the workloads were never ended. Try again",
+            )
         host.crossing.cross()
 
     def undo(self, host: HasCrossing, before: Armed, context: UndoContext) -> None:

@@ -9,7 +9,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.model.plan import Scope
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Store
-from kupgrade.steps.base import Nothing, UndoContext, register
+from kupgrade.steps.base import Figures, Nothing, UndoContext, register
 from kupgrade.steps.ports import Images
 
 
@@ -91,3 +91,55 @@ class WipeImages:
     def verify(self, host: HasImages, before: Nothing) -> Verdict:
         """No image is left."""
         return Verdict.NOT_DONE if host.images.present(self.store) else Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Preserve:
+    """Puts the sealed images into a live update session: this kernel leaves them where they are, for the next one.
+
+    Crash windows: a worker that ends takes the session along, and the images; before the jump the frozen originals are
+    there and everything is taken back. During the jump the worker is the one that makes it.
+    """
+
+    kind: ClassVar[str] = "preserve-images"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = False
+    before: ClassVar[type] = Nothing
+    store: Store
+
+    def describe(self) -> str:
+        """One clause."""
+        return "leave the images in memory for the next kernel (live update)"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "hand nothing over; the memory is free again"
+
+    def observe(self, host: HasImages) -> Nothing:
+        """A session of this name is not this upgrade's."""
+        if host.images.preserved(self.store) is not False:
+            raise KupgradeError(
+                "Images cannot be handed to the next kernel",
+                "there is a live update session of this upgrade already, or none can be made",
+                "See kupgrade preflight",
+            )
+        return Nothing()
+
+    def do(self, host: HasImages, before: Nothing) -> Figures:
+        """Preserve."""
+        files, size = host.images.preserve(self.store)
+        return {"files": files, "bytes": size}
+
+    def undo(self, host: HasImages, before: Nothing, context: UndoContext) -> None:
+        """Give them up."""
+        host.images.take_back(self.store)
+
+    def verify(self, host: HasImages, before: Nothing) -> Verdict:
+        """The session lives. Another worker's is gone with it."""
+        match host.images.preserved(self.store):
+            case True:
+                return Verdict.DONE
+            case False:
+                return Verdict.NOT_DONE
+        return Verdict.UNKNOWN

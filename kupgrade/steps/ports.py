@@ -36,6 +36,15 @@ class Images(Protocol):
     def recheck(self, store: Store) -> None:
         """Read back what the last dump wrote, and the sizes of the rest; raise BadInputError when anything differs."""
 
+    def preserve(self, store: Store) -> tuple[int, int]:
+        """Have this kernel hand the sealed images to the next one: how many files, and their bytes."""
+
+    def preserved(self, store: Store) -> bool | None:
+        """Whether it would, if it ended now; None: unknown."""
+
+    def take_back(self, store: Store) -> None:
+        """It hands over nothing any more. The images are of no use then: the originals are all there is."""
+
     def withdraw(self, store: Store) -> None:
         """Remove the complete mark durably: the images are dead."""
 

@@ -186,12 +186,14 @@ def one_life(run: Run) -> None:
     except Kill:
         return  # the kernel and everything in it goes on; systemd starts the tool again
     except PowerCut:
+        run.log.lose_unsynced()
         machine.reset(injected=True)
     except Crossed:
         machine.kexec()
     except Restarted:
         machine.reset()
     except Hung:
+        run.log.lose_unsynced()
         machine.hang()
 
 

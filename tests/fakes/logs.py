@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kupgrade.journal import Journal, encode_line
@@ -20,6 +21,7 @@ class MemoryLog:
         self._machine = machine
         self.last: RecordKind | None = None  # kind of the last record, notes aside
         self.committed = False
+        self.durable = 0  # how many records outlive a crash of the kernel
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -32,11 +34,21 @@ class MemoryLog:
     def begin(self, planned: Record) -> None:
         """The upgrade has begun: its plan is recorded."""
         self._write(planned)
+        self.sync()
 
-    def append(self, record: Record) -> None:
+    def sync(self) -> None:
+        self.durable = len(self.records)
+
+    def lose_unsynced(self) -> None:
+        """The kernel ends without having written what it was not asked to write."""
+        del self._records[self.durable :]
+
+    def append(self, record: Record, *, durable: bool = True) -> None:
         machine = self._machine
         if machine is None:
             self._records.append(record)
+            if durable:
+                self.sync()
             return
         if machine.filesystems_frozen:
             raise Hung  # a write to a frozen file system waits for ever
@@ -46,7 +58,9 @@ class MemoryLog:
         except EndError:
             self._tear(record)
             raise
-        self._write(record)
+        self._write(record, durable=durable)
+        if durable:
+            self.sync()
         if record.kind is not RecordKind.NOTE:
             self.last = record.kind
         self.committed |= record.kind is RecordKind.COMMITTED
@@ -57,7 +71,7 @@ class MemoryLog:
     def reopen(self) -> None:
         """A new process, or a new kernel, reads what is there."""
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, *, durable: bool = True) -> None:
         self._records.append(record)
 
     def _tear(self, record: Record) -> None:
@@ -71,6 +85,17 @@ class FileLog(MemoryLog):
         super().__init__(machine)
         self._path = path
         self._journal = Journal.create(path)
+        self._bytes = path.stat().st_size
+
+    def sync(self) -> None:
+        super().sync()
+        self._journal.sync()
+        self._bytes = self._path.stat().st_size
+
+    def lose_unsynced(self) -> None:
+        self._journal.close()
+        os.truncate(self._path, self._bytes)
+        self._journal = Journal.open(self._path)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -87,8 +112,8 @@ class FileLog(MemoryLog):
     def close(self) -> None:
         self._journal.close()
 
-    def _write(self, record: Record) -> None:
-        self._journal.append(record)
+    def _write(self, record: Record, *, durable: bool = True) -> None:
+        self._journal.append(record, durable=durable)
 
     def _tear(self, record: Record) -> None:
         line = encode_line(encode(record))

@@ -95,6 +95,7 @@ class Box:
             self.limits.append(TORN)
         self.end_new()
         self.new = None
+        self.disk.crash()
         self.unsaid |= not any(r.kind is RecordKind.FINISHED for r in self.disk.records)
         self.excused = True
         self.connected = dict.fromkeys(self.connected, False)

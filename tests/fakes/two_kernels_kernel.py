@@ -164,12 +164,17 @@ class SpawnLog:
     def next_seq(self) -> int:
         return len(self.kernel.disk.records) + 1
 
-    def append(self, record: Record) -> None:
+    def sync(self) -> None:
+        self.kernel.disk.sync()
+
+    def append(self, record: Record, *, durable: bool = True) -> None:
         kernel = self.kernel
         step = "" if record.step is None else kernel.plan.steps[record.step].kind
         label = f"{record.kind.value} {step}".strip()
         kernel.tick(f"before record: {label}")
         kernel.write().records.append(record)
+        if durable:
+            self.sync()
         if record.kind is RecordKind.COMMITTED:
             check_commit(cast(Machine, kernel))
         kernel.tick(f"after record: {label}")

@@ -141,6 +141,18 @@ class Disk:
     initrds: dict[str, int] = field(default_factory=dict)
     built: set[str] = field(default_factory=set)
     torn: bool = False
+    durable: int = -1  # how many records outlive a crash; a copy of the disk is made of what was flushed
+
+    def __post_init__(self) -> None:
+        if self.durable < 0:
+            self.sync()
+
+    def sync(self) -> None:
+        self.durable = len(self.records)
+
+    def crash(self) -> None:
+        """What was not flushed is lost."""
+        del self.records[self.durable :]
 
     def copy(self) -> Disk:
         return Disk(

@@ -32,6 +32,8 @@ class Host:
 
     def call(self, name: str) -> None:
         last = self.log.records[-1]
+        if name.startswith(("do ", "undo ")) and self.log.durable != len(self.log.records):
+            self.calls.append(f"{name} before its intent was on disk")
         self.calls.append(f"{name} after {last.kind.value}")
         if self.errors.get(name):
             raise self.errors[name].pop(0)
@@ -104,6 +106,25 @@ def test_the_before_image_is_recorded_before_the_effect(host: Host) -> None:
     assert kinds(host) == ["planned", "started", "done", "started", "done", "committed", "finished"]
     assert over(state) is Outcome.COMMITTED
     assert host.log.records[2].data["bytes"] == 7
+    assert host.log.durable == len(host.log.records)
+
+
+def test_what_is_decided_for_good_is_on_disk_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that something was done may wait for the next record's flush; and nothing waits when the loop ends."""
+    lazy: list[RecordKind] = []
+    append = MemoryLog.append
+    monkeypatch.setattr(
+        MemoryLog,
+        "append",
+        lambda log, record, *, durable=True: (
+            durable or lazy.append(record.kind),
+            append(log, record, durable=durable),
+        ),
+    )
+    host.errors["do second"] = [KupgradeError("no"), KupgradeError("no")]
+    advance(loop_on(host))
+    assert lazy == [RecordKind.DONE]
+    assert host.log.durable == len(host.log.records)
 
 
 def test_a_failed_step_is_recorded_and_all_is_undone_in_reverse(host: Host) -> None:

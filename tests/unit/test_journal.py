@@ -61,6 +61,10 @@ def test_an_append_is_synced_before_it_returns(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), sync(fd))[1])
     journal.append(record(1))
     assert calls == ["write", "fsync"]
+    journal.append(record(2), durable=False)
+    assert calls == ["write", "fsync", "write"]
+    journal.sync()
+    assert calls == ["write", "fsync", "write", "fsync"]
     journal.close()
 
 

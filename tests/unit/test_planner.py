@@ -159,12 +159,12 @@ def test_services_that_are_kept_needed_or_protected_are_not_stopped() -> None:
 def test_the_first_store_with_room_is_taken_and_others_are_told() -> None:
     """A store passed over leaves a note; without any store every reason is given."""
     preferred = (StoreKind.PMEM, StoreKind.DISK)
-    assert planner.choose_store(pf.facts(), preferred)[0] is StoreKind.PMEM
+    assert planner.choose_store(pf.facts(), pf.policy(), preferred)[0] is StoreKind.PMEM
     small = dataclasses.replace(pf.facts().stores, pmem_size=1 << 20)
-    kind, refused, notes = planner.choose_store(pf.facts(stores=small), preferred)
+    kind, refused, notes = planner.choose_store(pf.facts(stores=small), pf.policy(), preferred)
     assert kind is StoreKind.DISK and not refused and "pmem passed over" in notes[0]
     none = dataclasses.replace(small, disk_free=1 << 20)
-    kind, refused, _ = planner.choose_store(pf.facts(stores=none), preferred)
+    kind, refused, _ = planner.choose_store(pf.facts(stores=none), pf.policy(), preferred)
     assert kind is None and len(refused) == 2
 
 

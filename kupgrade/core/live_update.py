@@ -1,0 +1,69 @@
+"""Whether images can stay in memory over a kexec: what the running kernel, the target and the memory say. Pure."""
+
+from __future__ import annotations
+
+from kupgrade.model.facts import Facts
+from kupgrade.model.kernel import CommandLine
+from kupgrade.model.kho import KhoFacts
+from kupgrade.model.plan import Refusal
+from kupgrade.model.policy import Policy
+from kupgrade.model.target import Target
+
+WORDS = ("kho", "liveupdate")
+SPARE = 128 << 20  # bytes that must stay available to go on with
+NEXT_KERNEL = 256 << 20  # bytes for the next kernel and its user space, beside images and restored workloads
+_OFF = ("n", "f", "0")  # as the kernel's kstrtobool() reads them; "off" besides
+
+
+def live_update_refusals(
+    facts: Facts, policy: Policy, target: Target | None, memory: int, need: int
+) -> tuple[Refusal, ...]:
+    """Why images cannot pass in memory. `memory`: bytes of the workloads; `need`: bytes that their images may take."""
+    kho = facts.kho
+    if kho is None or not kho.device_there:
+        return (_no_device(kho),)
+    found: list[Refusal] = []
+    line = CommandLine.parse(f"{facts.cmdline} {policy.engine.kexec.cmdline_append}".strip())
+    for word in WORDS:
+        if turned_off(line.get(word)):
+            fact = f"its command line will say {word}={line.get(word)}"
+            found.append(Refusal("the new kernel takes memory over", fact, f"Take {word} out of cmdline_append"))
+    if target is not None and target.handover:
+        fact = "; ".join(target.handover)
+        remedy = "Take a target of the same series, or another store"
+        found.append(Refusal(f"{target.image.release} understands what this kernel hands over", fact, remedy))
+    return (*found, *_memory(facts, kho, memory, need))
+
+
+def turned_off(value: str | None) -> bool:
+    """Whether a parameter with this value does not turn its feature on; absent counts as off."""
+    text = (value or "").lower()
+    return not text or text[:1] in _OFF or text.startswith("of")
+
+
+def _no_device(kho: KhoFacts | None) -> Refusal:
+    rule = "this kernel hands memory over (/dev/liveupdate)"
+    words = None if kho is None else kho.words
+    missing = [w for w in WORDS if turned_off(None if words is None else getattr(words, w))]
+    if kho is not None and not missing and words is not None:
+        reserve = f" beside crashkernel={words.crashkernel}" if words.crashkernel else ""
+        return Refusal(
+            rule,
+            f"kho=on liveupdate=on are given, and yet there is no device: no room for KHO's scratch areas{reserve},"
+            " or a kernel without CONFIG_LIVEUPDATE",
+            "Set a smaller kho_scratch= (see the kernel's log), or take a kernel that has it",
+        )
+    given = " ".join(f"{word}=on" for word in missing) or "kho=on liveupdate=on"
+    return Refusal(rule, f"its command line lacks {given}", "Boot such a kernel (CONFIG_LIVEUPDATE) with them")
+
+
+def _memory(facts: Facts, kho: KhoFacts, memory: int, need: int) -> tuple[Refusal, ...]:
+    available = facts.stores.memory_available
+    if available is not None and available < need + SPARE:
+        fact = f"{available >> 20} MiB available, and the images may need {need >> 20} MiB"
+        return (Refusal("memory for the images", fact, "Free memory, or use store pmem or disk"),)
+    then = facts.memory_bytes - need - (kho.scratch_bytes or 0)
+    if facts.memory_bytes and then < memory + NEXT_KERNEL:
+        fact = f"{max(0, then) >> 20} MiB would be left for the new kernel and {memory >> 20} MiB of workloads"
+        return (Refusal("memory for images and restored workloads at once", fact, "Use store pmem or disk"),)
+    return ()

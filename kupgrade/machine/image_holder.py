@@ -1,0 +1,246 @@
+"""The process that holds preserved images in a kernel that got them from the one before it.
+
+Crash windows: until the session is finished, closing it drops the images, and a session can be retrieved once only;
+from then on they live for as long as somebody has them open. So they are held by a process that does nothing else,
+takes part in no unit and ignores what can be ignored; the agent may die and come again. Before anybody tries to
+restore, the same files stand in a new session: whatever kernel this one jumps into finds them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.images import make_private
+from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read_index, session_name
+from kupgrade.kernel import liveupdate, proc
+from kupgrade.kernel.libc import reported
+from kupgrade.machine.places import Places
+from kupgrade.machine.preserving import preserve
+from kupgrade.model.codec import decode, encode
+from kupgrade.model.workload import Store
+
+DONE = b"done"
+RELEASE = b"release"
+_PATIENCE = 120.0  # seconds; large images are let go of page by page
+_CHUNK = 1 << 20
+_EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the images of which store: a PID counts only together with its start time (clock ticks)."""
+
+    pid: int
+    starttime: int
+    store: str
+
+
+def _state(places: Places) -> Path:
+    return places.run / "image-holder.json"
+
+
+def _socket(places: Places) -> Path:
+    return places.run / "image-holder.socket"
+
+
+def holder(places: Places, store: Store) -> Holder | None:
+    """The process that holds this store's images, if it lives."""
+    try:
+        found = decode(Holder, json.loads(_state(places).read_text()), "image holder")
+        process = proc.process(found.pid)
+    except (OSError, ValueError, KupgradeError):
+        return None
+    lives = process.starttime == found.starttime and process.state not in "ZX"
+    return found if lives and found.store == store.path else None
+
+
+def alive(places: Places, store: Store) -> bool:
+    """Whether somebody holds this store's images."""
+    return holder(places, store) is not None
+
+
+def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KERNEL) -> None:
+    """Fork it, and come back when the images are below the store's path. Raises KupgradeError with its reason."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _detach(places, store, calls, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answers:
+        answer = answers.read()
+    os.waitpid(child, 0)
+    if answer != DONE:
+        told = json.loads(answer or b"{}")
+        raise KupgradeError(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
+
+
+def release(places: Places, store: Store) -> None:
+    """Have it drop the images, and end. Without one there is nothing to do. Raises KupgradeError."""
+    if not alive(places, store):
+        return
+    with reported("connect", _socket(places)), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(_PATIENCE)
+        line.connect(str(_socket(places)))
+        line.sendall(RELEASE)
+        if line.recv(len(DONE)) != DONE:
+            raise KupgradeError("The preserved images were not let go", "their holder gave no answer")
+
+
+def _detach(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> None:
+    """In the child: a process of nobody's, then the work. Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        # What the agent has open, above all the journal's lock, must not outlive it here.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        _leave_unit(places)
+        code = _hold(places, store, calls, writer)
+    except BaseException as error:  # a forked process must never run on as its parent
+        sys.stderr.write(f"<3>kupgrade: image holder: {type(error).__name__}: {error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _leave_unit(places: Places) -> None:
+    """Out of the agent's unit, which ends with the agent; and the last one that is ended for want of memory."""
+    for path, text in (
+        (places.root / "proc/self/oom_score_adj", _EXPENDABLE_LAST),
+        (places.root / "sys/fs/cgroup/cgroup.procs", str(os.getpid())),
+    ):
+        with contextlib.suppress(OSError):  # before systemd mounts it there is no unit to leave
+            path.write_text(text)
+
+
+def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> int:
+    try:
+        held = fetch(store, places.root, calls)
+        _show(Path(store.path), held, os.getpid())
+        listener = _listen(places)
+        mine = Holder(os.getpid(), proc.process(os.getpid()).starttime, store.path)
+        _state(places).write_text(json.dumps(encode(mine)))
+    except (KupgradeError, OSError) as error:
+        what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
+        os.write(writer, json.dumps({"what": what, "why": why}).encode())
+        return 1
+    os.write(writer, DONE)
+    os.close(writer)
+    _serve(places, listener, held)
+    return 0
+
+
+@dataclass
+class Held:
+    """Preserved images in this kernel: descriptors by name, and the session in which they go on to the next one."""
+
+    index: PreservedIndex
+    fds: Mapping[str, int]
+    session: liveupdate.Session | None
+
+    def drop(self) -> None:
+        """Give the memory back: out of the session first, for what is in one cannot be cut."""
+        if self.session is not None:
+            self.session.close()
+        for fd in self.fds.values():
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+            os.close(fd)
+
+
+def fetch(store: Store, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL) -> Held:
+    """Everything out of the session that came, then into a new one of the same name. Raises KupgradeError."""
+    session = liveupdate.retrieve_session(session_name(store), root, calls)
+    try:
+        stock = session.retrieve_fd(INDEX_TOKEN)
+        index = read_index(_content(stock))
+        os.close(stock)
+        fds = {each.name: session.retrieve_fd(token) for token, each in enumerate(index.files, INDEX_TOKEN + 1)}
+        for each in index.files:
+            if (size := os.fstat(fds[each.name]).st_size) != each.size:
+                raise KupgradeError(f"{each.name} did not come whole", f"{size} bytes of {each.size}")
+        session.finish()
+    finally:
+        session.close()
+    return Held(index, fds, _preserve_again(store, index, fds, root, calls))
+
+
+def _preserve_again(
+    store: Store, index: PreservedIndex, fds: Mapping[str, int], root: Path, calls: liveupdate.Calls
+) -> liveupdate.Session | None:
+    """For the way back. Without it the restore is tried all the same: to give up now would lose the images for sure."""
+    try:
+        session = liveupdate.create_session(session_name(store), root, calls)
+        try:
+            preserve(session, index, [os.dup(fds[each.name]) for each in index.files])
+        except BaseException:
+            session.close()
+            raise
+    except (KupgradeError, OSError) as error:
+        sys.stderr.write(f"<4>kupgrade: there is no way back with the images: {error}\n")
+        return None
+    return session
+
+
+def _content(fd: int) -> bytes:
+    with reported("read", "the index"):
+        data = b""
+        while len(data) <= MAX_INDEX and (chunk := os.pread(fd, _CHUNK, len(data))):
+            data += chunk
+    return data
+
+
+def _show(top: Path, held: Held, pid: int) -> None:
+    """Names for the images: links to this process's descriptors, which criu reads as any file."""
+    with reported("symlink", top):
+        make_private(top)
+        for name, fd in held.fds.items():
+            path = top / name
+            make_private(path.parent)
+            path.unlink(missing_ok=True)
+            path.symlink_to(f"/proc/{pid}/fd/{fd}")
+        for link in held.index.links:
+            path = top / link.name
+            make_private(path.parent)
+            path.unlink(missing_ok=True)
+            path.symlink_to(link.target)
+
+
+def _listen(places: Places) -> socket.socket:
+    path = _socket(places)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(4)
+    return listener
+
+
+def _serve(places: Places, listener: socket.socket, held: Held) -> None:
+    """Wait for the word that the images are dead."""
+    while True:
+        line, _ = listener.accept()
+        with line, contextlib.suppress(OSError):
+            if line.recv(len(RELEASE)) != RELEASE:
+                continue
+            held.drop()
+            _state(places).unlink(missing_ok=True)
+            _socket(places).unlink(missing_ok=True)
+            line.sendall(DONE)
+            return
