@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +15,20 @@ import pytest
 from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.kernel import blockfs, sysctl
 from kupgrade.kernel.libc import REBOOT_RESTART
-from kupgrade.machine import buses, handover
+from kupgrade.machine import buses, faults, handover, shipping
 from kupgrade.machine.handover import Note, RealHandover
 from kupgrade.machine.places import Places
+from kupgrade.model import standby
+from kupgrade.model.codec import decode
+from kupgrade.model.ids import UpgradeId
+from kupgrade.model.machine import MemoryRange
+from kupgrade.model.spawn import Instance
 from kupgrade.model.workload import Store, StoreKind
+from kupgrade.steps.ports_handover import DiskFound
 
 PANIC = 7
+BOX = MemoryRange(1 << 30, 1 << 30)
+INSTANCE = Instance(UpgradeId("20261121-041503-9f2c1a"), 1, 1, BOX, BOX, BOX, None, 0, 0, 0, (6, 4), (0, 2), 0)
 
 
 class Old:
@@ -30,10 +41,9 @@ class Old:
         self.places.run.mkdir(parents=True)
         (root / "proc/sys/kernel").mkdir(parents=True)
         sysctl.set_panic_timeout(0, root)
-        self.port = RealHandover(self.places, self, None)  # type: ignore[arg-type]
+        self.port = RealHandover(self.places, self, self)  # type: ignore[arg-type]
         store = Store(StoreKind.WINDOW, "/images", "tmpfs", "/")
-        found: Any = None
-        self.note = Note(found, (), store, told=True, deadline=time.monotonic() + 60.0, panic=PANIC)
+        self.note = Note(INSTANCE, (), store, told=True, deadline=time.monotonic() + 60.0, panic=PANIC)
         (self.places.run / handover.NOTE).write_text("{}")
 
     # what RealHandover asks
@@ -41,6 +51,25 @@ class Old:
     def reboot(self, how: int) -> None:
         assert how == REBOOT_RESTART
         self.calls.append("restart")
+
+    def lock_memory(self) -> None:
+        pass
+
+    def unlock_memory(self) -> None:
+        self.calls.append("unlock")
+
+    def sync(self) -> None:
+        self.calls.append("sync")
+
+    def started(self) -> tuple[Old, Instance]:
+        return self, INSTANCE
+
+    def guard(self, _instance: object) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def watch(self, _instance: object) -> Iterator[Old]:
+        yield self
 
     def fence(self, _instance: object) -> None:
         self.calls.append("fence")
@@ -65,8 +94,13 @@ class Old:
     def pulse(self, _limit: float) -> Any:
         return SimpleNamespace(check=lambda: None)
 
-    def client(self, _pulse: object) -> None:
-        return None
+    def client(self, _pulse: object = None) -> Old:
+        return self
+
+    def ask(self, verb: str, *_: object, **__: object) -> None:
+        told = decode(Note, json.loads((self.places.run / handover.NOTE).read_text()), "note").told
+        self.calls.append(f"{verb}, told: {told}")
+        raise RuntimeError("a bug")
 
     def take_back(self) -> None:
         self.port._take_back(self, self, self.note, KupgradeError("It panicked"))  # type: ignore[arg-type]
@@ -126,3 +160,17 @@ def test_what_fails_after_the_flag_is_no_reason_to_come_back(old: Old, monkeypat
     monkeypatch.setattr(RealHandover, "_await_commit", await_commit)
     old.attend()
     assert old.calls[-1] == "serve out"
+
+
+def test_whatever_goes_wrong_with_file_systems_frozen_is_taken_back(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug as well: nothing could be recorded. Frozen before the devices, and noted before the new kernel is told."""
+    for module, name in ((buses, "quiesce"), (blockfs, "freeze"), (shipping, "ship_last")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: old.calls.append(name))
+    monkeypatch.setattr(buses, "find", lambda *_: ())
+    monkeypatch.setattr(buses, "table", lambda *_: b"")
+    monkeypatch.setattr(faults, "strike", lambda *_: None)
+    with pytest.raises(KupgradeError, match="did not take over"):
+        old.port.hand_over(old.note.store, DiskFound("uuid", "ext4", ""), (), 60.0)
+    told = f"{standby.TAKE_OVER}, told: True"
+    back = ["fence", "look", "resume", "thaw", "unlock"]
+    assert old.calls == ["ship_last", "sync", "freeze", "quiesce", told, *back]
