@@ -189,10 +189,10 @@ def unpack(debs: Sequence[Path], into: Path) -> None:
 
 
 def _make(root: Path, work: Path, words: Sequence[str]) -> None:
-    """Run make in the tools' root, where `work` is /mnt; the mounts end with the namespace."""
+    """Run make in the tools' root, where `work` is /mnt; the mounts, and all of its children, end with it."""
     make = ["make", "-C", "/mnt/linux", "ARCH=x86_64", "CC=gcc-14", "HOSTCC=gcc-14", *words]
     same = {"KBUILD_BUILD_USER": "lab", "KBUILD_BUILD_HOST": "lab", "KBUILD_BUILD_TIMESTAMP": "2026-01-01"}
-    command = ["unshare", "--mount", "sh", "-c", INSIDE, str(root), str(work), *make]
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", INSIDE, str(root), str(work), *make]
     done = run(command, timeout=7200, check=False, env=same)
     if done.status != 0:
         said = (done.stdout + done.stderr).splitlines()
