@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kupgrade.core import planner
 from kupgrade.core.allocate import pid_floor
+from kupgrade.core.checks import store_refusals
 from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
@@ -45,6 +46,24 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
         _, stores, _ = planner.choose_store(facts, policy, engine.stores(policy))
         result[name] = (*engine.refusals(facts, policy), *stores)
     return result
+
+
+def stores(
+    facts: Facts, policy: Policy, kernel: str | None, root: Path
+) -> tuple[str, Mapping[str, tuple[Refusal, ...]]]:
+    """The release that was looked at, and for each of the policy's stores why images cannot go to it.
+
+    Without `kernel` the newest installed one; what only a target can tell is left out when there is none to be read.
+    Raises BadInputError for a `kernel` that cannot be read.
+    """
+    target: Target | None = None
+    try:
+        target = read_target(kernel, facts, root)
+    except KupgradeError:
+        if kernel is not None:
+            raise
+    found = {kind.value: store_refusals(facts, policy, kind, target) for kind in policy.engine.kexec.stores}
+    return "" if target is None else str(target.image.release), found
 
 
 def make_plan(

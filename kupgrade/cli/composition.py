@@ -83,6 +83,14 @@ def _capabilities(facts: Facts, policy: Policy) -> Mapping[str, Sequence[Refusal
     return planning.capabilities(facts, policy)
 
 
+def _stores(
+    facts: Facts, policy: Policy, kernel: str | None, root: Path
+) -> tuple[str, Mapping[str, Sequence[Refusal]]]:
+    from kupgrade import planning
+
+    return planning.stores(facts, policy, kernel, root)
+
+
 def _run(journal: Journal, *, root: Path, watch: Watch) -> State:
     from kupgrade.machine.host import run
 
@@ -167,6 +175,7 @@ class Composition:
     probe: Callable[[Path, Policy], Facts] = _probe
     make_plan: MakePlan = _make_plan
     capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities
+    stores: Callable[[Facts, Policy, str | None, Path], tuple[str, Mapping[str, Sequence[Refusal]]]] = _stores
     run: Callable[..., State] = _run
     observe: Callable[[State, Path], Now] = _observe
     resume: Callable[[list[str]], int] = _resume

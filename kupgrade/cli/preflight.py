@@ -11,9 +11,15 @@ from kupgrade.errors import ExitCode
 
 
 @click.command()
+@click.option("--kernel", metavar="RELEASE|PATH", help="The kernel to upgrade to; the newest installed one by default.")
 @output_options
 @click.pass_context
-def preflight(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:  # noqa: ARG001 - it never acts
+def preflight(
+    context: click.Context,
+    kernel: str | None,
+    as_json: bool,
+    dry_run: bool,  # noqa: ARG001 - it never acts
+) -> ExitCode:
     """Say what this host can do and what stands in the way.
 
     Exits with 3 when no engine can upgrade this host.
@@ -23,9 +29,10 @@ def preflight(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:
     policy = composed.policy
     facts = composed.probe(composed.root, policy)
     capabilities = composed.capabilities(facts, policy)
+    stores = composed.stores(facts, policy, kernel, composed.root)
     if as_json:
-        emit(preflight_json(facts, capabilities))
+        emit(preflight_json(facts, capabilities, stores))
     else:
-        click.echo(preflight_text(facts, capabilities))
+        click.echo(preflight_text(facts, capabilities, stores))
     able = any(not refusals for refusals in capabilities.values())
     return ExitCode.DONE if able else ExitCode.REFUSED

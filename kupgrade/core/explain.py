@@ -102,13 +102,17 @@ def changed_facts(planned: Mapping[str, str], found: Mapping[str, str]) -> tuple
     )
 
 
-def preflight_text(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]]) -> str:
-    """What was found: engines that can and cannot, workloads with their obstacles, facts nobody could tell."""
+# The release that was looked at ("": none), and by store why images cannot go to it.
+StoreChoice = tuple[str, Mapping[str, Sequence[Refusal]]]
+
+
+def preflight_text(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], stores: StoreChoice) -> str:
+    """What was found: engines and stores that can and cannot, workloads and their obstacles, what nobody could tell."""
     lines = [f"Running {facts.release} ({facts.architecture}), boot {facts.boot_id}", "", "Engines"]
-    for engine, refusals in capabilities.items():
-        lines.append(f"  {engine}: {'refused' if refusals else 'can'}")
-        if refusals:
-            lines.append(refusals_text(refusals).replace("\n", "\n  ").replace("  - ", "    - ", 1))
+    lines += _able(capabilities)
+    target, by_store = stores
+    lines += ["", f"Image stores of the kexec engine, {f'to {target}' if target else 'as far as this host goes'}"]
+    lines += _able(by_store)
     lines += ["", "Workloads"]
     for workload in facts.workloads:
         lines += _workload(workload)
@@ -118,6 +122,13 @@ def preflight_text(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]]) 
     if unknown:
         lines += ["", _listing("Unknown", unknown)]
     return "\n".join(lines)
+
+
+def _able(refused: Mapping[str, Sequence[Refusal]]) -> Iterator[str]:
+    for name, refusals in refused.items():
+        yield f"  {name}: {'refused' if refusals else 'can'}"
+        if refusals:
+            yield refusals_text(refusals).replace("\n", "\n  ").replace("  - ", "    - ", 1)
 
 
 def _workload(facts: WorkloadFacts) -> Iterator[str]:
@@ -134,7 +145,7 @@ def _workload(facts: WorkloadFacts) -> Iterator[str]:
         yield f"    - {kind}: {obstacle.comm} ({obstacle.pid}) {obstacle.what}"
 
 
-def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]]) -> dict[str, Any]:
+def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], stores: StoreChoice) -> dict[str, Any]:
     """The JSON twin of `preflight_text`."""
     workloads = [
         {
@@ -155,6 +166,8 @@ def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]]) 
         "boot_id": facts.boot_id,
         "architecture": facts.architecture,
         "engines": {name: encode(tuple(refusals)) for name, refusals in capabilities.items()},
+        "target": stores[0],
+        "stores": {name: encode(tuple(refusals)) for name, refusals in stores[1].items()},
         "workloads": workloads,
         "unknown": encode(facts.unknown),
     }

@@ -1,10 +1,10 @@
 """The stores of the kexec engine side by side in one run: disk, persistent memory, memory that stays (luo), and naive.
 
-    packaging/bootstrap run python tests/bench/stores.py [--memory MIB ...] [--stores STORE ...] [--runs N] [--plot FILE]
+    packaging/bootstrap run python tests/bench/stores.py [--memory MIB ...] [--stores STORE ...] [--plot FILE]
 
 Runs alternate between the stores, on one pair of kernels that can do all of them, with the same command line and the
-same virtual host. `naive` is naive.sh: stop, dump to disk, kexec, restore, without anything clever. Prints medians, each
-one's share by phase, what a GiB more costs, and last a JSON object; --plot writes a page with the gaps over the size.
+same virtual host. `naive` is naive.sh: stop, dump to disk, kexec, restore, without anything clever. Prints medians,
+each one's share by phase, what a GiB more costs, and last a JSON object; --plot writes a page with the gaps.
 """
 
 from __future__ import annotations

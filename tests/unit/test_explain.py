@@ -125,8 +125,8 @@ def test_preflight_names_absent_workloads() -> None:
         workloads=(WorkloadFacts("demo", "demo.service", None, "the unit is inactive"),),
     )
     refusals = {"kexec": (Refusal("r", "f", "m"),)}
-    assert "demo: does not run (the unit is inactive)" in preflight_text(facts, refusals)
-    value = preflight_json(facts, refusals)
+    assert "demo: does not run (the unit is inactive)" in preflight_text(facts, refusals, ("", {}))
+    value = preflight_json(facts, refusals, ("", {}))
     assert value["workloads"][0]["running"] is False and value["engines"]["kexec"] == [
         {"rule": "r", "fact": "f", "remedy": "m"}
     ]

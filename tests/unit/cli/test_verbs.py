@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,17 @@ def test_preflight_tells_engines_workloads_and_unknowns(host: Any) -> None:
     assert result.exit_code == 0
     for words in ("Running 6.12.48", "kexec: can", "none named by the policy", "watchdog: no such device"):
         assert words in result.output
+
+
+def test_preflight_tells_what_each_store_lacks_for_a_target(host: Any) -> None:
+    """By the kernel that was named; as JSON, too."""
+    host.refusals = (Refusal("this kernel hands memory over", "kho=on is missing", "Boot with kho=on"),)
+    told = host.call("preflight", "--kernel", "7.2.1").output
+    assert "Image stores of the kexec engine, to 7.2.1" in told
+    assert "luo: refused" in told and "disk: can" in told and "Boot with kho=on" in told
+    found = json.loads(host.call("preflight", "--json").output)
+    assert found["target"] == "7.3.4"
+    assert [name for name, refusals in found["stores"].items() if refusals] == ["luo"]
 
 
 def test_preflight_refuses_with_remedies(host: Any) -> None:
