@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
-from kupgrade.core.predict import budget
+from kupgrade.core.predict import budget, images_on
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Phase, Plan, Refusal
@@ -66,10 +66,22 @@ def choose_store(
     for kind in preferred:
         found = store_refusals(facts, policy, kind, target)
         if not found:
-            return kind, (), tuple(notes)
+            return kind, (), (*notes, *_why(facts, policy, kind, preferred, target))
         refused += found
         notes += [f"store {kind.value} passed over: {r.fact}" for r in found]
     return None, tuple(refused), tuple(notes)
+
+
+def _why(
+    facts: Facts, policy: Policy, kind: StoreKind, preferred: tuple[StoreKind, ...], target: Target | None
+) -> tuple[str, ...]:
+    """Where there was a choice: what was measured speaks for each store that could be taken."""
+    able = [each for each in preferred if each is kind or not store_refusals(facts, policy, each, target)]
+    if len(able) < 2:
+        return ()
+    told = {each.value: images_on(facts, each) for each in able}
+    seconds = ", ".join(f"{name} {'unknown' if s is None else f'{s:.2f} s'}" for name, s in told.items())
+    return (f"store {kind.value} taken, first of those that can; predicted for the images: {seconds}",)
 
 
 def refusals(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kupgrade.model.facts import Facts, WorkloadFacts
 from kupgrade.model.plan import Allowance, BlackoutTerm, Budget
-from kupgrade.model.workload import Workload
+from kupgrade.model.workload import StoreKind, Workload
 
 # Shares of a reference machine that checksums 1 GB/s; a slower one takes proportionally longer. From published and own
 # measurements of small TCP servers: 10-20 ms to dump, 50-70 ms to restore, about 1 GB/s to copy memory back.
@@ -35,6 +35,18 @@ def allowances(
         rest = sum(term.seconds for term in terms if term.name != DUMP)
         found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
     return tuple(found)
+
+
+def images_on(facts: Facts, kind: StoreKind) -> float | None:
+    """Seconds of the blackout in which images are written to a store and read from it; None: it cannot be told.
+
+    By what was measured here: how fast memory is summed, how fast the disk is read.
+    """
+    size = sum(each.anonymous_bytes + each.shared_bytes for each in facts.workloads)
+    rate: float | None = facts.checksum_rate
+    if kind is StoreKind.DISK:
+        rate = None if facts.stores.disk_rate is None else min(facts.stores.disk_rate, facts.checksum_rate)
+    return None if not rate else round(size * (1 + _DIRTY_SHARE) / rate, 3)
 
 
 def budget(facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bool = False) -> Budget:

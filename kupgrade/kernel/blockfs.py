@@ -5,10 +5,13 @@ Sources: proc_pid_mountinfo(5), ioctl_fsfreeze(2).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+import mmap
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Protocol
 from kupgrade.errors import KernelError
 from kupgrade.kernel.libc import FIFREEZE, FITHAW, read_text, reported
 
+_DIRECT_UNIT = 4096  # bytes: what O_DIRECT offsets and lengths are multiples of, on any device of today
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -187,6 +191,22 @@ def freeze(calls: IoctlCalls, mountpoint: Path) -> FreezeResult:
 def thaw(calls: IoctlCalls, mountpoint: Path) -> FreezeResult:
     """Let writers go on. Raises KernelError."""
     return _fsfreeze(calls, mountpoint, FITHAW, errno.EINVAL)
+
+
+def read_rate(path: Path, limit: int = 16 << 20) -> float | None:
+    """Bytes a second of reading a file past the page cache (open(2), O_DIRECT); None: it cannot be read that way."""
+    with contextlib.suppress(OSError), mmap.mmap(-1, 1 << 20) as buffer:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            done, begun = 0, time.perf_counter()
+            while done < limit and (count := os.preadv(fd, [buffer], done)):
+                done += count
+                if count % _DIRECT_UNIT:
+                    break  # the end of the file; going on from there is not aligned
+            return done / (time.perf_counter() - begun) if done >= 1 << 20 else None
+        finally:
+            os.close(fd)
+    return None
 
 
 def free_bytes(path: Path) -> int:

@@ -90,6 +90,7 @@ class StoreFacts:
     pmem_size: int | None  # None: no such device
     pmem_why: str = ""
     memory_available: int | None = None
+    disk_rate: float | None = None  # bytes a second read from the disk that holds disk_path
 
 
 @dataclass(frozen=True, slots=True)

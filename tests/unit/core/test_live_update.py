@@ -114,3 +114,15 @@ def test_the_plan_preserves_between_dump_and_crossing_only_what_is_in_memory() -
     kinds = [spec.kind for spec in plan(StoreKind.LUO).steps]
     assert kinds[kinds.index("dump") :][:3] == ["dump", "preserve-images", "cross"]
     assert "preserve-images" not in [spec.kind for spec in plan().steps]
+
+
+def test_where_there_is_a_choice_the_plan_tells_what_was_measured() -> None:
+    """Predicted seconds of each store that could be taken; a disk that could not be measured is unknown, not slow."""
+    facts = fake.facts(kho=kho(), cmdline="kho=on liveupdate=on", checksum_rate=64 * MIB * 1.05 / 0.5)
+    order = (StoreKind.LUO, StoreKind.PMEM, StoreKind.DISK)
+    (note,) = choose_store(facts, fake.policy(), order, fake.target(handover=()))[2]
+    assert note.endswith("luo 0.50 s, pmem 0.50 s, disk unknown")
+    slow = dataclasses.replace(facts, stores=dataclasses.replace(facts.stores, disk_rate=64 * MIB * 1.05 / 8))
+    (note,) = choose_store(slow, fake.policy(), order, fake.target(handover=()))[2]
+    assert note.endswith("disk 8.00 s")
+    assert choose_store(facts, fake.policy(), (StoreKind.LUO,), fake.target(handover=()))[2] == ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -106,3 +107,13 @@ def test_free_bytes_of_a_real_directory(tmp_path):
     assert blockfs.free_bytes(tmp_path) > 0
     with pytest.raises(KernelError):
         blockfs.free_bytes(tmp_path / "absent")
+
+
+def test_a_disk_is_measured_by_reading_past_the_cache(tmp_path: Path) -> None:
+    """A rate for a file of a mebibyte or more; none for one that is too small to tell, or not there."""
+    (tmp_path / "large").write_bytes(bytes(3 << 20))
+    (tmp_path / "small").write_bytes(bytes(5000))
+    rate = blockfs.read_rate(tmp_path / "large")
+    assert rate is None or rate > 0  # a file system without O_DIRECT
+    assert blockfs.read_rate(tmp_path / "small") is None
+    assert blockfs.read_rate(tmp_path / "missing") is None
