@@ -22,6 +22,7 @@ from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
 FS_LABEL = "kupgrade"
+SAFE = "nosuid,nodev,noexec"
 MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
 _CHUNK = 1 << 20
 
@@ -56,11 +57,20 @@ class ImageStore:
             return
         Path(self.store.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.in_memory:
-            kind, options = "tmpfs", f"nosuid,nodev,noexec,mode=0700,size={MEMORY_SHARE}"
+            self._mount_memory()
         else:
-            kind, options = "ext4", "nosuid,nodev,noexec"
-        command.run(["mount", "-t", kind, "-o", options, self.store.device, self.store.mountpoint])
+            self._mount("ext4", SAFE)
         Path(self.store.mountpoint).chmod(0o700)
+
+    def _mount_memory(self) -> None:
+        """With large pages where this kernel has them: images are read back several times as fast."""
+        options = f"{SAFE},mode=0700,size={MEMORY_SHARE}"
+        if self._mount("tmpfs", f"{options},huge=within_size", check=False) != 0:
+            self._mount("tmpfs", options)
+
+    def _mount(self, kind: str, options: str, *, check: bool = True) -> int:
+        argv = ["mount", "-t", kind, "-o", options, self.store.device, self.store.mountpoint]
+        return command.run(argv, check=check).status
 
     def format(self) -> None:
         """Make the device's file system, unless it is ours already. Raises BadInputError when it holds another."""
