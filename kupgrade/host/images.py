@@ -277,7 +277,7 @@ def check_private(path: Path) -> None:
 
 
 def _overwrite(path: Path) -> None:
-    size = path.lstat().st_size
+    size = path.stat().st_size  # of an image, and not of a link to whoever holds it
     with path.open("r+b", buffering=0) as file:
         zeros = bytes(_CHUNK)
         while size > 0:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError
+from kupgrade.host.images import ImageStore
 from kupgrade.host.preserved import PreservedFile, PreservedIndex, PreservedLink, read_index, session_name, take_stock
 from kupgrade.kernel.liveupdate import PRESERVE_FD
 from kupgrade.machine import image_holder
@@ -190,6 +191,17 @@ def test_the_holder_shows_the_images_until_it_is_told_that_they_are_dead(store: 
     assert ends(held.pid)
     assert not image_holder.alive(places, store) and not (top / "manifest.json").exists()
     image_holder.release(places, store)  # done already
+
+
+def test_held_images_are_overwritten_before_they_are_let_go(store: Store, places: Places) -> None:
+    """What they hold are secrets: whoever has a descriptor left reads zeros, and links are no hiding place."""
+    image_holder.start(places, store, Late(places, store))
+    with (Path(store.path) / "demo/final/pages-1.img").open("rb") as still_open:
+        ImageStore(store).wipe()
+        assert still_open.read() == bytes(len(CONTENT["demo/final/pages-1.img"]))
+        image_holder.release(places, store)
+        assert os.fstat(still_open.fileno()).st_size == 0
+    assert not Path(store.path).exists()
 
 
 def test_a_killed_holder_is_no_holder(store: Store, places: Places) -> None:
