@@ -25,6 +25,8 @@ MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
 SERVING = ("take-disk", "thaw", "unlock-network", "start-system", "adopt-units", "release-units", "mark-good")
+# Without a step, but made by kupgrade itself, which spends them: nothing in the virtual host was changed for them.
+_ONCE = ("restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}
@@ -65,7 +67,7 @@ class Fault:
     @property
     def repeatable(self) -> bool:
         """Whether another upgrade can follow in the same virtual host: nothing there was changed for good."""
-        return bool(self.step) and self.kind != "panic-old-kernel"
+        return (bool(self.step) or self.kind in _ONCE) and self.kind != "panic-old-kernel"
 
     @property
     def leaves_itself(self) -> bool:

@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 
-from kupgrade.rehearsal import faults
-from kupgrade.rehearsal.options import Options
-from kupgrade.rehearsal.scenario import rehearse
-from kupgrade.steps import registry
-from tests.vm.hosts import say, skipped_without
+from tests.vm.test_kexec import lives
+from tests.vm.test_kexec import run as run_life
 
 pytestmark = pytest.mark.vm
 
@@ -19,14 +16,7 @@ OLD, NEW = "khokernel-7.2", "khokernel-7.3"
 
 def run(*struck: str, **wanted: Any) -> list[dict[str, Any]]:
     """Each upgrade of one life of a virtual host."""
-    parsed = tuple(faults.parse(each, registry.names()) for each in struck)
-    with skipped_without():
-        options = Options(store="luo", old=OLD, new=NEW, faults=parsed, **wanted)
-        judged = dict(rehearse(options, say).judged)
-    found = [dict(each) for each in judged.get("generations", [judged])]
-    for each in found:
-        print(f"{each['fault']}: {each['outcome']}, gap {each['client']['longest_gap_ms']} ms, {each['reason']}")
-    return found
+    return lives(run_life(*struck, store="luo", old=OLD, new=NEW, **wanted))
 
 
 def test_images_stay_in_memory_there_and_back_again() -> None:
@@ -40,20 +30,14 @@ def test_images_stay_in_memory_there_and_back_again() -> None:
     assert found[2]["running_release"] == found[0]["old_release"]
 
 
-def test_a_failed_restore_goes_back_with_the_same_images() -> None:
-    """Preserved again before the restore was tried, they cross a second time: same processes, same connection."""
-    (judged,) = run("restore-fails")
-    assert judged["outcome"] == "rolled-back", judged["findings"]
-    assert judged["client"]["resets"] == 0
-    assert not judged["cold_start_expected"]
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason"), [("holder-dies", "did not come through"), ("memory-not-taken", "no live update device")]
-)
-def test_lost_images_are_told_and_the_units_start_anew(fault: str, reason: str) -> None:
-    """Nothing is restored from nothing: back on the old kernel, one healthy copy, and the reason in the journal."""
-    (judged,) = run(fault)
-    assert judged["upgrade_outcome"] == "rolled-back"
-    assert judged["cold_start_expected"] and not judged["findings"]
-    assert reason in judged["reason"]
+def test_the_way_back_carries_them_and_lost_ones_are_told() -> None:
+    """Preserved again before the restore was tried, images cross a second time: same processes, same connection. When
+    their holder dies, or the new kernel takes no memory over, nothing is restored from nothing: back on the old kernel
+    one healthy copy is started anew, and the reason stands in the journal.
+    """
+    kept, died, dropped = run("restore-fails", "holder-dies", "memory-not-taken")
+    assert (kept["outcome"], kept["client"]["resets"], kept["cold_start_expected"]) == ("rolled-back", 0, False)
+    for judged, reason in ((died, "did not come through"), (dropped, "no live update device")):
+        assert judged["upgrade_outcome"] == "rolled-back" and not judged["findings"]
+        assert judged["cold_start_expected"]
+        assert reason in judged["reason"]

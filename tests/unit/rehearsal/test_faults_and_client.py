@@ -197,7 +197,7 @@ def test_trouble_on_one_connection_is_trouble_of_all() -> None:
 
 @pytest.mark.parametrize(
     ("text", "repeatable"),
-    [("kill-tool@dump", True), ("panic-new-kernel@restore", True), ("bad-initrd", False), (AFTER_COMMIT, False)],
+    [("kill-tool@dump", True), ("probe-fails", True), ("bad-initrd", False), (AFTER_COMMIT, False)],
 )
 def test_only_faults_that_change_nothing_for_good_can_be_followed(text: str, repeatable: bool) -> None:
     """The virtual host has to be the one it was."""
