@@ -35,16 +35,26 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def build(options: argparse.Namespace) -> int:
+    """Build everything that a virtual host is made of, and keep it for whoever comes next."""
+    _build(options)
+    return 0
+
+
+def _build(options: argparse.Namespace) -> tuple[Options, virtual_host.VirtualHost]:
+    old, new = kho_kernel.pair(options.old, options.new)
+    wanted = Options(engine=options.engine, old=old, new=new[0], further=new[1:])
+    line = f"{kernel_line(wanted)} {options.append}".strip()
+    return wanted, virtual_host.build(old, new, say, boot=options.boot, line=line, kspawn=wanted.beside)
+
+
 def up(options: argparse.Namespace) -> int:
     """Build, boot, wait for the agent; a background process keeps the machine."""
     state: Path = options.state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (state / "keeper.json").exists():
         raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
-    old, new = kho_kernel.pair(options.old, options.new)
-    wanted = Options(engine=options.engine, old=old, new=new[0], further=new[1:])
-    line = f"{kernel_line(wanted)} {options.append}".strip()
-    host = virtual_host.build(old, new, say, boot=options.boot, line=line, kspawn=wanted.beside)
+    wanted, host = _build(options)
     for name in ("serial.log", "serial2.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
     say("booting")
@@ -179,14 +189,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m kupgrade.rehearsal", description=__doc__)
     verbs = top.add_subparsers(required=True)
     for function, name in (
-        *((up, "up"), (run, "run"), (push, "push"), (copy, "copy")),
+        *((build, "build"), (up, "up"), (run, "run"), (push, "push"), (copy, "copy")),
         *((reset, "reset"), (down, "down"), (wait, "wait"), (once, "exec")),
     ):
         verb = verbs.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         verb.set_defaults(function=function)
         verb.add_argument("--state", type=Path, default=DEFAULT_STATE, help="directory of the virtual host")
         verb.add_argument("--timeout", type=float, default=600.0, help="seconds")
-        if function in (up, once):
+        if function in (build, up, once):
             verb.add_argument("--from", dest="old", help=f"suite, release, prefix or path. {kho_kernel.HELP}")
             verb.add_argument("--to", dest="new", nargs="+", default=[], help="as --from")
             verb.add_argument("--engine", choices=ENGINES, default="kexec", help="what the host is made ready for")

@@ -10,6 +10,14 @@ from kupgrade.rehearsal import virtual_host
 from tests.vm.hosts import NEWER, Guest, say, skipped_without, started, with_module
 
 
+COMPILED = ("test_images_in_memory.py", "test_liveupdate.py")  # they need kernels that are built meanwhile
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for a compiler comes last."""
+    items.sort(key=lambda item: item.path.name in COMPILED)
+
+
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     """With the demonstration workload."""
