@@ -9,7 +9,6 @@ import pytest
 from kupgrade.rehearsal import virtual_host
 from tests.vm.hosts import NEWER, Guest, say, skipped_without, started, with_module
 
-
 COMPILED = ("test_images_in_memory.py", "test_liveupdate.py")  # they need kernels that are built meanwhile
 
 
