@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--engine", type=click.Choice(["kexec", "spawn"]), default="kexec", show_default=True)
 @click.option("--store", type=click.Choice(["auto", "disk", "pmem"]), default="auto", show_default=True)
-@click.option("--from", "old", default="trixie", show_default=True, help="Old kernel: suite, release, prefix or path.")
+@click.option(
+    "--from",
+    "old",
+    show_default="trixie; khokernel-old if --to names a khokernel",
+    help="Old kernel: suite, release, prefix or path; khokernel[-PREFIX]: the newest such Debian source (6.19 on),"
+    " built here with KHO and LUO; khokernel-old: the newest of the oldest series older than the first --to.",
+)
 @click.option(
     "--to",
     "new",
     multiple=True,
-    default=["trixie-backports"],
-    show_default=True,
+    show_default="trixie-backports; khokernel if --from names one",
     help="New kernel, as --from; given several times: one upgrade after the other.",
 )
 @click.option("--memory", type=click.IntRange(1, 65536), default=64, show_default=True, help="MiB of the workload.")
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
 def rehearse(
     engine: str,
     store: str,
-    old: str,
+    old: str | None,
     new: tuple[str, ...],
     memory: int,
     dirty: int,
@@ -75,8 +80,8 @@ def rehearse(
     as_json: bool,
 ) -> int:
     """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
+    from kupgrade.rehearsal import kho_kernel, scenario
     from kupgrade.rehearsal import report as reports
-    from kupgrade.rehearsal import scenario
     from kupgrade.rehearsal.options import Options
 
     if memory > 65536 // 4:
@@ -88,12 +93,13 @@ def rehearse(
     def progress(text: str) -> None:
         click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr)
 
+    first, wanted = kho_kernel.pair(old, new)
     options = Options(
         engine=engine,
         store=store,
-        old=old,
-        new=new[0],
-        further=new[1:],
+        old=first,
+        new=wanted[0],
+        further=wanted[1:],
         memory=memory,
         dirty=dirty,
         connections=connections,

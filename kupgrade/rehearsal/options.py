@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.rehearsal import virtual_host
+from kupgrade.rehearsal import kho_kernel, virtual_host
 from kupgrade.rehearsal.faults import Fault
 
 ENGINES = ("kexec", "spawn")
@@ -105,5 +105,10 @@ def kernel_line(options: Options) -> str:
         # A kernel put at random into the middle of a large range would leave no piece that is large enough.
         return line if second_kernel(options) < _LARGE else f"{line} nokaslr"
     pmem = persistent_memory(options)
-    line = virtual_host.command_line()
+    line = virtual_host.command_line(kho_kernel.COMMAND_LINE if _hands_over(options) else "")
     return line if pmem == 512 else line.replace("memmap=512M!1G", f"memmap={pmem}M!4G")
+
+
+def _hands_over(options: Options) -> bool:
+    """Whether one of the kernels can hand its memory over; to the others the words mean nothing."""
+    return any(kho_kernel.is_name(each) for each in (options.old, options.new, *options.further))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kupgrade.errors import BadInputError
 from kupgrade.host.command import run
+from kupgrade.rehearsal import kho_kernel
 from kupgrade.rehearsal.cache import key
 from kupgrade.rehearsal.packages import KernelPackages
 from kupgrade.rehearsal.suites import KEYRING, Archive
@@ -105,14 +106,19 @@ def _settle(root: Path) -> None:
 def kernel_layer(archive: Archive, base_root: Path, kernel: KernelPackages, progress: Progress) -> Path:
     """A directory with boot/{vmlinuz,config,System.map,initrd.img}-RELEASE and usr/lib/modules/RELEASE."""
 
+    built = kho_kernel.layer(archive, kernel, progress) if kho_kernel.is_source(kernel) else None
+
     def build(place: Path) -> None:
-        progress(f"fetching and unpacking kernel {kernel.release}")
-        debs = archive.fetch(kernel, place / "debs")
-        unpack(debs, kernel.release, place)
+        if built is not None:
+            shutil.copytree(built, place / "layer")
+        else:
+            progress(f"fetching and unpacking kernel {kernel.release}")
+            unpack(archive.fetch(kernel, place / "debs"), kernel.release, place)
         progress(f"making the initrd of {kernel.release}")
         _initrd(base_root, kernel.release, place)
 
-    name = key(base_root.parent.name, kernel.release, [package.digest for package in kernel.packages], LAYOUT)
+    digests = [package.digest for package in kernel.packages]
+    name = key(base_root.parent.name, kernel.release, built.parent.name if built else digests, LAYOUT)
     return archive.cache.entry("kernel", name, build) / "layer"
 
 

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError, UsageError
-from kupgrade.rehearsal import qemu, tree, virtual_host
+from kupgrade.rehearsal import kho_kernel, qemu, tree, virtual_host
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.options import ENGINES, Options, cpus, kernel_line, machine_memory
@@ -41,9 +41,10 @@ def up(options: argparse.Namespace) -> int:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (state / "keeper.json").exists():
         raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
-    wanted = Options(engine=options.engine)
+    old, new = kho_kernel.pair(options.old, options.new)
+    wanted = Options(engine=options.engine, old=old, new=new[0], further=new[1:])
     line = f"{kernel_line(wanted)} {options.append}".strip()
-    host = virtual_host.build(options.old, options.new, say, boot=options.boot, line=line, kspawn=wanted.beside)
+    host = virtual_host.build(old, new, say, boot=options.boot, line=line, kspawn=wanted.beside)
     for name in ("serial.log", "serial2.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
     say("booting")
@@ -186,8 +187,8 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--state", type=Path, default=DEFAULT_STATE, help="directory of the virtual host")
         verb.add_argument("--timeout", type=float, default=600.0, help="seconds")
         if function in (up, once):
-            verb.add_argument("--from", dest="old", default="trixie")
-            verb.add_argument("--to", dest="new", nargs="+", default=["trixie-backports"])
+            verb.add_argument("--from", dest="old", help=f"suite, release, prefix or path. {kho_kernel.HELP}")
+            verb.add_argument("--to", dest="new", nargs="+", default=[], help="as --from")
             verb.add_argument("--engine", choices=ENGINES, default="kexec", help="what the host is made ready for")
             verb.add_argument("--append", default="", help="more for the old kernel's command line")
             verb.add_argument("--boot", choices=virtual_host.BOOTS, default="grub")

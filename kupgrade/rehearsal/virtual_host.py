@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.errors import UsageError
 from kupgrade.host.command import run
-from kupgrade.rehearsal import bootdisk, rootfs, spawn_module, tree
+from kupgrade.rehearsal import bootdisk, kho_kernel, rootfs, spawn_module, tree
 from kupgrade.rehearsal.cache import Cache, key
 from kupgrade.rehearsal.packages import SUITES, KernelPackages
 from kupgrade.rehearsal.qemu import Machine
@@ -91,8 +92,7 @@ def build(
     line = command_line() if line is None else line
     archive = Archive(cache, mirror())
     progress("asking the mirror for kernels")
-    suites = spawn_module.SUITES if kspawn else SUITES  # without headers there is no module
-    chosen = [archive.kernel(wanted, suites=suites) for wanted in (old, *([new] if isinstance(new, str) else new))]
+    chosen = _choose(archive, old, [new] if isinstance(new, str) else new, kspawn=kspawn)
     progress(f"from {chosen[0].release} to {', '.join(kernel.release for kernel in chosen[1:])}")
     tools = toolbox(archive, progress)
     base = rootfs.base(archive, progress)
@@ -100,10 +100,26 @@ def build(
     modules = {release: spawn_module.for_release(archive, release) for release in layers} if kspawn else {}
     menu = bootdisk.menu(list(layers), line) if boot == "grub" else ""
     image = _image(cache, tools, base, chosen, layers, modules, menu, progress)
-    for kind in ("image", "kernel", "base", "toolbox", "kspawn", "kbuild"):
+    for kind in ("image", "kernel", "kho-kernel", "base", "toolbox", "kspawn", "kbuild"):
         cache.prune(kind, keep=3)
     new_releases = tuple(kernel.release for kernel in chosen[1:])
     return VirtualHost(image, layers, chosen[0].release, new_releases, tools, boot, line)
+
+
+def _choose(archive: Archive, old: str, new: Sequence[str], *, kspawn: bool) -> list[KernelPackages]:
+    """The kernels wanted, the old one first."""
+    suites = spawn_module.SUITES if kspawn else SUITES  # without headers there is no module
+    ours = [wanted for wanted in (old, *new) if kho_kernel.is_name(wanted)]
+    if kspawn and ours:
+        raise UsageError(f"no headers of {ours[0]}", "a kernel beside it needs a module", "Use the engine kexec")
+
+    def named(wanted: str, than: KernelPackages | None = None) -> KernelPackages:
+        if kho_kernel.is_name(wanted):
+            return kho_kernel.find(archive, wanted, than)
+        return archive.kernel(wanted, suites=suites)
+
+    chosen = [named(wanted) for wanted in new]
+    return [named(old, chosen[0]), *chosen]
 
 
 def _image(
