@@ -191,7 +191,8 @@ class Device(_Open):
     def opened(cls, root: Path = Path("/"), calls: Calls = KERNEL, patience: float = BUSY_DEADLINE) -> Device:
         """Open it, waiting up to `patience` seconds for another process to let go of it.
 
-        Raises NotThereError, NotAllowedError, DeviceBusyError.
+        Raises NotThereError, NotAllowedError, DeviceBusyError, HandoverDamagedError (the first opening reads what was
+        handed over).
         """
         path = root / DEVICE
         end = time.monotonic() + patience
