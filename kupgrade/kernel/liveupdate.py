@@ -116,8 +116,7 @@ class _Open:
 
 
 class Session(_Open):
-    """An open session. The descriptor is close-on-exec. Every method raises LiveUpdateError, mostly as a
-    class of liveupdate_errors.
+    """An open session. The descriptor is close-on-exec. Methods raise LiveUpdateError, mostly as one of its classes.
 
     Closing an outgoing session gives up what is in it; closing an incoming one finishes it, so what was not taken
     out of it is gone.
