@@ -32,7 +32,8 @@ METADATA_FORMAT = struct.Struct("=I65sI")  # version, previous_release, kexec_co
 METADATA_VERSION = 1
 
 _ABI = re.compile(rb"([a-z]+-v[0-9]+)\0")
-_KHO_ABI = re.compile(rb"\0(kho-v[0-9]+)\0")
+# The property itself: token, length, where its name stands, value
+_KHO_ABI = re.compile(rb"\x00\x00\x00\x03\x00\x00\x00.\x00\x00..(kho-v[0-9]+)\0", re.DOTALL)
 
 _BOTH = "it is off, or the kernel was built without CONFIG_KEXEC_HANDOVER_DEBUGFS"
 
@@ -149,7 +150,8 @@ def abi_of(blob: bytes) -> str:
 def _kho_abi(root: Path) -> str:
     """A kernel takes only what has its own format, and after a handover it shows no tree of its own.
 
-    That tree grows behind what debugfs shows of it, so it is cut off; the format's name is its first property.
+    That tree grows behind what debugfs shows of it, so it is cut off: before the names of its properties, behind
+    the root's, of which one is the format.
     """
     _debugfs(root)
     if "in" in _names(root / KHO):

@@ -26,7 +26,7 @@ def put(root: Path, path: str, data: str | bytes = b"") -> None:
 
 def tree(*names: str) -> bytes:
     nodes = tuple(Node(name, {"preserved-data": bytes(8)}) for name in names)
-    return encode(Node("", {"compatible": b"kho-v4\0"}, nodes))
+    return encode(Node("", {"preserved-memory-map": bytes(8), "compatible": b"kho-v4\0"}, nodes))
 
 
 @pytest.fixture
@@ -172,6 +172,7 @@ def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "name", "why"),
     [
+        ("out/fdt", b"\0about kho-v4\0\0kho-v4\0", "kho_abi", "names no format"),
         ("out/scratch_len", "0x10\n", "scratch", "as many"),
         ("out/scratch_len", "many\n", "scratch", "not a list of numbers"),
         ("out/scratch_len", "-0x1\n0x0\n0x1\n", "scratch", "not a range"),
