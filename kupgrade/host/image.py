@@ -37,8 +37,8 @@ MACHINES = {
 }
 
 _BANNER = re.compile(rb"Linux version (\S+) \([^\n\0]{1,400}")
-_ABI = re.compile(rb"\0([a-z]+-v[0-9]{1,3})\0")
-_ABI_NAMES = (b"\0kho-v", b"\0luo-v", b"\0memfd-v")
+_ABI = re.compile(rb"([a-z]+-v[0-9]{1,3})\0")
+_ABI_NAMES = (b"kho-v", b"luo-v", b"memfd-v")
 _NOT_SET = re.compile(r"# (CONFIG_\w+) is not set")
 
 
@@ -187,12 +187,15 @@ def _embedded_config(vmlinux: bytes) -> Mapping[str, str] | None:
 
 
 def _handover_abi(vmlinux: bytes) -> tuple[str, ...]:
-    """The strings by which two kernels tell whether they understand each other's KHO and LUO data."""
+    """The strings by which two kernels tell whether they understand each other's KHO and LUO data.
+
+    Each stands behind another string, or in a structure (struct liveupdate_file_handler) behind a kernel's pointer.
+    """
     found = set()
     for name in _ABI_NAMES:
         at = vmlinux.find(name)  # much faster than one expression over the whole payload
         while at >= 0:
-            if match := _ABI.match(vmlinux, at):
+            if (match := _ABI.match(vmlinux, at)) and vmlinux[at - 1 : at] in (b"\0", b"\xff"):
                 found.add(match[1].decode())
             at = vmlinux.find(name, at + 1)
     return tuple(sorted(found))

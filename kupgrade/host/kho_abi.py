@@ -2,7 +2,8 @@
 
 Sources: include/linux/kho/abi/kexec_handover.h (KHO_FDT_COMPATIBLE), luo.h (LUO_ABI_COMPATIBLE), memfd.h
 (MEMFD_LUO_FH_COMPATIBLE). Each is compared as a whole string by the kernel that takes over, so it stands in its image
-between two NULs. The name of an option is no sign: kernels without KHO print it when they ignore what was handed over.
+with no text before it and a NUL behind. The name of an option is no sign: kernels without KHO print it when they
+ignore what was handed over.
 
 Reading an image of a distribution takes about half a second (unpacking, mostly); callers keep the answer. Two
 answers are compared by `model.kho.differs`.

@@ -32,6 +32,8 @@ METADATA_FORMAT = struct.Struct("=I65sI")  # version, previous_release, kexec_co
 METADATA_VERSION = 1
 
 _ABI = re.compile(rb"([a-z]+-v[0-9]+)\0")
+# The property itself: token, length, where its name stands, value
+_KHO_ABI = re.compile(rb"\x00\x00\x00\x03\x00\x00\x00.\x00\x00..(kho-v[0-9]+)\0", re.DOTALL)
 
 _BOTH = "it is off, or the kernel was built without CONFIG_KEXEC_HANDOVER_DEBUGFS"
 
@@ -145,9 +147,26 @@ def abi_of(blob: bytes) -> str:
     return text
 
 
-def _outgoing_abi(root: Path, path: str) -> str:
+def _kho_abi(root: Path) -> str:
+    """A kernel takes only what has its own format, and after a handover it shows no tree of its own.
+
+    That tree grows behind what debugfs shows of it, so it is cut off: before the names of its properties, behind
+    the root's, of which one is the format.
+    """
     _debugfs(root)
-    return abi_of(_blob(root / KHO / "out" / path))
+    if "in" in _names(root / KHO):
+        return abi_of(_blob(root / KHO / "in/fdt"))
+    found = _KHO_ABI.search(_blob(root / KHO / "out/fdt"))
+    if not found:
+        raise _UnknownError(f"/{KHO}/out/fdt names no format")
+    return found[1].decode()
+
+
+def _luo_abi(root: Path, liveupdate: bool | None) -> str:
+    if liveupdate is False:
+        raise _UnknownError("live update is off")
+    _debugfs(root)
+    return abi_of(_blob(root / KHO / "out/sub_fdts/LUO"))
 
 
 def _incoming(root: Path) -> tuple[str, ...]:
@@ -188,13 +207,11 @@ def read(root: Path = Path("/"), config: Mapping[str, str] | None = None) -> Kho
         with notes.about("scratch"):
             scratch = _scratch(root)
         with notes.about("kho_abi"):
-            kho_abi = _outgoing_abi(root, "fdt")
+            kho_abi = _kho_abi(root)
         with notes.about("incoming", "previous_release", "kexec_count"):
             incoming = _incoming(root)
         with notes.about("luo_abi"):
-            if liveupdate is False:
-                raise _UnknownError("live update is off")
-            luo_abi = _outgoing_abi(root, "sub_fdts/LUO")
+            luo_abi = _luo_abi(root, liveupdate)
     if incoming and METADATA in incoming:
         with notes.about("previous_release", "kexec_count"):
             previous, count = read_metadata(_blob(root / KHO / "in/sub_fdts" / METADATA))

@@ -116,8 +116,7 @@ class _Open:
 
 
 class Session(_Open):
-    """An open session. The descriptor is close-on-exec. Every method raises LiveUpdateError, mostly as a
-    class of liveupdate_errors.
+    """An open session. The descriptor is close-on-exec. Methods raise LiveUpdateError, mostly as one of its classes.
 
     Closing an outgoing session gives up what is in it; closing an incoming one finishes it, so what was not taken
     out of it is gone.
@@ -191,7 +190,8 @@ class Device(_Open):
     def opened(cls, root: Path = Path("/"), calls: Calls = KERNEL, patience: float = BUSY_DEADLINE) -> Device:
         """Open it, waiting up to `patience` seconds for another process to let go of it.
 
-        Raises NotThereError, NotAllowedError, DeviceBusyError.
+        Raises NotThereError, NotAllowedError, DeviceBusyError, HandoverDamagedError (the first opening reads what was
+        handed over).
         """
         path = root / DEVICE
         end = time.monotonic() + patience

@@ -51,6 +51,13 @@ class DeviceBusyError(LiveUpdateError):
     advice = "See who it is with fuser /dev/liveupdate; it should hold it for moments only"
 
 
+class HandoverDamagedError(LiveUpdateError):
+    """What was handed over cannot be read, all of it; so it is until the next boot."""
+
+    reason = "the kernel cannot read what the previous one handed over"
+    advice = "All sessions are lost; the memory they take is free after another boot"
+
+
 class BadNameError(LiveUpdateError):
     """A session cannot have this name."""
 
@@ -137,6 +144,7 @@ _OPENING = {
     errno.EBUSY: DeviceBusyError,
     errno.EACCES: NotAllowedError,
     errno.EPERM: NotAllowedError,
+    errno.EIO: HandoverDamagedError,
 }
 _CALLS: dict[tuple[int, int], type[LiveUpdateError]] = {
     (CREATE_SESSION, errno.EEXIST): SessionExistsError,

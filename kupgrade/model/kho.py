@@ -66,7 +66,11 @@ class KhoAbi:
 
 
 def differs(before: KhoAbi, after: KhoAbi) -> tuple[str, ...]:
-    """Why the kernel `after` cannot take over what `before` hands over; (): by their names it can."""
+    """Why the kernel `after` cannot take over what `before` hands over; (): by their names it can.
+
+    A kernel with live update that knows KHO's format but not live update's panics as it boots (luo_restore_fail()),
+    even if no session was handed over: it is enough that live update is on in the old kernel, and KHO in the new one.
+    """
     unread = [(which, abi.unread) for which, abi in (("old", before), ("new", after)) if not abi.known]
     if unread:
         return tuple(f"what the {which} kernel understands is not known: {why}" for which, why in unread)

@@ -237,9 +237,7 @@ class FakeLiveUpdate:
         TRANSFER.pack_into(argument, 0, TRANSFER.size, os.dup(session.files[token].fd), token)
 
     def _finish(self, session: FakeSession, argument: bytearray) -> None:
-        if END.unpack(argument)[1]:
-            raise refuse(errno.EOPNOTSUPP)
-        if not session.incoming:
+        if END.unpack(argument)[1] or not session.incoming:
             raise refuse(errno.EINVAL)
         session.empty()
 

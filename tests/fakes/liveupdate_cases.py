@@ -233,11 +233,10 @@ def _(rig: Rig) -> None:
 def _(rig: Rig) -> None:
     path = rig.tmpfs / "kupgrade-case"
     with rig.create("case") as session, path.open("wb") as file:
-        path_is_gone = path.unlink
         try:
             session.preserve_fd(file.fileno(), 1)
         finally:
-            path_is_gone()
+            path.unlink()
 
 
 @case(FIRST, "a file on a disk", "NotPreservableError ENOENT")
@@ -337,7 +336,9 @@ def leave(rig: Rig) -> None:
         with memfd(name.encode()) as fd:
             rig.kept[name].preserve_fd(fd, 1)
     rig.kept.pop("closed").close()
-    rig.kept["moved"] = Session.inherited(rig.share(rig.kept["moved"].detach()), rig.calls)
+    fd = rig.kept["moved"].detach()
+    rig.kept["moved"] = Session.inherited(rig.share(fd), rig.calls)
+    rig.calls.close(fd)
 
 
 # The second kernel

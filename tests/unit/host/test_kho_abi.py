@@ -25,6 +25,13 @@ def test_the_names_in_an_image(put: Put, bzimage: Make, elf: Make, config: str |
     assert kho_abi.read(path) == KhoAbi("kho-v4", "luo-v5", "memfd-v2", known=True)
 
 
+def test_a_name_inside_a_structure(put: Put, bzimage: Make, elf: Make) -> None:
+    """That of memory files is a field behind a pointer, as compiled kernels were seen to have it."""
+    handler = bytes.fromhex("c0388381ffffffff") + b"memfd-v2".ljust(48, b"\0")
+    found = kho_abi.read(put("vmlinuz", bzimage(elf(extra=b"\0kho-v4\0luo-v5\0" + handler, config=OPTIONS))))
+    assert found == KhoAbi("kho-v4", "luo-v5", "memfd-v2", known=True)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -26,7 +26,7 @@ def put(root: Path, path: str, data: str | bytes = b"") -> None:
 
 def tree(*names: str) -> bytes:
     nodes = tuple(Node(name, {"preserved-data": bytes(8)}) for name in names)
-    return encode(Node("", {"compatible": b"kho-v4\0"}, nodes))
+    return encode(Node("", {"preserved-memory-map": bytes(8), "compatible": b"kho-v4\0"}, nodes))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path, "sys/kernel/kexec_crash_size", f"{256 * MIB}\n")
     put(tmp_path, "sys/kernel/debug/kho/out/scratch_phys", "0x1000000\n0x0\n0x40000000\n")
     put(tmp_path, "sys/kernel/debug/kho/out/scratch_len", "0x6800000\n0x0\n0x13800000\n")
-    put(tmp_path, "sys/kernel/debug/kho/out/fdt", tree() + bytes(100))
+    put(tmp_path, "sys/kernel/debug/kho/out/fdt", tree("LUO", "kexec-metadata")[:140])
     put(tmp_path, "sys/kernel/debug/kho/out/sub_fdts/LUO", b"luo-v5\0\0" + bytes(24))
     return tmp_path
 
@@ -172,13 +172,13 @@ def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "name", "why"),
     [
+        ("out/fdt", b"\0about kho-v4\0\0kho-v4\0", "kho_abi", "names no format"),
         ("out/scratch_len", "0x10\n", "scratch", "as many"),
         ("out/scratch_len", "many\n", "scratch", "not a list of numbers"),
         ("out/scratch_len", "-0x1\n0x0\n0x1\n", "scratch", "not a range"),
-        ("out/fdt", b"\xd0\x0d\xfe\xed", "kho_abi", "damaged"),
-        ("out/fdt", encode(Node("")), "kho_abi", "no compatible"),
+        ("out/fdt", b"\xd0\x0d\xfe\xed", "kho_abi", "names no format"),
+        ("out/sub_fdts/LUO", encode(Node("")), "luo_abi", "no compatible"),
         ("out/sub_fdts/LUO", b"\0" * 32, "luo_abi", "begins with no name"),
-        ("in/fdt", b"", "incoming", "ends inside the header"),
     ],
 )
 def test_a_damaged_file_makes_one_fact_unknown(root: Path, path: str, data: str | bytes, name: str, why: str) -> None:
@@ -187,8 +187,25 @@ def test_a_damaged_file_makes_one_fact_unknown(root: Path, path: str, data: str 
     facts = kho.read(root)
     assert getattr(facts, name) is None
     assert why in facts.why(name)
-    assert {each for each, _ in facts.unknown} <= {name, "previous_release", "kexec_count"}
+    assert [each for each, _ in facts.unknown] == [name]
     assert facts.enabled is True
+
+
+def test_a_damaged_tree_of_what_was_handed_over(root: Path) -> None:
+    """Names, and the format they came in, are unknown; never that nothing came."""
+    handed_over(root)
+    put(root, "sys/kernel/debug/kho/in/fdt", tree("LUO")[:-1])
+    facts = kho.read(root)
+    assert (facts.incoming, facts.kho_abi, facts.previous_release) == (None, None, None)
+    for name in ("incoming", "kho_abi", "previous_release", "kexec_count"):
+        assert "damaged" in facts.why(name)
+
+
+def test_after_a_handover_the_format_is_that_of_what_came(root: Path) -> None:
+    """The kernel takes no other, and shows no tree of its own then."""
+    handed_over(root)
+    (root / "sys/kernel/debug/kho/out/fdt").unlink()
+    assert kho.read(root).kho_abi == "kho-v4"
 
 
 def test_live_update_data_as_a_tree(root: Path) -> None:

@@ -17,6 +17,7 @@ from kupgrade.kernel.liveupdate_errors import (
     BadNameError,
     DeviceBusyError,
     FullError,
+    HandoverDamagedError,
     LiveUpdateError,
     NotAllowedError,
     NotThereError,
@@ -155,7 +156,12 @@ def test_waiting_for_the_device_has_an_end(fake: FakeLiveUpdate) -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(errno.EACCES, NotAllowedError), (errno.ENXIO, NotThereError), (errno.EMFILE, LiveUpdateError)],
+    [
+        (errno.EACCES, NotAllowedError),
+        (errno.ENXIO, NotThereError),
+        (errno.EIO, HandoverDamagedError),
+        (errno.EMFILE, LiveUpdateError),
+    ],
 )
 def test_other_refusals_of_the_device(fake: FakeLiveUpdate, number: int, expected: type[LiveUpdateError]) -> None:
     """Not waited for."""
