@@ -12,6 +12,7 @@ from kupgrade.model.target import Target
 WORDS = ("kho", "liveupdate")
 SPARE = 128 << 20  # bytes that must stay available to go on with
 NEXT_KERNEL = 256 << 20  # bytes for the next kernel and its user space, beside images and restored workloads
+_ANOTHER = "Take a target of the same series, or another store"
 _OFF = ("n", "f", "0")  # as the kernel's kstrtobool() reads them; "off" besides
 
 
@@ -30,9 +31,19 @@ def live_update_refusals(
             found.append(Refusal("the new kernel takes memory over", fact, f"Take {word} out of cmdline_append"))
     if target is not None and target.handover:
         fact = "; ".join(target.handover)
-        remedy = "Take a target of the same series, or another store"
+        unread = "not known" in fact
+        remedy = "Install what is missing to read it, or use another store" if unread else _ANOTHER
         found.append(Refusal(f"{target.image.release} understands what this kernel hands over", fact, remedy))
     return (*found, *_memory(facts, kho, memory, need))
+
+
+def memory_misread(facts: Facts, target: Target) -> bool:
+    """Whether the target must not look at what this kernel leaves it.
+
+    One that knows another version of the format panics as it starts, whether anything was preserved or not
+    (kernel/liveupdate/luo_core.c, luo_restore_fail); with kho=off it does not look.
+    """
+    return facts.kho is not None and facts.kho.device_there and bool(target.handover)
 
 
 def turned_off(value: str | None) -> bool:

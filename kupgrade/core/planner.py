@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
+from kupgrade.core.live_update import memory_misread
 from kupgrade.core.predict import budget, images_on
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
@@ -25,6 +26,13 @@ ONLY_BY_KEXEC = (
     "images in memory (store luo) come through a kexec only: if the new kernel panics or hangs before the commit, or"
     " the power fails, the workloads' units start anew; stores pmem and disk outlive that"
 )
+
+
+def _misread(facts: Facts, target: Target) -> tuple[str, ...]:
+    if not memory_misread(facts, target):
+        return ()
+    why = "; ".join(target.handover)
+    return (f"the new kernel is started with kho=off, for it could not read what this one hands over: {why}",)
 
 
 def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
@@ -133,6 +141,7 @@ def assemble(
             *warnings(facts, target, beside=beside),
             *(spawn_checks.warnings(facts) if beside else ()),
             *((ONLY_BY_KEXEC,) if store.kind is StoreKind.LUO else ()),
+            *(_misread(facts, target) if engine == "kexec" else ()),
         ),
         fallbacks=fallbacks,
         deadline=policy.engine.spawn.restore_deadline if beside else policy.deadline,

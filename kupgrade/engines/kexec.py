@@ -16,6 +16,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
 from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
+from kupgrade.core.live_update import memory_misread
 from kupgrade.core.predict import allowances
 from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
 from kupgrade.model.facts import Facts
@@ -153,6 +154,8 @@ def crossing_cmdline(order: Order) -> str:
         line = CommandLine((*line.words, word)) if "--" not in line.words else line
     line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
     line = line.with_("kupgrade.ticket", str(Ticket(order.upgrade, EPOCH)))
+    if memory_misread(order.facts, order.target):
+        line = line.with_("kho", "off")
     return str(_early(order, line, "new"))
 
 

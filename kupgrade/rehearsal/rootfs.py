@@ -19,7 +19,7 @@ CRIU_SUITE = "sid"  # 4.1 of trixie cannot dump TCP sockets on 6.18 and later
 CRIU_PACKAGES = ("criu", "python3-pycriu", "libcompel1", "libnet9", "libnl-3-200")
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "nftables", "procps", "e2fsprogs", "dmsetup"),
-    *("initramfs-tools", "zstd", "python3", "python3-click", "python3-structlog", "python3-tenacity"),
+    *("initramfs-tools", "zstd", "lz4", "python3", "python3-click", "python3-structlog", "python3-tenacity"),
     *("python3-pyelftools", "python3-msgspec", "python3-protobuf", "kexec-tools"),
     *("grub-pc-bin", "grub-common", "grub2-common"),
 )

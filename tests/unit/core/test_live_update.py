@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from kupgrade.core.live_update import live_update_refusals, turned_off
-from kupgrade.core.planner import ONLY_BY_KEXEC, choose_store
+from kupgrade.core.planner import ONLY_BY_KEXEC, assemble, choose_store, store_for
+from kupgrade.engines.base import Order
+from kupgrade.engines.kexec import back_cmdline, crossing_cmdline
 from kupgrade.model.kho import KhoAbi, KhoFacts, KhoWords, differs
 from kupgrade.model.machine import MemoryRange
 from kupgrade.model.policy import EngineOptions, KexecOptions, Policy
 from kupgrade.model.workload import StoreKind
 from tests.fakes import facts as fake
-from tests.fakes.drive import plan
+from tests.fakes.drive import UPGRADE, plan
 
 MIB = 1 << 20
 ON = KhoWords("on", "on")
@@ -126,3 +128,21 @@ def test_where_there_is_a_choice_the_plan_tells_what_was_measured() -> None:
     (note,) = choose_store(slow, fake.policy(), order, fake.target(handover=()))[2]
     assert note.endswith("disk 8.00 s")
     assert choose_store(facts, fake.policy(), (StoreKind.LUO,), fake.target(handover=()))[2] == ()
+
+
+def test_a_target_that_would_misread_what_is_handed_over_does_not_look() -> None:
+    """Another version of the format would make it panic, on any store; where all is the same, or KHO is off, nothing."""
+    differing = fake.target(handover=("live update: the old kernel writes luo-v5, the new one reads luo-v6",))
+    for found, target, off in (
+        (kho(), differing, True),
+        (kho(), fake.target(handover=()), False),
+        (kho(device_there=False), differing, False),
+        (None, differing, False),
+    ):
+        facts = fake.facts(kho=found, cmdline="kho=on liveupdate=on")
+        store = store_for(UPGRADE, fake.policy(), StoreKind.DISK)
+        order = Order(UPGRADE, facts, fake.policy(), target, store, (), (), 1000, "/var/lib/kupgrade/s")
+        assert ("kho=off" in crossing_cmdline(order)) is off
+        assert "kho=on" in back_cmdline(order)
+        made = assemble(UPGRADE, 1.0, facts, fake.policy(), target, "kexec", store, (), ())
+        assert any("kho=off" in each and "luo-v6" in each for each in made.warnings) is off
