@@ -131,7 +131,7 @@ def test_where_there_is_a_choice_the_plan_tells_what_was_measured() -> None:
 
 
 def test_a_target_that_would_misread_what_is_handed_over_does_not_look() -> None:
-    """Another version of the format would make it panic, on any store; where all is the same, or KHO is off, nothing."""
+    """Another version of the format would make it panic, on any store; where all is the same nothing is said."""
     differing = fake.target(handover=("live update: the old kernel writes luo-v5, the new one reads luo-v6",))
     for found, target, off in (
         (kho(), differing, True),
