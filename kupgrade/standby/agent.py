@@ -37,6 +37,7 @@ from kupgrade.standby.verbs import Here, Verb
 
 POLL = 0.0005  # seconds between looks for a message
 IDLE_POLL = 0.005  # the same, when none has come for a while
+BUSY_POLL = 0.02  # and while a restore is at work, which needs the processors
 IDLE_AFTER = 2.0
 BEAT = 0.02
 TEND = 0.5  # the same, for its child; the old kernel's question does so sooner, as long as it asks
@@ -117,6 +118,11 @@ class Agent:
         while self.step():
             pass
 
+    def _rest(self) -> float:
+        if takeover.Child.order is not None:
+            return BUSY_POLL
+        return POLL if self.clock() - self._last < IDLE_AFTER else IDLE_POLL
+
     def step(self) -> bool:
         """Answer one request, or wait a moment; False once told to stop, or when its keeper is gone."""
         found = self.channel.take()
@@ -129,8 +135,7 @@ class Agent:
                     takeover.tend(self.here)
                 if self.alone():
                     return False
-            brisk = self.clock() - self._last < IDLE_AFTER and takeover.Child.order is None
-            self.pause(POLL if brisk else IDLE_POLL)  # once the restore is at work it needs the processors
+            self.pause(self._rest())
             return True
         self._last = self.clock()
         try:
