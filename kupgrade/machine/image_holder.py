@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,12 @@ def alive(places: Places, store: Store) -> bool:
     return holder(places, store) is not None
 
 
-def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KERNEL) -> None:
-    """Fork it, and come back when the images are below the store's path. Raises KupgradeError with its reason."""
+def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KERNEL) -> tuple[int, int, float]:
+    """Fork it, and come back when the images are below the store's path: how many, their bytes, and the seconds.
+
+    Raises KupgradeError with its reason.
+    """
+    begun = time.monotonic()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -78,9 +83,10 @@ def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KER
     with os.fdopen(reader, "rb") as answers:
         answer = answers.read()
     os.waitpid(child, 0)
-    if answer != DONE:
-        told = json.loads(answer or b"{}")
+    told = json.loads(answer or b"{}")
+    if "files" not in told:
         raise KupgradeError(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
+    return int(told["files"]), int(told["bytes"]), round(time.monotonic() - begun, 4)
 
 
 def release(places: Places, store: Store) -> None:
@@ -140,7 +146,8 @@ def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) ->
         what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
         os.write(writer, json.dumps({"what": what, "why": why}).encode())
         return 1
-    os.write(writer, DONE)
+    sizes = [each.size for each in held.index.files]
+    os.write(writer, json.dumps({"files": len(sizes), "bytes": sum(sizes)}).encode())
     os.close(writer)
     _serve(places, listener, held)
     return 0

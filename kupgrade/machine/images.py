@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kupgrade.errors import KupgradeError
@@ -65,6 +66,10 @@ class RealImages:
     def take_back(self, store: Store) -> None:
         """See the port."""
         self.live_update.give_up(store)
+
+    def fetched(self, store: Store) -> Mapping[str, float | int]:
+        """See the port."""
+        return self.live_update.fetched(store)
 
     def ready(self, store: Store) -> bool:
         """Mounted, private, there."""

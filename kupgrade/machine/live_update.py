@@ -9,6 +9,7 @@ fetched by a process of their own that nobody else's end can reach (image_holder
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class LiveUpdate:
     calls: liveupdate.Calls = liveupdate.KERNEL
     _held: dict[str, liveupdate.Session] = field(default_factory=dict)
     _missing: dict[str, str] = field(default_factory=dict)
+    _fetched: dict[str, Mapping[str, float | int]] = field(default_factory=dict)
 
     def preserve(self, store: Store) -> tuple[int, int]:
         """Put the sealed images into a new session; how many files, and their bytes. Raises KupgradeError.
@@ -68,10 +70,15 @@ class LiveUpdate:
         if image_holder.alive(self.places, store):
             return
         try:
-            image_holder.start(self.places, store, self.calls)
+            files, size, seconds = image_holder.start(self.places, store, self.calls)
+            self._fetched[store.path] = {"retrieved_files": files, "retrieved_bytes": size, "retrieve_seconds": seconds}
             self._missing.pop(store.path, None)
         except KupgradeError as error:
             self._missing[store.path] = f"{error.what}: {error.why}" if error.why else error.what
+
+    def fetched(self, store: Store) -> Mapping[str, float | int]:
+        """What `fetch` of this process got, for the report: files, bytes, seconds."""
+        return self._fetched.get(store.path, {})
 
     def missing(self, store: Store) -> str:
         """Why `fetch` found no images, with what the kernel tells about itself."""

@@ -114,6 +114,18 @@ def marks(
     return tuple((when, what) for what, when in found.items())
 
 
+def carried(journal: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of images that stayed in memory: files and bytes that were left there and found, and the seconds of either."""
+    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
+    if plan is None:
+        return {}
+    kinds = [step["kind"] for phase in plan["phases"] for step in phase["steps"]]
+    done = {kinds[r["step"]]: r["data"] for r in journal if r["kind"] == "done" and r.get("step") is not None}
+    left = done.get("preserve-images", {})
+    found = {f"preserve_{name}" if name == "seconds" else name: left[name] for name in left if name != "found"}
+    return found | {key: value for key, value in done.get("restore", {}).items() if key.startswith("retrieve")}
+
+
 def _outcome(evidence: Evidence) -> str:
     if evidence.refused:
         return "refused"
@@ -225,6 +237,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "phases": phases(evidence.journal),
         "steps": steps(evidence.journal),
         "handover": next((r["data"]["handover"] for r in evidence.journal if "handover" in r["data"]), {}),
+        "carried": carried(evidence.journal),
         "fault": evidence.fault or None,
         "cold_start_expected": evidence.cold_expected,
         **({"resources": seen} if evidence.beside else {}),

@@ -56,6 +56,13 @@ def _upgrade(judged: Mapping[str, Any]) -> str:
     if parts := judged.get("handover"):
         ordered = sorted(parts.items(), key=lambda each: each[1])
         lines.append("  hand-over: " + ", ".join(f"{what} {at:.2f} s" for what, at in ordered))
+    carried = judged.get("carried", {})
+    if "files" in carried:
+        found = f", found in {carried['retrieve_seconds']:.2f} s" if "retrieve_seconds" in carried else ""
+        lines.append(
+            f"  in memory: {carried['files']} files, {carried['bytes'] / 1e6:.0f} MB, left there in"
+            f" {carried['preserve_seconds']:.2f} s{found}"
+        )
     return "\n".join(lines)
 
 

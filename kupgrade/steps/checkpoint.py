@@ -183,10 +183,11 @@ class Restore:
         """Nothing existed before in this kernel."""
         return Nothing()
 
-    def do(self, host: HasCheckpoints, before: Nothing) -> None:
+    def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
         """Verify, restore."""
         if not host.checkpoints.restored(self.workloads):
             _restore(host, self.store, self.workloads, self.timeout)
+        return host.images.fetched(self.store)
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
         """End the copies; they have neither sent nor written anything."""

@@ -48,6 +48,9 @@ class Images(Protocol):
     def preserved(self, store: Store) -> bool | None:
         """Whether it would, if it ended now; None: unknown."""
 
+    def fetched(self, store: Store) -> Mapping[str, float | int]:
+        """Figures of what the kernel before this one handed over, as far as this process knows."""
+
     def take_back(self, store: Store) -> None:
         """It hands over nothing any more. The images are of no use then: the originals are all there is."""
 

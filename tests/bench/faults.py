@@ -47,8 +47,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def every(engine: str) -> Iterator[str]:
-    """All faults that are run when none is named."""
+def every(engine: str, store: str) -> Iterator[str]:
+    """All faults that are run when none is named; with images in memory those that strike them, too."""
+    if store == "luo":
+        yield from (f"kill-tool@preserve-images:{moment}" for moment in ("intent", "effect"))
+        yield from faults.IN_MEMORY
     for kind in faults.AT_STEP:
         for number, step in enumerate(STEPS[engine].split()):
             yield f"{kind}@{step}:{('intent', 'effect')[number % 2]}"
@@ -97,7 +100,7 @@ def main() -> int:
     parser.add_argument("--memory", type=int, default=64, help="MiB of the workload")
     parser.add_argument("--keep", type=Path, help="keep every virtual host's logs below this directory")
     wanted = parser.parse_args()
-    names = wanted.faults or list(every(wanted.engine))
+    names = wanted.faults or list(every(wanted.engine, wanted.store))
     chosen = [faults.parse(name, registry.names(), wanted.engine) for name in names]
     print("| fault | ended | gap s | answered | |\n|---|---|---|---|---|", flush=True)
     all_judged: list[Mapping[str, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kupgrade.errors import BadInputError, KupgradeError
@@ -30,6 +30,9 @@ class Images(Port):
 
     def preserved(self, store: Store) -> bool | None:
         return self.m.handed.preserved()
+
+    def fetched(self, store: Store) -> Mapping[str, float | int]:
+        return {}
 
     def take_back(self, store: Store) -> None:
         self.m.handed.take_back()

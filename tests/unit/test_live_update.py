@@ -180,7 +180,8 @@ def ends(pid: int) -> bool:
 def test_the_holder_shows_the_images_until_it_is_told_that_they_are_dead(store: Store, places: Places) -> None:
     """Files by their names, readable by any process of ours; afterwards neither they nor the holder are there."""
     top = Path(store.path)
-    image_holder.start(places, store, Late(places, store))
+    files, size, seconds = image_holder.start(places, store, Late(places, store))
+    assert (files, size) == (len(CONTENT), sum(map(len, CONTENT.values()))) and seconds > 0
     held = image_holder.holder(places, store)
     assert held is not None and held.pid != os.getpid()
     assert {name: (top / name).read_bytes() for name in CONTENT} == CONTENT

@@ -246,3 +246,23 @@ def test_what_many_cycles_left_behind_is_told(after: dict[str, Any], told: str) 
     before["processes"] = {"systemd": 1}
     found = resources.leaks(before, {**before, **after})
     assert (told in " ".join(found)) if told else not found
+
+
+def test_images_that_stayed_in_memory_are_told_with_their_times() -> None:
+    """Files and bytes, how long it took to leave them there and to find them again; of other stores nothing."""
+    kinds = [{"kind": "preserve-images"}, {"kind": "restore"}]
+    plan = {"store": "luo", "phases": [{"name": "handing over", "steps": kinds}]}
+    left = {"files": 23, "bytes": 144_000_000, "seconds": 0.04}
+    found = {"retrieved_files": 23, "retrieved_bytes": 144_000_000, "retrieve_seconds": 0.12, "seconds": 1.5}
+    journal = (
+        {"kind": "planned", "step": None, "time": 1.0, "data": {"plan": plan}},
+        {"kind": "done", "step": 0, "time": 1.5, "data": left},
+        {"kind": "done", "step": 1, "time": 3.5, "data": found},
+        {"kind": "finished", "step": None, "time": 4.0, "data": {"outcome": "committed"}},
+    )
+    judged = judge(evidence(journal=journal))
+    assert judged["carried"]["preserve_seconds"] == 0.04
+    assert "in memory: 23 files, 144 MB, left there in 0.04 s, found in 0.12 s" in report.text(Result(judged, (), ()))
+    again = judge(evidence(journal=(journal[0], {**journal[1], "data": {"found": "done"}}, *journal[2:])))
+    assert "in memory:" not in report.text(Result(again, (), ()))
+    assert judge(evidence())["carried"] == {}
