@@ -131,9 +131,10 @@ class ImageStore:
             path.rmdir()
 
     def free_bytes(self) -> int:
-        """Bytes free for images."""
+        """Bytes free for images: in memory no more than there is, whatever the file system's own limit says."""
         info = os.statvfs(self.path)
-        return info.f_bavail * info.f_frsize
+        free = info.f_bavail * info.f_frsize
+        return min(free, _available_memory()) if self.in_memory else free
 
     def used_bytes(self) -> int:
         """Bytes that the images take."""
@@ -274,6 +275,13 @@ def check_private(path: Path) -> None:
             f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}; checkpoint images hold secrets",
             f"chown root {path} and chmod 0700 {path}",
         )
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise BadInputError("The memory that is available is not known", "/proc/meminfo does not tell")
 
 
 def _overwrite(path: Path) -> None:

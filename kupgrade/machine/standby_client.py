@@ -12,7 +12,8 @@ from kupgrade.kernel.window import Channel, Side, Verdict
 from kupgrade.model import standby
 from kupgrade.model.standby import Answer, Request
 
-POLL = 0.0005  # seconds
+POLL = 0.0005  # seconds; what takes longer is looked for less often: who is asked needs the processors
+LONGEST_POLL = 0.005
 TORN_PATIENCE = 1.0  # seconds in which a message must be whole
 
 
@@ -28,6 +29,7 @@ class StandbyClient:
     alive: Callable[[], None]
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    _rest: float = POLL
 
     def ask(self, verb: str, timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait up to `timeout` seconds for its answer; answers to earlier ones are dropped.
@@ -42,6 +44,7 @@ class StandbyClient:
             payload = standby.pack(Request(number, verb, arguments))
             while self.channel.send(payload) is None:
                 self._wait(verb, deadline, timeout)
+            self._rest = POLL
             answer = self._answer(verb, number, begun, deadline, timeout)
             if answer is not None:
                 return self._result(verb, answer)
@@ -80,7 +83,8 @@ class StandbyClient:
         if self.clock() > deadline:
             raise KupgradeError("The agent in the new kernel does not answer", f"{verb} took longer than {timeout:g} s")
         self.alive()
-        self.pause(POLL)
+        self.pause(self._rest)
+        self._rest = min(self._rest * 1.5, LONGEST_POLL)
 
     def _result(self, verb: str, answer: Answer) -> dict[str, Any]:
         if answer.error:

@@ -38,7 +38,7 @@ from kupgrade.standby.verbs import Here, Verb
 POLL = 0.0005  # seconds between looks for a message
 IDLE_POLL = 0.005  # the same, when none has come for a while
 BUSY_POLL = 0.02  # and while a restore is at work, which needs the processors
-IDLE_AFTER = 2.0
+IDLE_AFTER = 0.05  # seconds; the dump beside it needs the processors, too
 BEAT = 0.02
 TEND = 0.5  # the same, for its child; the old kernel's question does so sooner, as long as it asks
 AGAIN, AGAIN_AT_MOST = 0.005, 1.0  # seconds until an agent that was killed is started again, doubled each time

@@ -173,3 +173,12 @@ def test_the_mark_goes_before_any_image_does(store: ImageStore, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         sealed(store).wipe()
     assert not store.sealed()
+
+
+def test_room_in_memory_is_what_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tmpfs may promise more than is available; on a disk only the file system's word counts."""
+    monkeypatch.setattr(images, "_available_memory", lambda: 12345)
+    assert ImageStore(Store(StoreKind.LUO, str(tmp_path), "tmpfs", str(tmp_path))).free_bytes() == 12345
+    assert ImageStore(Store(StoreKind.DISK, str(tmp_path))).free_bytes() > 1 << 20
+    monkeypatch.undo()
+    assert 0 < images._available_memory() < 1 << 50
