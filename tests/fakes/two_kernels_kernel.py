@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from kupgrade.model.record import Now, Record, RecordKind, State
 from tests.fakes.endings import NEW_ENTRY, OPEN_INTENT, Copy, Image
+from tests.fakes.handed_over import HandedOver
 from tests.fakes.logs import check_commit
 from tests.fakes.machine import Machine
 from tests.fakes.two_kernels_parts import Disk, RunDirectory, RunFile
@@ -39,6 +40,7 @@ class Kernel:
         self.probing = ""
         self.pids_free = True
         self.deadman = self.watchdog = False
+        self.handed = HandedOver(cast(Machine, self), used=False)
         self.thaw_failures = self.behaviour.thaw_failures
         # Only of one beside another.
         self.agent = True
