@@ -134,9 +134,13 @@ def count_resources(link: Link) -> dict[str, Any]:
     return counted
 
 
-def apply(link: Link, options: Options, release: str) -> str:
-    """Hand the upgrade to the worker; the reason when it was refused, else empty."""
+def apply(link: Link, options: Options, release: str, *, again: bool = False) -> str:
+    """Hand the upgrade to the worker; the reason when it was refused, else empty.
+
+    `again`: a fault has made an upgrade to this release fail before, which speaks against it on any other host.
+    """
     words = ["kupgrade", "apply", "--yes", "--no-wait", "--kernel", release, "--engine", options.engine]
+    words += ["--retry-failed"] if again else []
     if options.store != "auto":
         words += ["--store", options.store]
     done = link.run(words, timeout=180.0)

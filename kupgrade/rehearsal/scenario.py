@@ -116,7 +116,8 @@ def _generations(
                 course = replace(course, client=_client(options, network))
             elif judged:
                 course.client.go_on()
-            evidence.append(_upgrade(course, old, new, trial))
+            again = any(each.new_release == new and each.fault for each in evidence)
+            evidence.append(_upgrade(course, old, new, trial, again=again))
             judged.append(judge.judge(evidence[-1]))
             if evidence[-1].cold_expected:
                 latencies += course.client.stop(0.0).latencies()
@@ -154,7 +155,7 @@ def _with_leaks(options: Options, evidence: list[judge.Evidence], judged: Mappin
     return {**judged, "leaks": counted, "outcome": "failed", "findings": [*judged["findings"], *lost]}
 
 
-def _upgrade(course: _Course, old: str, new: str, trial: Trial) -> judge.Evidence:
+def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) -> judge.Evidence:
     """One upgrade from start to end, and everything that was seen of it."""
     options, link, progress = course.options, course.link, course.progress
     fault = trial.fault
@@ -163,7 +164,7 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial) -> judge.Evidenc
     before, resources = course.look(), course.count()
     time.sleep(1.0)
     progress(f"kupgrade apply: {old} to {new}" + _with(fault))
-    refused = inside.apply(link, options, new)
+    refused = inside.apply(link, options, new, again=again)
     if not refused:
         _follow(link, options.timeout, progress)
     progress("waiting for the client's last answers")
