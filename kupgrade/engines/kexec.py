@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.live_update import memory_misread
+from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
 from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
 from kupgrade.model.facts import Facts
-from kupgrade.model.ids import Ticket
+from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
 from kupgrade.model.policy import Policy
@@ -142,14 +143,25 @@ def staged(order: Order, name: str) -> str:
     return f"{order.staging}/initrd-{name}"
 
 
-def host_cmdline(text: str) -> CommandLine:
-    """The running command line without what belongs to one boot only."""
-    return CommandLine.parse(text).without(*_PER_BOOT)
+def host_cmdline(facts: Facts) -> CommandLine:
+    """The running command line without what belongs to one boot only.
+
+    A kernel that came by an earlier crossing, or back from one, still has the words of that: its agent's init= and
+    target, and while it was new another panic=, instead of which what the host has now is taken.
+    """
+    line = CommandLine.parse(facts.cmdline)
+    if line.has(TICKET_PARAMETER):
+        line = line.with_("panic", str(facts.panic_timeout))
+    if (line.get("init") or "").startswith(f"{STATE}/"):
+        line = line.without("init")
+    if line.get("systemd.unit") == CROSSING_TARGET:
+        line = line.without("systemd.unit")
+    return line.without(*_PER_BOOT)
 
 
 def crossing_cmdline(order: Order) -> str:
     """The new kernel's command line: the host's own, our early init, the ticket, and panic= for the crossing."""
-    line = host_cmdline(order.facts.cmdline)
+    line = host_cmdline(order.facts)
     for word in CommandLine.parse(order.policy.engine.kexec.cmdline_append).words:
         line = CommandLine((*line.words, word)) if "--" not in line.words else line
     line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
@@ -161,7 +173,7 @@ def crossing_cmdline(order: Order) -> str:
 
 def back_cmdline(order: Order) -> str:
     """The command line of the way back: the old kernel's own and our early init."""
-    line = host_cmdline(order.facts.cmdline).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade))
+    line = host_cmdline(order.facts).with_("rdinit", RDINIT).with_("kupgrade.return", str(order.upgrade))
     return str(_early(order, line, "back"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -297,3 +298,19 @@ def test_a_workload_with_fate_refuse_forbids_the_upgrade_while_it_runs() -> None
     ]
     gone = dataclasses.replace(pf.seen(), workload=None, absent="stopped")
     assert checks.workload_refusals(pf.facts(workloads=(gone, web)), wanted) == ()
+
+
+@pytest.mark.parametrize("lines", [crossing_cmdline, back_cmdline])
+def test_a_kernel_that_came_by_a_crossing_passes_none_of_its_words_on(lines: Callable[[Order], str]) -> None:
+    """Its agent's script is gone by then, its ticket is spent, and its panic= was never the host's."""
+    first = order()
+    host = "root=/dev/vda ro quiet panic=7"
+    wanted = lines(replace(first, facts=pf.facts(cmdline=host, panic_timeout=7)))
+    for before in (crossing_cmdline, back_cmdline):
+        came = before(replace(first, upgrade=UpgradeId("20251231-000000-ffffff"), staging="/var/lib/kupgrade/staged/old",
+                              facts=pf.facts(cmdline=host, panic_timeout=7)))  # fmt: skip
+        found = lines(replace(first, facts=pf.facts(cmdline=f"BOOT_IMAGE=/vmlinuz {came}", panic_timeout=7)))
+        assert sorted(found.split()) == sorted(wanted.split())
+    own = "root=/dev/vda init=/opt/my-init systemd.unit=rescue.target"
+    kept = lines(replace(first, facts=pf.facts(cmdline=own)))
+    assert "init=/opt/my-init" in kept and "systemd.unit=rescue.target" in kept
