@@ -306,9 +306,9 @@ def test_a_kernel_that_came_by_a_crossing_passes_none_of_its_words_on(lines: Cal
     first = order()
     host = "root=/dev/vda ro quiet panic=7"
     wanted = lines(replace(first, facts=pf.facts(cmdline=host, panic_timeout=7)))
+    earlier = replace(first, upgrade=UpgradeId("20251231-000000-ffffff"), staging="/var/lib/kupgrade/staged/old")
     for before in (crossing_cmdline, back_cmdline):
-        came = before(replace(first, upgrade=UpgradeId("20251231-000000-ffffff"), staging="/var/lib/kupgrade/staged/old",
-                              facts=pf.facts(cmdline=host, panic_timeout=7)))  # fmt: skip
+        came = before(replace(earlier, facts=pf.facts(cmdline=host, panic_timeout=7)))
         found = lines(replace(first, facts=pf.facts(cmdline=f"BOOT_IMAGE=/vmlinuz {came}", panic_timeout=7)))
         assert sorted(found.split()) == sorted(wanted.split())
     own = "root=/dev/vda init=/opt/my-init systemd.unit=rescue.target"
