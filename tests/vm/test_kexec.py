@@ -23,7 +23,8 @@ def run(*struck: str, **wanted: Any) -> dict[str, Any]:
         result = rehearse(Options(faults=parsed, **wanted), say)
     judged = dict(result.judged)
     for each in lives(judged):
-        print(f"{each['fault']}: gap {each['client']['longest_gap_ms']} ms, {each['outcome']}: {each['reason']}")
+        told = each["findings"] or each["reason"]
+        print(f"{each['fault']}: gap {each['client']['longest_gap_ms']} ms, {each['outcome']}: {told}")
     return judged
 
 
