@@ -54,10 +54,15 @@ class Evidence:
         return self.engine == "spawn"
 
 
-def file_intact(lines: Sequence[str]) -> bool:
-    """Lines `N PID COUNTER` are numbered from 1 without a gap, and the counter never falls."""
+def file_intact(lines: Sequence[str], known: int = 0) -> bool:
+    """Lines `N PID COUNTER` are numbered from 1 without a gap, and the counter never falls.
+
+    Of the first `known` lines, which were there before, only the last life of the workload is looked at: an earlier
+    power cut may have ended another.
+    """
+    begun = max((at for at, line in enumerate(lines[:known]) if line.split()[:1] == ["1"]), default=0)
     last = -1
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[begun:], 1):
         words = line.split()
         if len(words) != 3 or words[0] != str(number) or not words[2].isdigit() or int(words[2]) < last:
             return False
@@ -163,7 +168,7 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
         found.append(f"systemd restarted the unit {after.restarts - before.restarts} times")
     if after.memory != "check ok":
         found.append(f"memory: {after.memory}")
-    if not file_intact(after.lines) or after.lines[: len(before.lines)] != before.lines:
+    if not file_intact(after.lines, len(before.lines)) or after.lines[: len(before.lines)] != before.lines:
         found.append("the append-only file is not continuous")
     found += [f"left behind: {name}" for name in evidence.leftovers]
     if evidence.beside:
@@ -229,7 +234,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
                 "pids_before": list(evidence.before.pids),
                 "pids_after": list(after.pids) if after else [],
                 "memory_intact": bool(after and after.memory == "check ok"),
-                "file_intact": bool(after and file_intact(after.lines)),
+                "file_intact": bool(after and file_intact(after.lines, len(evidence.before.lines))),
                 "blackout_ms": round(blackout[-1].get("demo", 0.0) * 1000, 1) if blackout else 0.0,
                 "unit_active": bool(after and after.active),
             }

@@ -266,3 +266,11 @@ def test_images_that_stayed_in_memory_are_told_with_their_times() -> None:
     again = judge(evidence(journal=(journal[0], {**journal[1], "data": {"found": "done"}}, *journal[2:])))
     assert "in memory:" not in report.text(Result(again, (), ()))
     assert judge(evidence())["carried"] == {}
+
+
+def test_a_life_that_ended_before_the_upgrade_is_no_flaw_and_one_that_ends_in_it_is() -> None:
+    """After an earlier power cut the file holds two lives; a third may not begin unasked."""
+    lines = ("1 329 0", "2 329 5", "1 400 0", "2 400 3")
+    assert file_intact((*lines, "3 400 9"), known=4)
+    assert not file_intact((*lines, "1 500 0"), known=4)
+    assert not file_intact((*lines, "3 400 9"))
