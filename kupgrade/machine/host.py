@@ -26,7 +26,7 @@ from kupgrade.machine import faults, standing
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
 from kupgrade.machine.health import RealHealth
-from kupgrade.machine.images import RealImages, store_of
+from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
 from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
@@ -128,7 +128,7 @@ class SystemClock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def observe_now(state: State, places: Places) -> Now:
+def observe_now(state: State, places: Places, images: RealImages | None = None) -> Now:
     """What runs at this moment; `pids_free` only matters, and is only asked, in a fallen-back boot."""
     try:
         ticket = proc.cmdline(places.root).get(TICKET_PARAMETER)
@@ -139,8 +139,8 @@ def observe_now(state: State, places: Places) -> Now:
         free = _pids_free(state, places)
     boot = proc.boot_id(places.root)
     carried = carried_images(state.plan) if boot != state.plan.boot_id else None
-    images = None if carried is None else store_of(carried).sealed()
-    return Now(boot, str(proc.release(places.root)), ticket, free, images)
+    came = None if carried is None else (images or RealImages()).came(carried)
+    return Now(boot, str(proc.release(places.root)), ticket, free, came)
 
 
 def carried_images(plan: Plan) -> Store | None:
@@ -189,7 +189,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
     loop = Loop(
         log=journal,
         host=host,
-        now=lambda state: observe_now(state, places),
+        now=lambda state: observe_now(state, places, host.images),
         clock=SystemClock(),
         faults=lambda step, moment: faults.strike(places, step, moment),
         watch=seen,

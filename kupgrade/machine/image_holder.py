@@ -24,6 +24,7 @@ from kupgrade.host.images import make_private
 from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read_index, session_name
 from kupgrade.kernel import liveupdate, proc
 from kupgrade.kernel.libc import reported
+from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import preserve
 from kupgrade.model.codec import decode, encode
@@ -34,6 +35,10 @@ RELEASE = b"release"
 _PATIENCE = 120.0  # seconds; large images are let go of page by page
 _CHUNK = 1 << 20
 _EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
+
+
+class ImagesLostError(KupgradeError):
+    """No kernel will hand these images over any more: that is known, not guessed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def alive(places: Places, store: Store) -> bool:
 def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KERNEL) -> tuple[int, int, float]:
     """Fork it, and come back when the images are below the store's path: how many, their bytes, and the seconds.
 
-    Raises KupgradeError with its reason.
+    Raises ImagesLostError when there are none and never will be; any other KupgradeError says nothing about them.
     """
     begun = time.monotonic()
     reader, writer = os.pipe()
@@ -85,7 +90,8 @@ def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KER
     os.waitpid(child, 0)
     told = json.loads(answer or b"{}")
     if "files" not in told:
-        raise KupgradeError(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
+        kind = ImagesLostError if told.get("lost") else KupgradeError
+        raise kind(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
     return int(told["files"]), int(told["bytes"]), round(time.monotonic() - begun, 4)
 
 
@@ -144,7 +150,8 @@ def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) ->
         _state(places).write_text(json.dumps(encode(mine)))
     except (KupgradeError, OSError) as error:
         what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
-        os.write(writer, json.dumps({"what": what, "why": why}).encode())
+        lost = isinstance(error, NotThereError | SessionLostError)
+        os.write(writer, json.dumps({"what": what, "why": why, "lost": lost}).encode())
         return 1
     sizes = [each.size for each in held.index.files]
     os.write(writer, json.dumps({"files": len(sizes), "bytes": sum(sizes)}).encode())

@@ -71,6 +71,12 @@ class RealImages:
         """See the port."""
         return self.live_update.fetched(store)
 
+    def came(self, store: Store) -> bool | None:
+        """Whether what the kernel before this one had to hand over is here; None: it cannot be told."""
+        if store_of(store).sealed():
+            return True
+        return False if self.live_update.lost(store) else None
+
     def ready(self, store: Store) -> bool:
         """Mounted, private, there."""
         images = store_of(store)

@@ -8,8 +8,9 @@ fetched by a process of their own that nobody else's end can reach (image_holder
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class LiveUpdate:
         index = take_stock(top)
         session = liveupdate.create_session(session_name(store), self.places.root, self.calls)
         try:
-            preserve(session, index, [_open_and_unlink(top / each.name) for each in index.files])
+            fds = _open_all([top / each.name for each in index.files])
+            for each in index.files:
+                (top / each.name).unlink()
+            preserve(session, index, fds)
         except BaseException:
             session.close()
             raise
@@ -65,7 +69,8 @@ class LiveUpdate:
     def fetch(self, store: Store) -> None:
         """Make the images that another kernel left appear below the store's path, if there are any.
 
-        Why there are none is kept for `missing`; that is no error by itself: a new store is empty, too.
+        Why there are none is kept for `missing`; that is no error by itself: a new store is empty, too. Raises
+        KupgradeError when it cannot be told whether there are any, or they were not all there.
         """
         if image_holder.alive(self.places, store):
             return
@@ -73,12 +78,16 @@ class LiveUpdate:
             files, size, seconds = image_holder.start(self.places, store, self.calls)
             self._fetched[store.path] = {"retrieved_files": files, "retrieved_bytes": size, "retrieve_seconds": seconds}
             self._missing.pop(store.path, None)
-        except KupgradeError as error:
+        except image_holder.ImagesLostError as error:
             self._missing[store.path] = f"{error.what}: {error.why}" if error.why else error.what
 
     def fetched(self, store: Store) -> Mapping[str, float | int]:
         """What `fetch` of this process got, for the report: files, bytes, seconds."""
         return self._fetched.get(store.path, {})
+
+    def lost(self, store: Store) -> bool:
+        """Whether `fetch` was told for sure that there are none."""
+        return store.path in self._missing
 
     def missing(self, store: Store) -> str:
         """Why `fetch` found no images, with what the kernel tells about itself."""
@@ -92,8 +101,13 @@ class LiveUpdate:
         image_holder.release(self.places, store)
 
 
-def _open_and_unlink(path: Path) -> int:
-    with reported("open", path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        path.unlink()
-    return fd
+def _open_all(paths: Sequence[Path]) -> list[int]:
+    """All of them or none."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for path in paths:
+            with reported("open", path):
+                found.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            stack.callback(os.close, found[-1])
+        stack.pop_all()
+    return found

@@ -84,12 +84,15 @@ def phases(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"name": name, "ms": round((max(t) - min(t)) * 1000, 1)} for name, t in spans.items()]
 
 
+def _kinds(journal: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The kind of each step of the plan; without a plan none was made."""
+    plan: Mapping[str, Any] = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), {"phases": []})
+    return [step["kind"] for phase in plan["phases"] for step in phase["steps"]]
+
+
 def steps(journal: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each step that was done or undone, with its seconds as the executor measured them."""
-    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
-    if plan is None:
-        return []
-    kinds = [step["kind"] for phase in plan["phases"] for step in phase["steps"]]
+    kinds = _kinds(journal)
     return [
         {"step": kinds[r["step"]], "what": r["kind"], "seconds": r["data"].get("seconds")}
         for r in journal
@@ -121,10 +124,7 @@ def marks(
 
 def carried(journal: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of images that stayed in memory: files and bytes that were left there and found, and the seconds of either."""
-    plan = next((r["data"]["plan"] for r in journal if r["kind"] == "planned"), None)
-    if plan is None:
-        return {}
-    kinds = [step["kind"] for phase in plan["phases"] for step in phase["steps"]]
+    kinds = _kinds(journal)
     done = {kinds[r["step"]]: r["data"] for r in journal if r["kind"] == "done" and r.get("step") is not None}
     left = done.get("preserve-images", {})
     found = {f"preserve_{name}" if name == "seconds" else name: left[name] for name in left if name != "found"}

@@ -240,7 +240,7 @@ class Cross:
         if self.carried is not None and host.images.preserved(self.carried) is not True:
             raise KupgradeError(
                 "The images would not reach the new kernel",
-                "the live update session that holds them is gone with the process that had it open",
+                "the live update session that holds them ended with whoever had it open, or cannot be asked for",
                 "Nothing is lost: the workloads were never ended. Try again",
             )
         host.crossing.cross()

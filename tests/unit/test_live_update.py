@@ -18,9 +18,10 @@ from hypothesis import given
 from kupgrade.errors import BadInputError, KernelError, KupgradeError
 from kupgrade.host.images import ImageStore
 from kupgrade.host.preserved import PreservedFile, PreservedIndex, PreservedLink, read_index, session_name, take_stock
-from kupgrade.kernel.liveupdate import PRESERVE_FD
+from kupgrade.kernel.liveupdate import PRESERVE_FD, RETRIEVE_SESSION
 from kupgrade.machine import image_holder
 from kupgrade.machine.image_holder import Held, fetch
+from kupgrade.machine.images import RealImages
 from kupgrade.machine.live_update import LiveUpdate
 from kupgrade.machine.places import Places
 from kupgrade.model.workload import Store, StoreKind
@@ -143,6 +144,36 @@ def test_an_image_that_came_short_is_refused(store: Store, places: Places) -> No
     device.kexec()
     with pytest.raises(KupgradeError, match="did not come whole"):
         fetch(store, places.root, device)
+
+
+def test_only_a_sure_answer_says_that_images_are_lost(store: Store, places: Places) -> None:
+    """A device that is busy, or images that came in part, leave it open: nothing may be started anew for that."""
+    busy = LiveUpdate(places, FakeLiveUpdate(refusals={RETRIEVE_SESSION: [errno.EIO]}))
+    with pytest.raises(KupgradeError):
+        busy.fetch(store)
+    assert not busy.lost(store)
+    gone = LiveUpdate(places, FakeLiveUpdate())
+    gone.fetch(store)
+    assert gone.lost(store)
+    (Path(store.path) / "manifest.json").unlink()
+    assert RealImages(gone).came(store) is False
+    assert RealImages(busy).came(store) is None
+    (Path(store.path) / "manifest.json").touch()
+    assert RealImages(gone).came(store) is True
+
+
+def test_an_image_that_cannot_be_opened_leaves_all_of_them_as_they_were(store: Store, places: Places) -> None:
+    """Names are taken only when every file is in hand: another try may follow."""
+    device = FakeLiveUpdate()
+    other = Path(store.path) / "demo/final/pages-1.img"
+    opened = os.open
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KernelError):
+        patch.setattr(
+            os, "open", lambda path, *more: opened("/missing", 0) if Path(path) == other else opened(path, *more)
+        )
+        LiveUpdate(places, device).preserve(store)
+    assert {name: (Path(store.path) / name).read_bytes() for name in CONTENT} == CONTENT and not device.outgoing
+    assert LiveUpdate(places, device).preserve(store)[0] == len(CONTENT)
 
 
 class Late:
