@@ -101,7 +101,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(host, "Places", lambda _root: box().current)
     patch.setattr(host, "compose", lambda _plan, places: Host(places))
     patch.setattr(host, "proc", SimpleNamespace(boot_id=lambda _root: box().current.boot_id))
-    patch.setattr(host, "observe_now", lambda state, places: places.now(state))
+    patch.setattr(host, "observe_now", lambda state, places, images: places.now(state))
     patch.setattr(host, "keep_pids_free", lambda *_: None)
     patch.setattr(host, "faults", SimpleNamespace(strike=lambda k, step, moment: k.tick(f"{step} {moment}")))
     patch.setattr(real_handover, "time", clock)
