@@ -18,8 +18,8 @@ from typing import Protocol
 from kupgrade.errors import KernelError
 from kupgrade.model.network import Connection
 
-# Seconds after each round. A message takes back one doubling of the peer's waiting time, and what is due then is sent: a
-# peer that sent lately needs several. One too many makes no duplicate: it only shortens a wait that has begun anew.
+# Seconds after each round. A message takes back one doubling of the peer's waiting time, and what is due then is sent:
+# a peer that sent lately needs several. One too many makes no duplicate, it only shortens a wait that has begun anew.
 PAUSES = (0.01, 0.015, 0.025, 0.05, 0.08, 0.08, 0.08)
 
 IPPROTO_TCP = 6
