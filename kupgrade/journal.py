@@ -130,10 +130,15 @@ def check_modes(path: Path) -> None:
 
 
 class Journal:
-    """An open journal with its lock held. The lock dies with the process, so a kill never leaves it behind."""
+    """An open journal with its lock held. The lock dies with the process, so a kill never leaves it behind.
+
+    `on_disk`: false as long as its file system is in memory only. Then records outlive a kill, and nothing could make
+    them outlive more; whoever moves that file system to a disk sets it before, and appends.
+    """
 
     def __init__(self, path: Path, fd: int, records: tuple[Record, ...]) -> None:
         self.path = path
+        self.on_disk = True
         self._fd = fd
         self._records = list(records)
 
@@ -178,7 +183,7 @@ class Journal:
         end = os.fstat(self._fd).st_size
         try:
             write_all(self._fd, encode_line(encode(record)))
-            if durable:
+            if durable and self.on_disk:
                 os.fsync(self._fd)
         except OSError:
             # Not a record: a later append must not stand behind half a line.

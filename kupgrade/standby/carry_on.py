@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, NeedsHumanError
-from kupgrade.machine import handover, host, standing, takeover
+from kupgrade.machine import handover, host, new_root, standing, takeover
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
 from kupgrade.model.record import Record, RecordKind, State
@@ -32,6 +32,7 @@ def run() -> int:
     journal = states.open_current()
     if journal is None:
         raise NeedsHumanError("There is no open upgrade", "its journal is not on the root file system")
+    journal.on_disk = new_root.merged() is not False  # until then it lies on a snapshot in memory
 
     def watch(record: Record, state: State) -> None:
         step = "" if record.step is None else state.plan.steps[record.step].kind
@@ -39,6 +40,7 @@ def run() -> int:
         level = "<3>" if record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF) else "<5>"  # of the kernel's log
         print(f"{level}kupgrade: {step} {record.kind.value} {why}".strip(), flush=True)  # noqa: T201
         if state.committed:
+            journal.on_disk = True  # with the next record all are, before the first of them can come to the disk
             if standing.get(places).stage is Stage.TAKING:
                 standing.put(places, Stage.COMMITTED)
         elif record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF, RecordKind.UNDO_REQUESTED):

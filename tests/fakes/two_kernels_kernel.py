@@ -157,6 +157,7 @@ class SpawnLog:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.on_disk = True
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -175,7 +176,7 @@ class SpawnLog:
         label = f"{record.kind.value} {step}".strip()
         kernel.tick(f"before record: {label}")
         kernel.write().records.append(record)
-        if durable:
+        if durable and self.on_disk:
             self.sync()
         if record.kind is RecordKind.COMMITTED:
             check_commit(cast(Machine, kernel))

@@ -131,6 +131,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     locks = {"open": lambda *_: 0, "close": lambda _fd: None, "O_RDWR": 0, "O_CREAT": 0, "O_CLOEXEC": 0}
     patch.setattr(carry_on, "os", SimpleNamespace(**locks))
     patch.setattr(carry_on, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0))
+    patch.setattr(carry_on, "new_root", SimpleNamespace(merged=disk_taken))
     patch.setattr(carry_on, "print", lambda *_, **__: None, **quiet)
     states = SimpleNamespace(open_current=lambda: SpawnLog(box().current), finish=lambda _upgrade: None)
     patch.setattr(carry_on, "StateDirectory", lambda _root: states)

@@ -277,6 +277,19 @@ def test_a_new_journal_is_durable(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls[0][1] == path.stat().st_size > 0
 
 
+def test_in_memory_nothing_is_waited_for_until_it_comes_to_a_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are written all the same; the next one that must be durable is."""
+    journal = written(path, 1)
+    calls = fsyncs(monkeypatch)
+    journal.on_disk = False
+    journal.append(record(2))
+    assert calls == []
+    assert [each.seq for each in read(path).records] == [1, 2]
+    journal.on_disk = True
+    journal.append(record(3))
+    assert len(calls) == 1
+
+
 def test_a_torn_tail_is_gone_from_the_disk_before_the_next_append(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a power cut after that append could leave both."""
     whole = lines()
