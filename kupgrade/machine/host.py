@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import time
 from collections.abc import Callable, Collection
@@ -208,10 +209,14 @@ def _fetch_carried(host: RealHost, state: State) -> None:
 
 
 def learn_ahead() -> None:
-    """Look into what plans, records and steps are made of while nobody waits; in the blackout it is known then."""
+    """Look into what plans, records and steps are made of while nobody waits; in the blackout it is known then.
+
+    What is there now stays: to look for garbage among it would cost a moment of the blackout, in every child, too.
+    """
     learn_all()
     learn(Plan)
     learn(Record)
+    gc.freeze()
 
 
 def keep_pids_free(pids: Collection[int], root: Path) -> None:
