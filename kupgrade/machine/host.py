@@ -41,6 +41,7 @@ from kupgrade.steps.base import learn_all
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
     from kupgrade.machine.handover import RealHandover
+    from kupgrade.machine.hooks import RealHooks
     from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
@@ -82,6 +83,13 @@ class RealHost:
 
         uuid = next((str(s.params["uuid"]) for s in self.plan.steps if s.kind == HAND_OVER), "")
         return RealTakeover(self.places, self.crossing.libc, self.checkpoints.systemd, self.checkpoints, uuid)
+
+    @functools.cached_property
+    def hooks(self) -> RealHooks:
+        """The operator's programs."""
+        from kupgrade.machine.hooks import RealHooks
+
+        return RealHooks(self.plan)
 
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
@@ -221,9 +229,7 @@ def keep_pids_free(pids: Collection[int], root: Path) -> None:
     the kernel has no ns_last_pid nothing is done: then CRIU refuses by itself, and the restore is tried once more.
     """
     last = root / "proc/sys/kernel/ns_last_pid"
-    if not pids or not last.exists():
-        return
-    if int(last.read_text()) >= max(pids):
+    if not pids or not last.exists() or int(last.read_text()) >= max(pids):
         return
     with contextlib.suppress(OSError):  # a protection is missing; to give up the restore for it would be worse
         last.write_text(str(pid_floor(pids, proc.pid_max(root))))

@@ -66,7 +66,7 @@ class Host(one.Host):
     """All ports of one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
-        super().__init__(kernel)  # type: ignore[arg-type]
+        super().__init__(kernel, kernel.box.outside)  # type: ignore[arg-type]
         here = kernel.box
         if here.beside is None:
             here.beside = Beside(old_acts, silent=here.behaviour.silent)
