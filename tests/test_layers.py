@@ -49,14 +49,17 @@ PARTS: dict[str, set[str]] = {
     "instance_plan": WORDS | MECHANISM | {"core", "engines", "planning"},
     # L4: faces
     "log": WORDS | {"core"},
+    "metrics": WORDS | {"core", "host", "policy", "statedir"},
+    "telling": WORDS | {"core", "host"},
     "worker": WORDS | MECHANISM | {"journal"},
-    "resume": WORDS | {"journal", "statedir", "machine", "log"},
+    "resume": WORDS | {"journal", "statedir", "machine", "log", "metrics", "telling"},
     "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
-    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine"},
+    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine", "metrics", "telling"},
     "rehearsal": WORDS | {"core", "host", "journal"},
+    "bundle": WORDS | {"core", "host", "journal", "statedir", "policy"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
-    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper"},
+    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper", "metrics", "bundle"},
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "kernel": {"tenacity"},

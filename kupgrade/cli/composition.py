@@ -104,6 +104,12 @@ def _run(journal: Journal, *, root: Path, watch: Watch) -> State:
     return run(journal, root=root, watch=watch)
 
 
+def _tell_metrics(root: Path) -> str:
+    from kupgrade import metrics
+
+    return metrics.write_quietly(root)
+
+
 def _observe(state: State, root: Path) -> Now:
     from kupgrade.machine.host import observe_now
     from kupgrade.machine.places import Places
@@ -185,6 +191,7 @@ class Composition:
     stores: Callable[[Facts, Policy, str | None, Path], tuple[str, Mapping[str, Sequence[Refusal]]]] = _stores
     errata: Callable[[Facts, Policy, str | None, Path], Mapping[str, Sequence[Finding]]] = _errata
     run: Callable[..., State] = _run
+    tell_metrics: Callable[[Path], str] = _tell_metrics
     observe: Callable[[State, Path], Now] = _observe
     resume: Callable[[list[str]], int] = _resume
     start_worker: Callable[[Path], bool] = _start_worker

@@ -146,6 +146,13 @@ class ErrataOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """`textfile`: of node_exporter's textfile collector; empty for none, as when its directory is not there."""
+
+    textfile: str = "/var/lib/prometheus/node-exporter/kupgrade.prom"
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadPolicy:
     """One workload; exactly one of `unit`, `pidfile`, `cgroup` is set. `max_blackout`: seconds."""
 
@@ -196,6 +203,7 @@ class Policy:
     kernels: KernelRules = KernelRules()
     hooks: HookOptions = HookOptions()
     errata: ErrataOptions = ErrataOptions()
+    metrics: MetricsOptions = MetricsOptions()
     workloads: tuple[WorkloadPolicy, ...] = ()
 
     def limit(self, workload: WorkloadPolicy) -> float | None:

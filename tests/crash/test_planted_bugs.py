@@ -211,7 +211,7 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_new_default_on_the_old_release, "but the boot default is"),
     (_failure_after_commit_rolls_back, "a person was asked without need"),
     (_hooks_not_undone, "left behind: what the"),
-    (_half_a_hook_counts, "hook did not end"),
+    (_half_a_hook_counts, "hook was never called"),
     (_hooks_end_with_their_boot, "left behind: what the"),
     (_sealed_before_dumped, "sealed although images are missing"),
 )
