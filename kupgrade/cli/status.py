@@ -73,7 +73,7 @@ class _Shown:
         if self.as_json:
             emit(found.json)
         elif self.in_place:
-            click.echo(_REDRAW.format(found.text.replace("\n", f"{_REST_OF_LINE}\n")))
+            click.echo(_REDRAW.format(found.text.replace("\n", f"{_REST_OF_LINE}\n")), color=True)
         elif before is None or not found.events:
             click.echo(found.text)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv6Address
 from typing import Any
 
 GONE = "[redacted]"
@@ -32,7 +33,7 @@ _HOOK = re.compile(
     r"|(?:exit status \d+|it ended by signal \d+|it took longer than [\d.]+ s): ).+"
 )
 _IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])")
-_IPV6 = re.compile(r"(?i)(?<![\w:.])(?=(?:[0-9a-f]*:){2,})(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])")
+_IPV6 = re.compile(r"(?i)(?<![\w:.])[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:.]*(?![\w:])")
 _MAC = re.compile(r"(?i)\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b")
 
 # Parameters whose values say how a kernel was started and nothing else; of all others the name stays.
@@ -60,8 +61,17 @@ def text(value: str, *, addresses: bool = False) -> str:
         value = pattern.sub(rf"\1{GONE}", value)
     value = _KNOWN.sub(GONE, value)
     if addresses:
-        value = _IPV6.sub(GONE, _IPV4.sub(GONE, _MAC.sub(GONE, value)))
+        value = _IPV4.sub(GONE, _IPV6.sub(_without_address, _MAC.sub(GONE, value)))
     return value
+
+
+def _without_address(match: re.Match[str]) -> str:
+    """An IPv6 address goes; a time of day or a PCI address, which look like one, stays."""
+    try:
+        IPv6Address(match[0].rstrip("."))
+    except AddressValueError:
+        return match[0]
+    return GONE
 
 
 def cmdline(value: str) -> str:
