@@ -5,6 +5,7 @@ Never in it: checkpoint images, memory, environments, command lines of processes
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -91,7 +92,7 @@ def collect(wishes: Wishes, answers: Mapping[str, Ask]) -> Bundle:
         bundle.add_json(f"{name}.json", ask)
     for path in _policies(wishes.root):
         name = str(path.relative_to(wishes.root)).replace("/", "_")
-        bundle.add_policy(f"policy/{name}", lambda path=path: path.read_text())
+        bundle.add_policy(f"policy/{name}", path.read_text)
     _add_upgrades(bundle)
     bundle.add_text("kernel.log", _kernel_log)
     bundle.add_text("journal.log", _journal)
@@ -135,13 +136,17 @@ def _add_upgrades(bundle: Bundle) -> None:
     directory = states.path / "upgrades"
     names = sorted(path.name for path in directory.iterdir())[-UPGRADES:] if directory.is_dir() else []
     for name in names:
+        bundle.add_json(f"upgrades/{name}/journal.json", functools.partial(_records, states, name))
+        bundle.add_json(f"upgrades/{name}/timeline.json", functools.partial(_timeline, states, name))
+        bundle.add_json(f"upgrades/{name}/plan.json", functools.partial(_plan, directory / name / "plan.json"))
 
-        def records(name: str = name) -> Any:
-            return [encode(record) for record in states.read(UpgradeId(name))]
 
-        bundle.add_json(f"upgrades/{name}/journal.json", records)
-        bundle.add_json(f"upgrades/{name}/timeline.json", lambda name=name: timeline(states.read(UpgradeId(name))))
-        bundle.add_json(f"upgrades/{name}/plan.json", lambda name=name: _plan(directory / name / "plan.json"))
+def _records(states: StateDirectory, name: str) -> Any:
+    return states.read(UpgradeId(name))
+
+
+def _timeline(states: StateDirectory, name: str) -> Any:
+    return timeline(states.read(UpgradeId(name)))
 
 
 def _plan(path: Path) -> Any:

@@ -49,7 +49,7 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("the firmware started this kernel", fact, "Use the spawn engine, or restart the machine first")
     if facts.lockdown == "confidentiality":
         no("kernel lockdown permits kexec", "lockdown is confidentiality", "Use signed kernels without lockdown")
-    found += hook_refusals(facts)
+    found += hook_refusals(facts, policy)
     if policy.on_unknown is OnUnknown.REFUSE:
         for name, why in facts.unknown.items():
             no(f"{name} is known", f"unknown: {why}", "The policy refuses unknown facts (on_unknown)")

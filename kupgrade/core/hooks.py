@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kupgrade.model.facts import Facts
-from kupgrade.model.hook import BLACKOUT, Hook, HookPoint
+from kupgrade.model.hook import BLACKOUT, IN_NEW_KERNEL, Hook, HookPoint
 from kupgrade.model.plan import Refusal
 from kupgrade.model.policy import Policy
 
@@ -25,11 +25,18 @@ def blackout_seconds(facts: Facts, policy: Policy) -> float:
     return sum(timeout_at(policy, hook.point) for hook in hooks_at(facts, *BLACKOUT))
 
 
-def hook_refusals(facts: Facts) -> tuple[Refusal, ...]:
-    """Hooks that somebody else could have written, or that cannot be called."""
-    return tuple(
-        Refusal("hooks are root's alone, and can be called", f"{f.path} {f.why}", f.remedy) for f in facts.hook_faults
+def hook_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+    """Hooks that somebody else could have written, that cannot be called, or that could use up the crossing's time."""
+    there = sum(timeout_at(policy, hook.point) for hook in hooks_at(facts, *IN_NEW_KERNEL))
+    late = there >= min(policy.deadline, policy.engine.spawn.restore_deadline)
+    slow = Refusal(
+        "hooks leave time for the restore",
+        f"those of the new kernel may take {there:g} s together, as long as it has to commit",
+        "Lower [hooks] blackout_timeout, or raise deadline and [engine.spawn] restore_deadline",
     )
+    rule = "hooks are root's alone, and can be called"
+    bad = (Refusal(rule, f"{fault.path} {fault.why}", fault.remedy) for fault in facts.hook_faults)
+    return (*bad, *((slow,) if late else ()))
 
 
 def hook_warnings(facts: Facts) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from kupgrade.core.chronicle import HistoryEntry
 
 OUTCOMES = ("committed", "rolled-back", "hands-off", "abandoned", "damaged")
 _OVER = ("committed", "rolled-back", "hands-off")
-Labels = Mapping[str, str]
+Sample = tuple[Mapping[str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,11 @@ def _last(entry: HistoryEntry) -> Iterator[str]:
     yield from _family(f"{name}_info", "gauge", "The last upgrade that ended, or needs a person.", [(about, 1.0)])
     committed = float(entry.outcome == "committed")
     yield from _family(f"{name}_committed", "gauge", "Whether it was committed.", [({}, committed)])
-    started = [({}, entry.started)]
+    started: list[Sample] = [({}, entry.started)]
     yield from _family(f"{name}_started_timestamp_seconds", "gauge", "When it began, since 1970.", started)
     if entry.finished is not None:
-        finished, took = [({}, entry.finished)], [({}, max(0.0, entry.finished - entry.started))]
+        finished: list[Sample] = [({}, entry.finished)]
+        took: list[Sample] = [({}, max(0.0, entry.finished - entry.started))]
         yield from _family(f"{name}_finished_timestamp_seconds", "gauge", "When it ended, since 1970.", finished)
         yield from _family(f"{name}_duration_seconds", "gauge", "How long it took.", took)
     if entry.blackout:
@@ -65,7 +66,7 @@ def _last(entry: HistoryEntry) -> Iterator[str]:
         yield from _family(f"{name}_blackout_seconds", "gauge", "How long each workload stood still.", still)
 
 
-def _family(name: str, kind: str, about: str, samples: Iterable[tuple[Labels, float]]) -> Iterator[str]:
+def _family(name: str, kind: str, about: str, samples: Iterable[Sample]) -> Iterator[str]:
     yield f"# HELP {name} {about}"
     yield f"# TYPE {name} {kind}"
     for labels, value in samples:

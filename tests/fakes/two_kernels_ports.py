@@ -132,5 +132,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(carry_on, "os", SimpleNamespace(**locks))
     patch.setattr(carry_on, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0))
     patch.setattr(carry_on, "print", lambda *_, **__: None, **quiet)
+    patch.setattr(carry_on, "telling", SimpleNamespace(Teller=lambda otherwise: otherwise))
+    patch.setattr(carry_on, "_tell_metrics", lambda: None)
     states = SimpleNamespace(open_current=lambda: SpawnLog(box().current), finish=lambda _upgrade: None)
     patch.setattr(carry_on, "StateDirectory", lambda _root: states)

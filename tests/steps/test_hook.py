@@ -9,20 +9,25 @@ from typing import Any
 
 import pytest
 
+from kupgrade.core.hooks import hook_refusals, hook_warnings
+from kupgrade.core.planner import store_for
 from kupgrade.core.predict import budget
+from kupgrade.core.timeline import verdict
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.host.hooks import digest
 from kupgrade.machine.hooks import RealHooks
-from kupgrade.model.hook import Hook, HookPoint
+from kupgrade.model.hook import Hook, HookFault, HookPoint
+from kupgrade.model.policy import HookOptions
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import StoreKind
 from kupgrade.steps.base import UndoContext, load
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
 from tests.fakes import facts as fake_facts
-from tests.fakes.drive import plan
+from tests.fakes.drive import UPGRADE, plan, play
+from tests.fakes.endings import Behaviour
 from tests.fakes.hooks import HOOKS
 
 HERE = UndoContext(same_boot=True, in_new_kernel=False, images_valid=False)
@@ -135,9 +140,6 @@ def _points(engine: Any, **changes: Any) -> list[str]:
     facts = fake_facts.facts(hooks=HOOKS, **changes)
     policy, target = fake_facts.policy(), fake_facts.target()
     kind = engine.stores(policy)[-1]
-    from kupgrade.core.planner import store_for
-    from tests.fakes.drive import UPGRADE
-
     order = Order(
         UPGRADE, facts, policy, target, store_for(UPGRADE, policy, kind), (fake_facts.workload(),), (), 1000, "/s"
     )
@@ -166,6 +168,50 @@ def test_each_engine_calls_them_where_they_belong(engine: Any, changes: Any) -> 
     assert ("answer-for-hooks" in steps) == (engine.name == "spawn")
     if engine.name == "spawn":
         assert at("answer-for-hooks") < at("freeze")
+
+
+@pytest.mark.parametrize(
+    ("says", "code"),
+    [
+        ("gate: not now", ExitCode.NOT_NOW),
+        ("gate: no", ExitCode.REFUSED),
+        ("pre-dump: not now", ExitCode.NOT_NOW),
+        ("post-dump: not now", ExitCode.ROLLED_BACK),
+        ("pre-resume: no", ExitCode.ROLLED_BACK),
+        ("post-resume: no", ExitCode.DONE),
+        ("commit: not now", ExitCode.DONE),
+    ],
+)
+def test_the_upgrade_ends_with_the_code_of_the_answer(says: str, code: ExitCode) -> None:
+    """Not now and no are told as such while nothing stood still; then it is a rollback; after the commit it is done."""
+    run = play(Behaviour("a hook speaks", hook_says=says), {})
+    assert not run.problems, run.report()
+    assert verdict(run.log.records) is code
+    if says.startswith("gate"):
+        begun = {run.machine.plan.steps[r.step].kind for r in run.log.records if r.step is not None}
+        assert begun == {"call-hooks"}, "the first gate is asked before anything is touched"
+
+
+def test_hooks_that_cannot_be_called_refuse_and_those_without_an_inverse_warn() -> None:
+    """Preflight and plan say it with the remedy; hooks that could use up the crossing's time are refused, too."""
+    fault = HookFault("/etc/kupgrade/hooks/gate.d/10-a", "is not executable", "chmod 755 it")
+    (refusal,) = hook_refusals(fake_facts.facts(hook_faults=(fault,)), fake_facts.policy())
+    assert (refusal.fact, refusal.remedy) == (f"{fault.path} is not executable", "chmod 755 it")
+    assert hook_refusals(fake_facts.facts(hooks=HOOKS), fake_facts.policy()) == ()
+    slow = fake_facts.policy(hooks=HookOptions(blackout_timeout=60.0))
+    assert [r.rule for r in hook_refusals(fake_facts.facts(hooks=HOOKS), slow)] == ["hooks leave time for the restore"]
+    bare = tuple(replace(each, undo="", undo_digest="") for each in HOOKS)
+    warned = hook_warnings(fake_facts.facts(hooks=bare))
+    assert len(warned) == 5
+    assert "gate.d/10-gate" in warned[0]
+    assert hook_warnings(fake_facts.facts(hooks=HOOKS)) == ()
+
+
+def test_a_plan_is_stale_when_a_hook_has_changed() -> None:
+    """What is called is what was shown."""
+    other = (replace(HOOKS[0], digest="other"), *HOOKS[1:])
+    assert fake_facts.facts(hooks=HOOKS).digest != fake_facts.facts(hooks=other).digest
+    assert fake_facts.facts(hooks=HOOKS).digest != fake_facts.facts().digest
 
 
 def test_the_blackout_counts_those_in_it() -> None:

@@ -33,6 +33,7 @@ def facts(**changes: Any) -> Any:
         "workloads": (),
         "unknown": {"watchdog": "no such device"},
         "hooks": (),
+        "errata": (),
     }
     return SimpleNamespace(**{**values, **changes})
 
