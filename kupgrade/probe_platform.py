@@ -32,6 +32,9 @@ def observe_platform(errata: Iterable[Erratum], root: Path = Path("/")) -> Platf
 
 
 def _modules(root: Path) -> set[str]:
+    """Loaded ones; a kernel that has no modules at all has no such file (kernel/module/procfs.c)."""
+    if not (root / "proc/modules").exists() and (root / "proc/version").exists():
+        return set()
     return {line.split()[0] for line in read_text(root / "proc/modules").splitlines() if line}
 
 

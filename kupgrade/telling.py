@@ -23,6 +23,7 @@ from kupgrade.model.record import Record, RecordKind, State
 
 Report = Callable[[Record, State], None]
 STEP_LIMIT = 1800.0  # seconds; pre-dump rounds of a terabyte of memory stay below it
+READY_PATIENCE = 30.0  # seconds; a manager that never hears it ends the worker after its start timeout
 _STACK = 256 << 10  # bytes of the heart's thread: it is locked in memory with the rest
 
 
@@ -91,7 +92,7 @@ class Teller:
 
 def ready(text: str) -> None:
     """The worker is up: it holds the journal, or has found that there is nothing to do."""
-    notify(READY=1, STATUS=text)
+    notify(READY_PATIENCE, READY=1, STATUS=text)
 
 
 def starting(patience: float) -> None:

@@ -28,6 +28,7 @@ LAYERS = ("usr/lib/kupgrade/hooks", "run/kupgrade/hooks", "etc/kupgrade/hooks")
 NOT_NOW = 75  # EX_TEMPFAIL of sysexits.h
 OUTPUT_LIMIT = 16 << 10  # bytes of one call that are kept
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 # What editors and package managers leave beside a file.
 _LEFT_OVER = re.compile(r"\..*|.*(~|\.(bak|dpkg-\w+|rpm(save|new|orig)|ucf-\w+|swp))")
 
@@ -76,8 +77,15 @@ def _chosen(root: Path, point: HookPoint, faults: list[HookFault]) -> dict[str, 
             faults.append(HookFault(str(directory), error.why, error.remedy))
             continue
         for path in directory.iterdir():
-            if not _LEFT_OVER.fullmatch(path.name):
+            if _LEFT_OVER.fullmatch(path.name):
+                continue
+            if _NAME.fullmatch(path.name):
                 chosen[path.name] = path
+            else:
+                shown = f"{directory}/{path.name!r:.80}"
+                faults.append(
+                    HookFault(shown, "has a name with other characters than letters, digits, . _ -", "Rename it")
+                )
     return {
         name: path for name, path in chosen.items() if not (path.is_symlink() and _target(path) == Path("/dev/null"))
     }

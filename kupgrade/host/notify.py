@@ -6,14 +6,18 @@ import os
 import socket
 
 
-def notify(**states: str | int) -> bool:
-    """E.g. notify(READY=1, STATUS="…"); whether somebody was told. Never waits, never raises OSError."""
+def notify(patience: float = 0.0, /, **states: str | int) -> bool:
+    """E.g. notify(READY=1, STATUS="…"); whether somebody was told. Never raises OSError.
+
+    Waits at most `patience` seconds for room in the manager's queue: 0 for what may be lost, as the next says it again.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
     lines = (f"{name}={' '.join(str(value).split())}" for name, value in states.items())
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(patience)
             sender.sendto("\n".join(lines).encode(), address.replace("@", "\0", 1))
     except OSError:
         return False

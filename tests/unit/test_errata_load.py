@@ -117,4 +117,6 @@ def test_the_platform_is_read_and_unknown_is_none(tmp_path: Path) -> None:
     assert observe_platform(load(tmp_path), tmp_path).sysctls == {"kernel.some": "1"}
     (tmp_path / "proc/modules").unlink()
     assert observe_platform((), tmp_path).modules is None
+    (tmp_path / "proc/version").write_text("Linux version 6.1 without modules\n")
+    assert observe_platform((), tmp_path).modules is not None
     assert PlatformFacts().pci is None

@@ -62,7 +62,7 @@ def test_where_output_is_the_journal_nothing_is_told_twice(
 def test_the_manager_has_a_status_line(upgrade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Release, stage and the last event."""
     said: list[dict[str, Any]] = []
-    monkeypatch.setattr(telling, "notify", lambda **words: said.append(words))
+    monkeypatch.setattr(telling, "notify", lambda *_, **words: said.append(words))
     tell = telling.Teller(lambda *_: None, tmp_path)
     for record, state in upgrade:
         tell(record, state)
@@ -108,7 +108,7 @@ def test_units_and_code_agree() -> None:
     """The worker's unit asks for what the worker does; no watchdog stands over the agent of a boot."""
     units = Path(__file__).parents[2] / "packaging/systemd"
     worker = (units / "kupgrade-apply.service").read_text()
-    assert all(line in worker.splitlines() for line in ("Type=notify", "NotifyAccess=main", "WatchdogSec=3min"))
+    assert all(line in worker.splitlines() for line in ("Type=notify", "NotifyAccess=all", "WatchdogSec=3min"))
     assert "WatchdogSec" not in (units / "kupgrade-resume.service").read_text()
 
 
@@ -119,7 +119,7 @@ def test_the_worker_is_ready_before_it_does_anything(
     from kupgrade import resume
 
     said: list[dict[str, Any]] = []
-    monkeypatch.setattr(telling, "notify", lambda **words: said.append(words))
+    monkeypatch.setattr(telling, "notify", lambda *_, **words: said.append(words))
     monkeypatch.setattr(resume.host, "await_predecessors", lambda _patience: None)
     monkeypatch.setattr(resume, "StateDirectory", lambda _root: _Empty())
     assert resume.main(["--worker"]) == 0

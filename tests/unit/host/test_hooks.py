@@ -108,6 +108,15 @@ def test_a_directory_and_a_dangling_link_are_faults(tmp_path: Path) -> None:
     assert sorted(Path(fault.path).name for fault in faults) == ["20-dir", "30-dangling"]
 
 
+@pytest.mark.parametrize("name", ["10 a", "10-\n", "10-ä", "$(id)"])
+def test_names_are_plain(tmp_path: Path, name: str) -> None:
+    """They stand in plans, logs and the environment of others."""
+    put(tmp_path, "etc", "gate", name)
+    found, (fault,) = find(tmp_path)
+    assert not found
+    assert "name with other characters" in fault.why
+
+
 def test_the_environment_is_clean_and_stdin_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the caller's environment, nothing to read, the root directory, a session of its own."""
     monkeypatch.setenv("SECRET", "hunter2")
