@@ -192,7 +192,8 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
 
     def seen(record: Record, state: State) -> None:
         watch(record, state)
-        _note_blackout(journal, plan, record, state, places)
+        if (note := _note_blackout(journal, plan, record, state, places)) is not None:
+            watch(note, state)
 
     loop = Loop(
         log=journal,
@@ -240,36 +241,28 @@ def remount_root() -> None:
     command.run(["mount", "-o", "remount,rw", "/"])
 
 
-def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> None:
+def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> Record | None:
     """Record how long the workloads did not run, once they do again (wall clock: it goes on over the crossing)."""
     ends = (("thaw", RecordKind.DONE), ("freeze", RecordKind.UNDONE))
     if record.step is None or (plan.steps[record.step].kind, record.kind) not in ends:
-        return
+        return None
     frozen = [
         r.time
         for r in journal.records
         if r.step is not None and r.kind is RecordKind.STARTED and plan.steps[r.step].kind == "freeze"
     ]
     if not frozen:
-        return
+        return None
     seconds = round(record.time - frozen[0], 3)
     data: dict[str, object] = {BLACKOUT: {budget.workload: seconds for budget in plan.budgets}}
     marks = standing.marks(places) if state.crossed and not state.undoing else ()
     if marks and marks[0].time >= frozen[0]:
         begun = marks[0].time
         data[HANDOVER] = {mark.what: round(mark.time - begun, 3) for mark in marks[1:]}
-    journal.append(
-        Record(
-            seq=journal.next_seq,
-            kind=RecordKind.NOTE,
-            boot_id=record.boot_id,
-            epoch=state.epoch,
-            time=record.time,
-            uptime=record.uptime,
-            data=data,
-        ),
-        durable=False,
-    )
+    at = (record.boot_id, state.epoch, record.time, record.uptime)
+    note = Record(journal.next_seq, RecordKind.NOTE, *at, data=data)
+    journal.append(note, durable=False)
+    return note
 
 
 def await_predecessors(patience: float) -> None:

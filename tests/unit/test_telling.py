@@ -14,9 +14,12 @@ import pytest
 from kupgrade import telling
 from kupgrade.core.fold import fold
 from kupgrade.host import journald
+from kupgrade.machine import host
 from kupgrade.model.record import Record, State
 from tests.crash.matrix import GOOD
 from tests.fakes.drive import play
+from tests.fakes.drive_spawn import play_spawn, two_kernels
+from tests.fakes.two_kernels_parts import SpawnBehaviour
 from tests.unit.host.test_journald_and_notify import decode
 
 
@@ -128,3 +131,25 @@ def test_the_worker_is_ready_before_it_does_anything(
 
 class _Empty:
     open_current: Callable[..., None] = staticmethod(lambda _patience: None)
+
+
+def test_the_blackout_is_told_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel in which the workloads run again: right after the thaw there, or after the way back here."""
+    original = host.run
+    seen: list[Record] = []
+
+    def run(journal: Any, *, root: Path, watch: Any) -> State:
+        def both(record: Record, state: State) -> None:
+            seen.append(record)
+            watch(record, state)
+
+        return original(journal, root=root, watch=both)
+
+    with two_kernels():
+        monkeypatch.setattr(host, "run", run)
+        for behaviour, before in ((SpawnBehaviour(), "done"), (SpawnBehaviour("x", dump_fails=True), "undone")):
+            seen.clear()
+            play_spawn(behaviour, {})
+            told = [at for at, record in enumerate(seen) if "blackout" in record.data]
+            assert len(told) == 1
+            assert seen[told[0] - 1].kind.value == before
