@@ -24,6 +24,7 @@ from kupgrade.model.record import Record, RecordKind, State
 Report = Callable[[Record, State], None]
 STEP_LIMIT = 1800.0  # seconds; pre-dump rounds of a terabyte of memory stay below it
 READY_PATIENCE = 30.0  # seconds; a manager that never hears it ends the worker after its start timeout
+HELD = 500  # records, at most
 _STACK = 256 << 10  # bytes of the heart's thread: it is locked in memory with the rest
 
 
@@ -72,22 +73,35 @@ class Heart:
 
 @dataclass
 class Teller:
-    """A watcher for the executor's loop. `otherwise`: prints a record where the journal does not have it."""
+    """A watcher for the executor's loop. `otherwise`: prints a record where the journal does not have it.
+
+    In the blackout of a boot nothing is sent: the first record would start the journal's daemon, which would take the
+    processor from the restore. It is held until the workloads run; an agent whose output is the journal has it already.
+    """
 
     otherwise: Report
     root: Path = Path("/")
     heart: Heart = field(default_factory=Heart)
+    held: list[dict[str, str]] = field(default_factory=list)
 
     def __call__(self, record: Record, state: State) -> None:
         """Tell one record."""
         self.heart.seen(state)
         fields = fields_of(record, state)
-        told = bool(fields) and journald.send(fields, self.root)
-        if not (told and journald.is_stream()):
+        stream = journald.is_stream()
+        if not (self._send(fields, hold=self.heart.still and not stream) and stream):
             self.otherwise(record, state)
         notify(STATUS=f"{state.plan.new_release}: {stage_of(state).value}; {fields.get('MESSAGE', record.kind.value)}")
         if record.kind in (RecordKind.FINISHED, RecordKind.HANDS_OFF):
             self.heart.stop()
+
+    def _send(self, fields: dict[str, str], *, hold: bool) -> bool:
+        """To the journal, after those that were held or that it had no room for; whether it has this one."""
+        if fields:
+            self.held = [*self.held, fields][-HELD:]
+        while not hold and self.held and journald.send(self.held[0], self.root):
+            self.held.pop(0)
+        return bool(fields) and not self.held
 
 
 def ready(text: str) -> None:

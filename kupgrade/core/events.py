@@ -19,7 +19,7 @@ IDENTIFIER = "kupgrade"
 # syslog(3) levels.
 ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 # In every record, besides MESSAGE, MESSAGE_ID, PRIORITY and SYSLOG_IDENTIFIER.
-ALWAYS = ("KUPGRADE_UPGRADE", "KUPGRADE_STATE", "KUPGRADE_OLD_RELEASE", "KUPGRADE_NEW_RELEASE")
+ALWAYS = ("KUPGRADE_UPGRADE", "KUPGRADE_STATE", "KUPGRADE_OLD_RELEASE", "KUPGRADE_NEW_RELEASE", "KUPGRADE_UPTIME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,7 @@ def fields_of(record: Record, state: State) -> dict[str, str]:
         "KUPGRADE_STATE": stage_of(state).value,
         "KUPGRADE_OLD_RELEASE": plan.old_release,
         "KUPGRADE_NEW_RELEASE": plan.new_release,
+        "KUPGRADE_UPTIME": f"{record.uptime:g}",  # seconds; a record may reach the journal later than it was made
         "KUPGRADE_STEP": step_name(plan, record.step),
         "KUPGRADE_SECONDS": str(data.get("seconds", "")),
         "KUPGRADE_REASON": str(data.get("error") or data.get("reason") or state.undo_reason),

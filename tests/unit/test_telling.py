@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from kupgrade import telling
+from kupgrade.core.events import fields_of
 from kupgrade.core.fold import fold
 from kupgrade.host import journald
 from kupgrade.machine import host
@@ -48,6 +50,23 @@ def test_each_record_reaches_the_journal(upgrade: Any, journal: socket.socket, t
         fields = decode(journal.recv(65536))
         assert fields["KUPGRADE_UPGRADE"] == str(state.plan.upgrade)
     assert printed == [record for record, _ in upgrade[:6]]
+
+
+def test_in_the_blackout_of_a_boot_records_are_held(upgrade: Any, journal: socket.socket, tmp_path: Path) -> None:
+    """They come when the workloads run, in order; an agent that writes into the journal anyway holds nothing."""
+    tell = telling.Teller(lambda *_: None, tmp_path)
+    journal.setblocking(False)
+    sent: list[str] = []
+    for record, state in upgrade:
+        tell(record, state)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent.append(decode(journal.recv(65536))["MESSAGE"])
+    assert sent == [fields_of(record, state)["MESSAGE"] for record, state in upgrade]
+    frozen = next(at for at, (_, state) in enumerate(upgrade) if telling.stands_still(state))
+    held = telling.Teller(lambda *_: None, tmp_path)
+    held(*upgrade[frozen])
+    assert len(held.held) == 1
 
 
 def test_where_output_is_the_journal_nothing_is_told_twice(
