@@ -17,6 +17,7 @@ from kupgrade.core.stakes import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start
+from kupgrade.model.hook import Hook
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import WorkloadPolicy
@@ -41,11 +42,11 @@ ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by
 
 
 @functools.cache
-def plan(kind: StoreKind = StoreKind.DISK) -> Plan:
+def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> Plan:
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=(), hooks=HOOKS
+        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=(), hooks=hooks
     )
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), stop_services=True
