@@ -10,7 +10,7 @@ from kupgrade.model.erratum import Erratum, Match, Severity, VersionRange, versi
 from kupgrade.model.facts import Facts
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Refusal
-from kupgrade.model.policy import Policy
+from kupgrade.model.policy import OnUnknown, Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Fate
 
@@ -123,15 +123,17 @@ def _any(wanted: tuple[str, ...], found: tuple[str, ...] | None) -> bool | None:
 
 
 def errata_refusals(facts: Facts, policy: Policy, target: Target | None, engine: str) -> tuple[Refusal, ...]:
-    """Those that apply for certain, forbid the upgrade and are not ignored."""
+    """Those that forbid the upgrade and are not ignored, for certain or where the policy refuses what is unknown."""
     return tuple(
         Refusal(
             f"no known problem stands in the way ({each.erratum.id})",
-            f"{each.erratum.consequence} ({', '.join(each.erratum.sources)})",
+            f"{_unknown(each)}{each.erratum.consequence} ({', '.join(each.erratum.sources)})",
             f"{each.erratum.remedy}, or ignore it by [errata] ignore",
         )
         for each in findings(facts, policy, target, engine)
-        if each.erratum.severity is Severity.REFUSE and not each.unknown and not each.ignored
+        if each.erratum.severity is Severity.REFUSE
+        and not each.ignored
+        and (not each.unknown or policy.on_unknown is OnUnknown.REFUSE)
     )
 
 
@@ -153,3 +155,7 @@ def finding_text(found: Finding) -> str:
     if found.unknown:
         return f"it is unknown whether the known problem {erratum.id} applies ({', '.join(found.unknown)}): {about}"
     return f"known problem {erratum.id}: {about}. {erratum.remedy}"
+
+
+def _unknown(found: Finding) -> str:
+    return f"it is unknown whether this applies ({', '.join(found.unknown)}): " if found.unknown else ""

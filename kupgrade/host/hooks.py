@@ -7,6 +7,7 @@ over all three; one of the same name in a later directory replaces the earlier, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -142,11 +143,8 @@ def call(path: str, env: Mapping[str, str], timeout: float) -> Called:
 
     What it started and left is killed with it. Raises OSError when it cannot be started.
     """
-    # A caller that is killed takes the hook along: its undo must not run beside it.
-    setpriv = shutil.which("setpriv", path=_PATH)
-    argv = [setpriv, "--pdeathsig", "KILL", "--", path] if setpriv else [path]
     process = subprocess.Popen(
-        argv,
+        [*_with_caller(), path],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -168,6 +166,20 @@ def call(path: str, env: Mapping[str, str], timeout: float) -> Called:
         process.stdout.close()
     text = output[:OUTPUT_LIMIT].decode(errors="replace").rstrip()
     return Called(process.returncode if ended else None, text, len(output) > OUTPUT_LIMIT)
+
+
+@functools.cache
+def _with_caller() -> tuple[str, ...]:
+    """Words before a command with which a killed caller takes it along: its undo must not run beside it.
+
+    setpriv(1) has them since util-linux 2.33; without them the next worker waits for the hook's end.
+    """
+    setpriv = shutil.which("setpriv", path=_PATH)
+    words = (setpriv or "", "--pdeathsig", "KILL", "--")
+    env = {"PATH": _PATH}
+    quiet = subprocess.DEVNULL
+    able = setpriv and subprocess.run([*words, "true"], env=env, stdout=quiet, stderr=quiet).returncode == 0
+    return words if able else ()
 
 
 def _watch(process: subprocess.Popen[bytes], pipe: IO[bytes], output: bytearray, timeout: float) -> bool:

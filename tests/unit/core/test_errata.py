@@ -11,7 +11,7 @@ from kupgrade.core.explain_more import more_json, more_text
 from kupgrade.errata.load import load
 from kupgrade.errors import BadInputError
 from kupgrade.model.erratum import Erratum, Match, PlatformFacts, Severity, VersionRange, version_of
-from kupgrade.model.policy import ErrataOptions
+from kupgrade.model.policy import ErrataOptions, OnUnknown
 from tests.fakes import facts as fake
 from tests.fakes.hooks import HOOKS
 
@@ -123,6 +123,16 @@ def test_unknown_is_not_no(match: dict[str, Any], changes: dict[str, Any]) -> No
     assert errata_refusals(facts, fake.policy(), fake.target(), "kexec") == ()
     (told,) = errata_warnings(facts, fake.policy(), fake.target(), "kexec")
     assert told.startswith("it is unknown whether the known problem some-thing applies (")
+
+
+def test_a_policy_may_refuse_what_is_unknown() -> None:
+    """Where a known problem would forbid the upgrade; one that only warns does not."""
+    strict = fake.policy(on_unknown=OnUnknown.REFUSE)
+    facts = fake.facts(errata=(erratum(modules=("i915",)),), platform=None)
+    (refusal,) = errata_refusals(facts, strict, fake.target(), "kexec")
+    assert refusal.fact.startswith("it is unknown whether this applies (modules): it breaks")
+    facts = fake.facts(errata=(erratum(Severity.WARN, modules=("i915",)),), platform=None)
+    assert errata_refusals(facts, strict, fake.target(), "kexec") == ()
 
 
 def test_a_configuration_that_nobody_knows_is_unknown() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import selectors
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -154,6 +157,29 @@ def test_what_it_leaves_behind_does_not_hold_the_caller(tmp_path: Path) -> None:
     begun = time.monotonic()
     assert call(str(path), {}, 600).status == 0
     assert time.monotonic() - begun < 60
+
+
+def test_it_ends_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    """The next worker calls its undo: that must not run beside it."""
+    if not hooks._with_caller():
+        pytest.skip("setpriv(1) of this host cannot do it")
+    path = put(
+        tmp_path, "etc", "gate", "10-a", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 1000"
+    )
+    code = f"from kupgrade.host.hooks import call; call({str(path)!r}, {{}}, 600)"
+    caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid").exists():
+            assert caller.poll() is None and time.monotonic() < deadline
+        ended = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    finally:
+        caller.kill()
+        caller.wait()
+    with selectors.DefaultSelector() as selector:
+        selector.register(ended, selectors.EVENT_READ)
+        assert selector.select(30), "the hook runs on"
+    os.close(ended)
 
 
 def test_output_is_bounded(tmp_path: Path) -> None:
