@@ -4,7 +4,7 @@ The watchdog of the worker's unit (WatchdogSec=) is for a worker that hangs whil
 copying memory. Being killed there costs nothing, the next worker goes on from the journal. In the blackout it must
 never kill: a dump, a restore or the watch over another kernel may rightly take minutes, and what guards them is the
 deadline of the crossing, its dead-man timer and the hardware watchdog. So `Heart` beats throughout the blackout,
-whatever the loop does, and outside of it for as long as the open step is not older than STEP_LIMIT.
+whatever the loop does, in steps that only wait, and else for as long as the open step is not older than STEP_LIMIT.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kupgrade.core.events import fields_of, stands_still
+from kupgrade.core.events import fields_of, stands_still, waits_rightly
 from kupgrade.core.standing import stage_of
 from kupgrade.host import journald
 from kupgrade.host.notify import notify, watchdog_seconds
@@ -35,16 +35,17 @@ class Heart:
     clock: Callable[[], float] = time.monotonic
     since: float = 0.0
     still: bool = False
+    waits: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def seen(self, state: State) -> None:
         """A record was written: the loop goes on."""
-        self.since, self.still = self.clock(), stands_still(state)
+        self.since, self.still, self.waits = self.clock(), stands_still(state), waits_rightly(state)
 
     @property
     def well(self) -> bool:
         """Whether the manager may be told so."""
-        return self.still or self.clock() - self.since < STEP_LIMIT
+        return self.still or self.waits or self.clock() - self.since < STEP_LIMIT
 
     def start(self) -> bool:
         """Beat in a thread, three times as often as asked for; False when nobody asked."""

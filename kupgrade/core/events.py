@@ -189,6 +189,16 @@ def stands_still(state: State) -> bool:
     return frozen and status_of(state, THAW) is not StepStatus.DONE and not state.cold and state.outcome is None
 
 
+# Steps whose whole work is to wait, for as long as the policy says.
+_WAITING = frozenset({"soak"})
+
+
+def waits_rightly(state: State) -> bool:
+    """Whether the open step is one that may take any time: no watchdog can tell from it that the worker hangs."""
+    pairs = zip(state.plan.steps, state.steps, strict=True)
+    return any(step.status is StepStatus.STARTED and spec.kind in _WAITING for spec, step in pairs)
+
+
 def catalog_text() -> str:
     """The table as a journal catalogue (journalctl -x; the format of systemd's catalog files)."""
     parts = ["# Made from kupgrade/core/events.py; journalctl -x shows these texts.\n"]

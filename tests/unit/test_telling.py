@@ -17,7 +17,8 @@ from kupgrade.core.events import fields_of
 from kupgrade.core.fold import fold
 from kupgrade.host import journald
 from kupgrade.machine import host
-from kupgrade.model.record import Record, State
+from kupgrade.model.plan import Phase, Plan, Scope, Side, StepSpec
+from kupgrade.model.record import Record, RecordKind, State
 from tests.crash.matrix import GOOD
 from tests.fakes.drive import play
 from tests.fakes.drive_spawn import play_spawn, two_kernels
@@ -104,6 +105,21 @@ def test_the_heart_beats_throughout_the_blackout(upgrade: Any) -> None:
         assert heart.well is heart.still
         judged[heart.still] += 1
     assert min(judged.values()) > 10
+
+
+def test_it_beats_in_a_step_that_only_waits(plan_with: Callable[..., Plan], records_of: Callable[..., Any]) -> None:
+    """For as long as the policy says; the step after it is judged again."""
+    steps = tuple(StepSpec(kind, {}, Scope.DISK, kind, "none") for kind in ("soak", "mark-good"))
+    plan = plan_with(phases=(Phase("serving", Side.NEW, steps),))
+    records = records_of(plan, (RecordKind.STARTED, 0), (RecordKind.DONE, 0), (RecordKind.STARTED, 1))
+    now = [0.0]
+    heart = telling.Heart(clock=lambda: now[0])
+    well = []
+    for at in range(2, len(records) + 1):
+        heart.seen(fold(records[:at]))
+        now[0] += telling.STEP_LIMIT * 2
+        well.append(heart.well)
+    assert well == [True, False, False]
 
 
 def test_it_beats_three_times_as_often_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
