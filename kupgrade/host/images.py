@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
@@ -21,6 +21,7 @@ from kupgrade.host.manifest import MANIFEST, ImageFile, Known, Manifest, checksu
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
+FINAL = "final"  # directory of the final dump
 FS_LABEL = "kupgrade"
 SAFE = "nosuid,nodev,noexec"
 MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
@@ -87,22 +88,8 @@ class ImageStore:
                 " ".join(found),
                 f"Clear it (wipefs {self.store.device}) or name another store in the policy",
             )
-        command.run(
-            [
-                "mkfs.ext4",
-                "-q",
-                "-F",
-                "-m",
-                "0",
-                "-L",
-                FS_LABEL,
-                "-E",
-                "nodiscard",
-                "-O",
-                "^has_journal",
-                self.store.device,
-            ]
-        )
+        options = ["-q", "-F", "-m", "0", "-L", FS_LABEL, "-E", "nodiscard", "-O", "^has_journal"]
+        command.run(["mkfs.ext4", *options, self.store.device])
 
     def prepare(self) -> None:
         """Make the directory (0700) on a mounted store; refuses one that others could write."""
@@ -185,19 +172,16 @@ class ImageStore:
         except ValueError as error:
             raise BadInputError("The checkpoint's manifest is damaged", str(error)) from None
 
-    def verify(self, only: str = "", but: str = "") -> Manifest:
+    def verify(self, contents: Callable[[Path], bool] = lambda _: True) -> Manifest:
         """Compare every image with the manifest; raises BadInputError naming the first that differs.
 
-        Of images that are in another round than `only`, or in the round `but`, the sizes are compared alone.
+        Of images whose relative path `contents` says no to the sizes are compared alone.
         """
         manifest = self.manifest()
         for name, expected in manifest.files.items():
             path = self.path / name
             try:
-                if Path(name).parent.name == but or (only and Path(name).parent.name != only):
-                    found = ImageFile(self._stat(path).st_size, expected.crc32)
-                else:
-                    found = checksum(path)
+                found = checksum(path) if contents(Path(name)) else ImageFile(self._stat(path).st_size, expected.crc32)
             except OSError as error:
                 raise BadInputError("A checkpoint image cannot be read", f"{name}: {error.strerror}") from error
             if found != expected:
@@ -244,6 +228,16 @@ class ImageStore:
     def _stat(self, path: Path) -> os.stat_result:
         """Images that came through a kexec are links to whoever holds them; anywhere else a link is no image."""
         return path.stat() if self.store.kind is StoreKind.LUO else path.lstat()
+
+
+def last_dump(image: Path) -> bool:
+    """Whether an image (relative path) is of the final dump, and of no round before it."""
+    return image.parent.name == FINAL
+
+
+def pages(image: Path) -> bool:
+    """Whether an image holds memory, and nothing that criu is steered by."""
+    return image.name.startswith("pages-")
 
 
 def round_name(number: int) -> str:

@@ -18,8 +18,9 @@ from typing import Protocol
 from kupgrade.errors import KernelError
 from kupgrade.model.network import Connection
 
-REPEATS = 4
-PAUSE = 0.08  # seconds between two rounds; one step back needs one ICMP, two at once would be duplicates
+# Seconds after each round. A message takes back one doubling of the peer's waiting time, and what is due then is sent:
+# a peer that sent lately needs several. One too many makes no duplicate, it only shortens a wait that has begun anew.
+PAUSES = (0.01, 0.015, 0.025, 0.05, 0.08, 0.08, 0.08)
 
 IPPROTO_TCP = 6
 ICMP_DEST_UNREACH, ICMP_HOST_UNREACH = 3, 1
@@ -117,11 +118,11 @@ def prompt(
     *,
     wait: Callable[[float], None] = time.sleep,
 ) -> tuple[Prompted, ...]:
-    """Prompt every peer, at most REPEATS times each, until bytes come in.
+    """Prompt every peer, at most once for each of PAUSES, until bytes come in.
 
     `received` gives each connection's bytes received so far (tcp_info; of a socket that was never restored, in its
     whole life). A peer that has sent again already takes no notice of a message about what was acknowledged. In each
-    round every peer that was not heard gets one message; then PAUSE. A connection that is gone, or whose peer
+    round every peer that was not heard gets one message; then a pause. A connection that is gone, or whose peer
     cannot be reached, is passed over: prompting is an improvement, never a condition.
     """
     everything = tuple(stalled)
@@ -129,7 +130,7 @@ def prompt(
     errors: dict[Connection, str] = {}
     before = received()
     heard: set[Connection] = set()
-    for _ in range(REPEATS):
+    for pause in PAUSES:
         done = heard | errors.keys()
         quiet = [each for each in everything if each.connection not in done]
         if not quiet:
@@ -141,7 +142,7 @@ def prompt(
                 sent[each.connection] += 1
             except KernelError as error:
                 errors[each.connection] = str(error)
-        wait(PAUSE)
+        wait(pause)
         now = received()
         heard |= {name for name in sent if now.get(name, 0) > before.get(name, 0)}
     return tuple(Prompted(name, sent[name], name in heard, errors.get(name, "")) for name in sent)

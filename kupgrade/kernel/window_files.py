@@ -26,18 +26,19 @@ DEFAULT_CAPACITY = 4096
 MAX_NAME = 224
 
 _HEAD = struct.Struct("<8sIIQQII")  # magic, format, capacity, size of the area, generation, count, CRC
-_ENTRY = struct.Struct("<224sQQII")  # name, offset, length, CRC, zero
+_ENTRY = struct.Struct("<224sQQII")  # name, offset, length, CRC, flags
+_UNCHECKED = 1  # flag: no CRC; whoever reads the file has another checksum of it
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+:-]*(?:/[A-Za-z0-9_][A-Za-z0-9._@+:-]*)*")
 
 
 @dataclass(frozen=True, slots=True)
 class WindowFile:
-    """A file in the area: a relative path, where it lies in the area, its length in bytes, its CRC32."""
+    """A file in the area: a relative path, where it lies in the area, its length in bytes, its CRC32 if it has one."""
 
     name: str
     offset: int
     length: int
-    crc: int
+    crc: int | None
 
 
 def _checked(name: str) -> str:
@@ -62,19 +63,27 @@ def _head(capacity: int, size: int, generation: int, table: bytes) -> bytes:
     return _HEAD.pack(*fields, zlib.crc32(table, zlib.crc32(_HEAD.pack(*fields, 0))))
 
 
+def _row(file: WindowFile) -> bytes:
+    flags = _UNCHECKED if file.crc is None else 0
+    return _ENTRY.pack(file.name.encode(), file.offset, file.length, file.crc or 0, flags)
+
+
 class FileWriter:
     """The writing side. Starts with an empty table; `publish` makes what was added visible, and may be called again."""
 
-    __slots__ = ("_buffer", "_capacity", "_files", "_generation", "_next")
+    __slots__ = ("_buffer", "_capacity", "_checked", "_files", "_generation", "_next")
 
-    def __init__(self, buffer: memoryview, capacity: int = DEFAULT_CAPACITY) -> None:
-        """`capacity`: how many files the table can hold. Raises BadInputError when the area is too small for it."""
+    def __init__(self, buffer: memoryview, capacity: int = DEFAULT_CAPACITY, *, checked: bool = True) -> None:
+        """`capacity`: how many files the table can hold. Raises BadInputError when the area is too small for it.
+
+        Not `checked`: contents get no checksum, for a reader that has one from elsewhere.
+        """
         start = _contents_start(capacity)
         if capacity < 1 or len(buffer) < start:
             raise BadInputError(
                 "The shared window is too small for files", f"{len(buffer)} bytes, the table needs {start}"
             )
-        self._buffer, self._capacity, self._next = buffer, capacity, start
+        self._buffer, self._capacity, self._next, self._checked = buffer, capacity, start, checked
         self._files: list[WindowFile] = []
         self._generation = 0
         self.publish()
@@ -100,7 +109,7 @@ class FileWriter:
         return self._buffer[self._next : self._next + length]
 
     def _added(self, name: str, view: memoryview) -> WindowFile:
-        added = WindowFile(name, self._next, len(view), _crc(view))
+        added = WindowFile(name, self._next, len(view), _crc(view) if self._checked else None)
         self._files.append(added)
         self._next += -(-len(view) // PAGE) * PAGE
         return added
@@ -131,8 +140,7 @@ class FileWriter:
     def publish(self) -> None:
         """Make the table of everything added so far the one that readers see."""
         self._generation += 1
-        rows = (_ENTRY.pack(each.name.encode(), each.offset, each.length, each.crc, 0) for each in self._files)
-        table = b"".join(rows)
+        table = b"".join(map(_row, self._files))
         self._buffer[_HEAD.size : _HEAD.size + len(table)] = table
         self._buffer[: _HEAD.size] = _head(self._capacity, len(self._buffer), self._generation, table)
 
@@ -167,18 +175,18 @@ def read_table(buffer: memoryview) -> tuple[WindowFile, ...]:
         raise BadInputError("The table of files in the shared window is damaged", "its checksum is wrong")
     start = _contents_start(capacity)
     found = []
-    for raw, offset, length, crc, _ in _ENTRY.iter_unpack(table):
+    for raw, offset, length, crc, flags in _ENTRY.iter_unpack(table):
         name = _checked(raw.rstrip(b"\0").decode(errors="replace"))
         if offset < start or offset + length > size:
             raise BadInputError("The table of files in the shared window is damaged", f"{name} lies outside")
-        found.append(WindowFile(name, offset, length, crc))
+        found.append(WindowFile(name, offset, length, None if flags == _UNCHECKED else crc))
     return tuple(found)
 
 
 def content(buffer: memoryview, file: WindowFile) -> memoryview:
-    """A file's bytes, as a view. Raises BadInputError when they are not those that were put in."""
+    """A file's bytes, as a view. Raises BadInputError when it has a checksum that says otherwise."""
     view = buffer[file.offset : file.offset + file.length]
-    if len(view) != file.length or _crc(view) != file.crc:
+    if len(view) != file.length or (file.crc is not None and _crc(view) != file.crc):
         raise BadInputError(f"{file.name} in the shared window is damaged", "its checksum is wrong")
     return view
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host.command import tools_of
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.images import round_name, round_of
 from kupgrade.host.journal_streams import held_inodes
@@ -153,8 +154,11 @@ class RealCheckpoints:
             self._await(workload, deadline)
 
     def _restore_forked(self, store: Store, workloads: Sequence[Workload], deadline: float) -> None:
-        """Beside an old kernel: no system runs here yet, and the network comes up while criu is at work."""
-        with network.foreign_addresses(self.places):
+        """Beside an old kernel: no system runs here yet, and the network comes up while criu is at work.
+
+        Both by what the first process has in memory: the disk came a moment ago, and nothing of it was read yet.
+        """
+        with network.foreign_addresses(self.places), tools_of(self.places.root / "proc/1/root", self.places.root):
             for workload in workloads:
                 request = self._request(store, workload, deadline, unit=False)
                 restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import json
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kupgrade.errors import KupgradeError
-from kupgrade.host.images import ImageStore
+from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.host.images import ImageStore, last_dump, pages
 from kupgrade.host.manifest import Known
 from kupgrade.machine.live_update import LiveUpdate
 from kupgrade.machine.places import Places
@@ -20,24 +22,49 @@ def store_of(store: Store) -> ImageStore:
 
 
 class _Check:
-    """Reads the rounds before the last one, on a thread of its own: while it does, criu restores."""
+    """Reads what criu is not steered by, in a process of its own: while it does, criu restores.
+
+    That is the memory in the last dump, and the rounds before it, which through a window came with checksums. A process
+    and no thread: the restorers are forked from here while it reads.
+    """
 
     def __init__(self, images: ImageStore) -> None:
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(images,), daemon=True)
-        self._thread.start()
+        self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                os.write(theirs, self._read(images).encode())
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(theirs)
 
-    def _run(self, images: ImageStore) -> None:
+    def _read(self, images: ImageStore) -> str:
+        """What is wrong, as JSON; empty when nothing is."""
+        through_window = images.store.kind is StoreKind.WINDOW
         try:
-            images.verify(but="final")
-        except Exception as error:  # told to whoever waits
-            self._error = error
+            images.verify(lambda image: pages(image) if last_dump(image) else not through_window)
+        except KupgradeError as error:
+            return json.dumps([error.what, error.why])
+        return ""
 
     def result(self) -> None:
-        """Wait for it; raises what it found."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        """Wait for it. Raises BadInputError: an image differs; KupgradeError: it was not read to its end."""
+        with os.fdopen(self._pipe, encoding="utf-8") as pipe:
+            said = pipe.read()
+        status = os.waitpid(self._pid, 0)[1]
+        if said:
+            what, why = json.loads(said)
+            raise BadInputError(what, why)
+        if status != 0:
+            raise KupgradeError("The checkpoint images were not checked", "the process that reads them ended early")
+
+    def drop(self) -> None:
+        """Nobody waits for it any more."""
+        os.close(self._pipe)
+        os.kill(self._pid, signal.SIGKILL)  # not reaped yet: it is ours, dead or alive
+        os.waitpid(self._pid, 0)
 
 
 @dataclass
@@ -100,7 +127,7 @@ class RealImages:
         return store_of(store).sealed()
 
     def verify(self, store: Store) -> None:
-        """See the port. What came through the window was checked as it came: then only the last round is read again."""
+        """See the port: at once what criu is steered by, the rest while it is at work."""
         images = store_of(store)
         if store.kind is StoreKind.LUO and not images.sealed():
             raise KupgradeError(
@@ -108,21 +135,25 @@ class RealImages:
                 self.live_update.missing(store),
                 "The workloads' memory is lost; their units start anew",
             )
-        images.verify(only="final")
-        if store.kind is not StoreKind.WINDOW:
-            self._checks[store.path] = _Check(images)
+        images.verify(lambda image: last_dump(image) and not pages(image))
+        if before := self._checks.pop(store.path, None):
+            before.drop()
+        self._checks[store.path] = _Check(images)
 
     def verified(self, store: Store) -> None:
         """See the port."""
         check = self._checks.pop(store.path, None)
         if check is not None:
             check.result()
-        elif store.kind is not StoreKind.WINDOW:
+        elif store.kind is StoreKind.WINDOW:
+            store_of(store).verify(last_dump)
+        else:
             store_of(store).verify()
 
     def recheck(self, store: Store) -> None:
-        """See the port."""
-        store_of(store).verify(only="final")
+        """See the port. Files in memory are where they were when they were checksummed: their sizes are compared."""
+        images = store_of(store)
+        images.verify(lambda image: last_dump(image) and not images.in_memory)
 
     def withdraw(self, store: Store) -> None:
         """See the port."""

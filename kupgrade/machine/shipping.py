@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kupgrade.host.images import round_of
+from kupgrade.host.images import FINAL, round_of
 from kupgrade.host.manifest import MANIFEST
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.window_files import FileWriter
@@ -16,7 +16,6 @@ from kupgrade.model import standby
 from kupgrade.model.codec import encode
 from kupgrade.model.handover import Piece
 
-FINAL = "final"
 PIECE = 4 << 20  # bytes
 BATCH = 200  # pieces in one request, which has to fit into one message
 TIMEOUT = 60.0  # seconds
@@ -25,23 +24,24 @@ TIMEOUT = 60.0  # seconds
 def ship_rounds(watch: Watch, top: Path, since: int) -> int:
     """Copy the rounds behind number `since`; bytes. Raises KupgradeError."""
     rounds = [path for path in sorted(top.rglob("*")) if (round_of(path.parent.name) or 0) > since]
-    return _ship(watch, watch.client(), top, rounds)
+    return _ship(watch, watch.client(), top, rounds, checked=True)
 
 
 def ship_last(watch: Watch, top: Path) -> int:
     """Copy what came last, and the mark of completeness; bytes. Raises KupgradeError.
 
-    It is sent in the blackout: nothing waits there for a kernel whose heartbeat stands still.
+    It is sent in the blackout: nothing waits there for a kernel whose heartbeat stands still, and nothing is
+    checksummed on the way. The mark holds the checksums, and before the commit these images are compared with it.
     """
     last = [path for path in sorted(top.rglob("*")) if path.name == MANIFEST or path.parent.name == FINAL]
-    return _ship(watch, watch.client(watch.pulse(STALL)), top, last)
+    return _ship(watch, watch.client(watch.pulse(STALL)), top, last, checked=False)
 
 
-def _ship(watch: Watch, client: StandbyClient, top: Path, paths: Sequence[Path]) -> int:
+def _ship(watch: Watch, client: StandbyClient, top: Path, paths: Sequence[Path], *, checked: bool) -> int:
     files = watch.window.files
     links = [[str(path.relative_to(top)), str(path.readlink())] for path in paths if path.is_symlink()]
     plain = [path for path in paths if not path.is_symlink() and path.is_file()]
-    writer, batch, total = FileWriter(files, BATCH), list[Piece](), 0
+    writer, batch, total = FileWriter(files, BATCH, checked=checked), list[Piece](), 0
 
     def send() -> None:
         writer.publish()
@@ -51,7 +51,7 @@ def _ship(watch: Watch, client: StandbyClient, top: Path, paths: Sequence[Path])
     for name, offset, data in _pieces(top, plain):
         if len(batch) == BATCH or writer.room < len(data) + (1 << 12):
             send()
-            writer, batch = FileWriter(files, BATCH), []
+            writer, batch = FileWriter(files, BATCH, checked=checked), []
         piece = Piece(name, offset, str(len(batch)))
         writer.add(piece.piece, data)
         batch.append(piece)

@@ -31,16 +31,19 @@ class Images(Protocol):
         """Whether the complete mark is there."""
 
     def verify(self, store: Store) -> None:
-        """Raise BadInputError unless the images are as sealed: the last round as a whole, of the rest the sizes.
+        """Raise BadInputError unless the images are as sealed: what criu is steered by, of the rest the sizes.
 
         The rest is read while its caller goes on: nothing may be let run before `verified` has come back.
         """
 
     def verified(self, store: Store) -> None:
-        """Raise BadInputError unless every image is as sealed; waits for what `verify` began, or does all by itself."""
+        """Raise KupgradeError unless every image is as sealed; waits for what `verify` began, or does all by itself.
+
+        What was checksummed on its way through a window is not read again.
+        """
 
     def recheck(self, store: Store) -> None:
-        """Read back what the last dump wrote, and the sizes of the rest; raise BadInputError when anything differs."""
+        """Read back what the last dump wrote to a disk, and all sizes; raise BadInputError when anything differs."""
 
     def preserve(self, store: Store) -> tuple[int, int]:
         """Have this kernel hand the sealed images to the next one: how many files, and their bytes."""

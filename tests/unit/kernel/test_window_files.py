@@ -187,3 +187,15 @@ def test_wiping_leaves_nothing() -> None:
     writer.add("next", b"x")
     writer.publish()
     assert [each.name for each in read_table(buffer)] == ["next"]
+
+
+def test_without_a_checksum_contents_are_for_others_to_compare() -> None:
+    """They come as they are; that they have none survives the table."""
+    buffer = area()
+    writer = FileWriter(buffer, CAPACITY, checked=False)
+    added = writer.add("pages-1.img", bytes(5000))
+    writer.publish()
+    buffer[added.offset] = 7
+    (found,) = read_table(buffer)
+    assert found.crc is None
+    assert bytes(content(buffer, found)) == b"\7" + bytes(4999)
