@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import secrets
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from kupgrade.core import planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import store_refusals
+from kupgrade.core.errata import Finding, errata_refusals, errata_warnings, findings
 from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
@@ -44,7 +46,8 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
     result = {}
     for name, engine in ENGINES.items():
         _, stores, _ = planner.choose_store(facts, policy, engine.stores(policy))
-        result[name] = (*engine.refusals(facts, policy), *stores)
+        known = errata_refusals(facts, policy, None, name)
+        result[name] = (*engine.refusals(facts, policy), *known, *stores)
     return result
 
 
@@ -66,6 +69,14 @@ def stores(
     return "" if target is None else str(target.image.release), found
 
 
+def errata(facts: Facts, policy: Policy, kernel: str | None, root: Path) -> Mapping[str, tuple[Finding, ...]]:
+    """Per engine, the known problems that apply or may; for the newest kernel without `kernel`, if it can be read."""
+    target: Target | None = None
+    with contextlib.suppress(KupgradeError):  # that it cannot be read is told by `stores`
+        target = read_target(kernel, facts, root)
+    return {name: findings(facts, policy, target, name) for name in ENGINES}
+
+
 def make_plan(
     policy: Policy,
     facts: Facts,
@@ -84,6 +95,7 @@ def make_plan(
     chosen, fallbacks = _choose_engine(engine, facts, policy)
     found = [*chosen.refusals(facts, policy)]
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
+    found += errata_refusals(facts, policy, target, chosen.name)
     preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
     kind, no_store, notes = planner.choose_store(facts, policy, preferred, target)
     if kind is None:
@@ -104,8 +116,10 @@ def make_plan(
         pid_floor=pid_floor([p for w in workloads for p in w.pids], facts.pid_max),
         staging=f"{planner.STATE}/staged/{upgrade}",
     )
+    known = errata_warnings(facts, policy, target, chosen.name)
+    phases = chosen.phases(order)
     return planner.assemble(
-        upgrade, time.time(), facts, policy, target, chosen.name, where, chosen.phases(order), (*fallbacks, *notes)
+        upgrade, time.time(), facts, policy, target, chosen.name, where, phases, (*fallbacks, *notes), known
     )
 
 
@@ -193,6 +207,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
         initrd=initrd,
         missing_options=missing,
         config_known=config is not None,
+        config=config,
         missing_modules=tuple(n for n, found in presence.items() if found is kernels.Presence.MISSING),
         back_kernel=str(back.kernel),
         back_initrd=str(back.initrd),

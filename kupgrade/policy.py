@@ -48,15 +48,15 @@ def merge(fragments: tuple[Fragment, ...]) -> Policy:
     return _blame(fragments, build, merged)
 
 
-def read_fragments(root: Path = Path("/")) -> tuple[Fragment, ...]:
+def read_fragments(root: Path = Path("/"), layers: tuple[str, ...] = LAYERS) -> tuple[Fragment, ...]:
     """All drop-ins that count, in the order in which they are merged."""
-    return tuple(_read(path) for path in drop_ins(root))
+    return tuple(_read(path) for path in drop_ins(root, layers))
 
 
-def drop_ins(root: Path) -> tuple[Path, ...]:
+def drop_ins(root: Path, layers: tuple[str, ...] = LAYERS) -> tuple[Path, ...]:
     """The files that count: by name, the highest layer's version, without the masked ones."""
     chosen: dict[str, Path] = {}
-    for layer in LAYERS:
+    for layer in layers:
         directory = root / layer
         if not directory.is_dir():
             continue

@@ -12,8 +12,11 @@ from kupgrade.errors import BadInputError
 from kupgrade.model.policy import (
     Concern,
     EngineOptions,
+    ErrataOptions,
+    HookOptions,
     KernelRules,
     KexecOptions,
+    MetricsOptions,
     NetworkMode,
     OnUnknown,
     Policy,
@@ -146,6 +149,9 @@ _SPAWN: Mapping[str, Check] = {
 }
 _ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag}
 _KERNELS: Mapping[str, Check] = {"allow": _list(_glob), "block": _list(_glob)}
+_HOOKS: Mapping[str, Check] = {"timeout": _span, "blackout_timeout": _span}
+_ERRATA: Mapping[str, Check] = {"ignore": _list(_text(re.compile(r"[a-z0-9.-]+"), "the id of a known problem"))}
+_METRICS: Mapping[str, Check] = {"textfile": _text(re.compile(r"(/[^\0\n]*)?"), 'an absolute path, or "" for none')}
 _TOP: Mapping[str, Check] = {
     "max_blackout": _span,
     "deadline": _span,
@@ -188,27 +194,33 @@ def check_shape(table: Mapping[str, Any]) -> None:
 
 def build(table: Mapping[str, Any]) -> Policy:
     """The policy of a merged table; raises KeyProblem for what only the whole can tell."""
-    top, engine, kexec, spawn, kernels = _sections(table)
+    top, engine, kexec, spawn, kernels, hooks, errata, metrics = _sections(table)
     return Policy(
         **top,
         engine=EngineOptions(**engine, kexec=KexecOptions(**kexec), spawn=SpawnOptions(**spawn)),
         kernels=KernelRules(**kernels),
+        hooks=HookOptions(**hooks),
+        errata=ErrataOptions(**errata),
+        metrics=MetricsOptions(**metrics),
         workloads=tuple(_workload(entry) for entry in _workload_tables(table)),
     )
 
 
 def _sections(table: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The values of the top level, of [engine], of [engine.kexec], of [engine.spawn] and of [kernels]."""
+    """The values of the top level and, in this order, of each table that `build` takes apart."""
     engine = _subtable(table, ("engine",))
     kernels = _subtable(table, ("kernels",))
     kexec = _subtable(engine, ("engine", "kexec"))
     spawn = _subtable(engine, ("engine", "spawn"))
     return (
-        _values(table, _TOP, (), ("engine", "kernels", "workload")),
+        _values(table, _TOP, (), ("engine", "kernels", "hooks", "errata", "metrics", "workload")),
         _values(engine, _ENGINE, ("engine",), ("kexec", "spawn")),
         _values(kexec, _KEXEC, ("engine", "kexec")),
         _values(spawn, _SPAWN, ("engine", "spawn")),
         _values(kernels, _KERNELS, ("kernels",)),
+        _values(_subtable(table, ("hooks",)), _HOOKS, ("hooks",)),
+        _values(_subtable(table, ("errata",)), _ERRATA, ("errata",)),
+        _values(_subtable(table, ("metrics",)), _METRICS, ("metrics",)),
     )
 
 

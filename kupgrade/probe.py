@@ -7,13 +7,15 @@ import time
 import zlib
 from pathlib import Path
 
+from kupgrade.errata.load import load as load_errata
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import bootloader, command
+from kupgrade.host import bootloader, command, hooks
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, kho, memory, proc, sysctl, watchdog
 from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
+from kupgrade.probe_platform import observe_platform
 from kupgrade.probe_spawn import observe_spawn
 from kupgrade.probe_workload import observe_workload
 
@@ -34,6 +36,8 @@ def probe(root: Path, policy: Policy) -> Facts:
         )
         for entry in policy.workloads
     )
+    called, hook_faults = hooks.find(root)
+    errata = load_errata(root)
     kept = [w.unit for w in workloads if w.unit and w.workload is not None]
     return Facts(
         boot_id=proc.boot_id(root),
@@ -66,6 +70,10 @@ def probe(root: Path, policy: Policy) -> Facts:
         unknown=dict(unknown),
         spawn=observe_spawn(root) if os.geteuid() == 0 else None,
         kho=kho.read(root),
+        hooks=called,
+        hook_faults=hook_faults,
+        errata=errata,
+        platform=observe_platform(errata, root),
     )
 
 

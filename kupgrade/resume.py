@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from kupgrade import telling
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.machine import host
 from kupgrade.model.record import Record, RecordKind, State
@@ -26,18 +27,27 @@ def main(argv: list[str]) -> int:
     """Go on with the open upgrade, if there is one; the exit code of its outcome."""
     worker, early = "--worker" in argv, "--early" in argv
     states = StateDirectory(Path("/"))
+    teller = telling.Teller(_watcher(argv))
     try:
+        if worker:
+            telling.starting(_CRIU_PATIENCE + LOCK_PATIENCE)
         if early:
             make_writable()
         host.await_predecessors(_CRIU_PATIENCE)
         journal = states.open_current(LOCK_PATIENCE)
         if journal is None:
+            telling.ready("no upgrade is open")
             return ExitCode.DONE
-        state = host.run(journal, root=Path("/"), watch=_watcher(argv))
+        telling.ready("goes on with the open upgrade")
+        if worker:
+            teller.heart.start()
+            _tell_metrics()
+        state = host.run(journal, root=Path("/"), watch=teller)
         if state.over:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
             journal.close()
+        _tell_metrics()
     except KupgradeError as error:
         print(f"kupgrade: {error}", file=sys.stderr)  # noqa: T201
         return int(error.code)
@@ -46,6 +56,14 @@ def main(argv: list[str]) -> int:
         return ExitCode.NEEDS_HUMAN
     # The unit must not look failed in a boot that did what it should; the outcome is in the journal.
     return ExitCode.DONE if worker or state.over else ExitCode.FAILED
+
+
+def _tell_metrics() -> None:
+    """Never in the blackout. Imported late: the agent of a boot does without the policy until then."""
+    from kupgrade import metrics
+
+    if wrong := metrics.write_quietly():
+        print(f"kupgrade: {wrong}", file=sys.stderr)  # noqa: T201
 
 
 def _watcher(argv: list[str]) -> Callable[[Record, State], None]:

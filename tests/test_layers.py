@@ -35,10 +35,12 @@ PARTS: dict[str, set[str]] = {
     "planfile": WORDS | {"journal", "steps"},
     "policy_schema": WORDS,
     "policy": WORDS | {"policy_schema"},
+    "errata": WORDS | {"policy"},
+    "probe_platform": WORDS | MECHANISM,
     "probe_workload": WORDS | MECHANISM,
     "probe_storage": WORDS | MECHANISM,
     "probe_spawn": WORDS | MECHANISM | {"probe_storage"},
-    "probe": WORDS | MECHANISM | {"probe_workload", "probe_spawn"},
+    "probe": WORDS | MECHANISM | {"probe_workload", "probe_spawn", "probe_platform", "errata"},
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
@@ -47,14 +49,17 @@ PARTS: dict[str, set[str]] = {
     "instance_plan": WORDS | MECHANISM | {"core", "engines", "planning"},
     # L4: faces
     "log": WORDS | {"core"},
+    "metrics": WORDS | {"core", "host", "policy", "statedir"},
+    "telling": WORDS | {"core", "host"},
     "worker": WORDS | MECHANISM | {"journal"},
-    "resume": WORDS | {"journal", "statedir", "machine", "log"},
+    "resume": WORDS | {"journal", "statedir", "machine", "log", "metrics", "telling"},
     "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
-    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine"},
+    "standby": WORDS | MECHANISM | {"journal", "statedir", "machine", "metrics", "telling"},
     "rehearsal": WORDS | {"core", "host", "journal"},
+    "bundle": WORDS | {"core", "host", "journal", "statedir", "policy"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
-    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper"},
+    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper", "metrics", "bundle"},
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "kernel": {"tenacity"},

@@ -15,6 +15,7 @@ import click
 from kupgrade.errors import RefusedError
 
 if TYPE_CHECKING:
+    from kupgrade.core.errata import Finding
     from kupgrade.journal import Journal
     from kupgrade.machine.instances import Line
     from kupgrade.model.facts import Facts
@@ -91,10 +92,22 @@ def _stores(
     return planning.stores(facts, policy, kernel, root)
 
 
+def _errata(facts: Facts, policy: Policy, kernel: str | None, root: Path) -> Mapping[str, Sequence[Finding]]:
+    from kupgrade import planning
+
+    return planning.errata(facts, policy, kernel, root)
+
+
 def _run(journal: Journal, *, root: Path, watch: Watch) -> State:
     from kupgrade.machine.host import run
 
     return run(journal, root=root, watch=watch)
+
+
+def _tell_metrics(root: Path) -> str:
+    from kupgrade import metrics
+
+    return metrics.write_quietly(root)
 
 
 def _observe(state: State, root: Path) -> Now:
@@ -176,7 +189,9 @@ class Composition:
     make_plan: MakePlan = _make_plan
     capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities
     stores: Callable[[Facts, Policy, str | None, Path], tuple[str, Mapping[str, Sequence[Refusal]]]] = _stores
+    errata: Callable[[Facts, Policy, str | None, Path], Mapping[str, Sequence[Finding]]] = _errata
     run: Callable[..., State] = _run
+    tell_metrics: Callable[[Path], str] = _tell_metrics
     observe: Callable[[State, Path], Now] = _observe
     resume: Callable[[list[str]], int] = _resume
     start_worker: Callable[[Path], bool] = _start_worker

@@ -86,6 +86,7 @@ def run_here(composed: Composition, show: Progress) -> tuple[Record, ...]:
         state = composed.run(journal, root=composed.root, watch=lambda record, _state: show(record))
         if state.over:
             composed.state.finish(state.plan.upgrade)
+        composed.tell_metrics(composed.root)
         return journal.records
     finally:
         journal.close()

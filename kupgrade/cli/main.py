@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "rollback": ("rollback", "rollback", "Take the open upgrade back."),
     "resume": ("resume", "resume", "Go on with the open upgrade (for the boot services)."),
     "history": ("history", "history", "List past upgrades with their outcome."),
+    "report": ("report", "report", "Collect what a bug report needs, without secrets."),
     "rehearse": ("rehearse", "rehearse", "Try an upgrade in a virtual host first."),
     "instance": ("instance", "instance", "Run another kernel beside this one: list, start, stop, console."),
     "policy": ("policy", "policy", "Check the policy files."),

@@ -7,6 +7,7 @@ import click
 from kupgrade.cli.composition import composition
 from kupgrade.cli.render import emit, output_options
 from kupgrade.core.explain import preflight_json, preflight_text
+from kupgrade.core.explain_more import more_json, more_text
 from kupgrade.errors import ExitCode
 
 
@@ -30,9 +31,12 @@ def preflight(
     facts = composed.probe(composed.root, policy)
     capabilities = composed.capabilities(facts, policy)
     stores = composed.stores(facts, policy, kernel, composed.root)
+    known = composed.errata(facts, policy, kernel, composed.root)
     if as_json:
-        emit(preflight_json(facts, capabilities, stores))
+        emit({**preflight_json(facts, capabilities, stores), **more_json(facts, policy, known)})
     else:
         click.echo(preflight_text(facts, capabilities, stores))
+        for line in more_text(facts, policy, known):
+            click.echo(line)
     able = any(not refusals for refusals in capabilities.values())
     return ExitCode.DONE if able else ExitCode.REFUSED

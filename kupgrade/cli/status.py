@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STATUS_FORMAT = "kupgrade.status/1"
 _LAST_EVENTS = 8  # lines of the timeline that people are shown
+_REDRAW = "\x1b[H{}\x1b[J"  # from the top, over what is there, then erase the rest: no flicker
+_REST_OF_LINE = "\x1b[K"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class _Answer:
     text: str
     json: dict[str, Any]
     moving: bool
+    events: tuple[str, ...] = ()  # the whole timeline, a line each
     code: ExitCode = ExitCode.DONE
 
 
@@ -41,28 +44,46 @@ class _Answer:
 def status(context: click.Context, watch: bool, as_json: bool, dry_run: bool) -> ExitCode:  # noqa: ARG001 - never acts
     """Say where the open upgrade stands, what comes next and why, what is safe, what to do.
 
-    Exits with 5 when a person is needed, else with 0.
+    --watch goes on until the upgrade is over or needs a person: on a terminal in place, else with a line for each
+    event. Exits with 5 when a person is needed, else with 0; with 130 when it is interrupted, which disturbs nothing.
     """
     composed = composition(context)
     composed.require_root("status")
-    shown = None
+    show = _Shown(as_json, watch and composed.terminal())
     while True:
-        answer = _answer(composed)
-        if answer.json != shown:
-            shown = answer.json
-            _show(answer, as_json, clear=watch and composed.terminal())
-        if not (watch and answer.moving):
-            return answer.code
+        found = _answer(composed)
+        show(found)
+        if not (watch and found.moving):
+            return found.code
         composed.sleep(composed.watch_seconds)
 
 
-def _show(answer: _Answer, as_json: bool, clear: bool) -> None:
-    if as_json:
-        emit(answer.json)
-        return
-    if clear:
-        click.clear()
-    click.echo(answer.text)
+@dataclass
+class _Shown:
+    """What was printed so far, so that only what is new is printed, or what has changed is drawn again."""
+
+    as_json: bool
+    in_place: bool
+    last: _Answer | None = None
+
+    def __call__(self, found: _Answer) -> None:
+        before, self.last = self.last, found
+        if before is not None and found.json == before.json:
+            return
+        if self.as_json:
+            emit(found.json)
+        elif self.in_place:
+            click.echo(_REDRAW.format(found.text.replace("\n", f"{_REST_OF_LINE}\n")), color=True)
+        elif before is None or not found.events:
+            click.echo(found.text)
+        else:
+            for line in found.events[len(before.events) :]:
+                click.echo(line)
+
+
+def answer(composed: Composition) -> dict[str, Any]:
+    """What --json prints."""
+    return _answer(composed).json
 
 
 def _answer(composed: Composition) -> _Answer:
@@ -76,7 +97,8 @@ def _open(composed: Composition, records: tuple[Record, ...]) -> _Answer:
     found = standing(state, decide(state, now), composed.worker())
     events = timeline(records)
     lines = [f"Running {now.release}", standing_text(found), "", "Latest"]
-    lines += [event_text(each) for each in events[-_LAST_EVENTS:]]
+    told = tuple(event_text(each) for each in events)
+    lines += told[-_LAST_EVENTS:]
     value = {
         "format": STATUS_FORMAT,
         "open": True,
@@ -85,7 +107,7 @@ def _open(composed: Composition, records: tuple[Record, ...]) -> _Answer:
         "timeline": encode(events),
     }
     code = ExitCode.NEEDS_HUMAN if state.hands_off and not state.over else ExitCode.DONE
-    return _Answer("\n".join(lines), value, moving=not (state.over or state.hands_off), code=code)
+    return _Answer("\n".join(lines), value, not (state.over or state.hands_off), told, code)
 
 
 def _idle(composed: Composition) -> _Answer:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kupgrade.core.errata import errata_refusals
 from kupgrade.core.explain import budget_text, changed_facts
 from kupgrade.errors import OverBudgetError, RefusedError
 
@@ -73,6 +74,8 @@ def check_stored(composed: Composition, plan: Plan, retry_failed: bool) -> None:
     policy = composed.policy
     facts = composed.probe(composed.root, policy)
     _check_fresh(plan, facts)
+    for each in errata_refusals(facts, policy, None, plan.engine):
+        raise RefusedError(f"{each.rule}: no", each.fact, each.remedy)
     rejected = {} if retry_failed else composed.state.rejected_releases()
     if plan.new_release in rejected:
         raise RefusedError(

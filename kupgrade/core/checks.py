@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kupgrade.core.hooks import hook_refusals
 from kupgrade.core.live_update import live_update_refusals
 from kupgrade.core.obstacles import obstacles
 from kupgrade.model.facts import Facts
@@ -12,7 +13,6 @@ from kupgrade.model.spawn import WINDOW_PARAMETER
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Fate, StoreKind
 
-MINIMUM_CRIU = (4, 2, 1)
 PMEM_HEADROOM = 1.5  # images of a forked tree hold shared pages once per process
 # Of host_refusals, those that concern kexec only.
 KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded", "the firmware started this kernel")
@@ -36,9 +36,6 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
             facts.unknown.get("criu version", "not found"),
             "Install criu and python3-pycriu >= 4.2.1",
         )
-    elif facts.criu_version < MINIMUM_CRIU:
-        version = ".".join(map(str, facts.criu_version))
-        no("criu >= 4.2.1", f"criu {version} cannot dump TCP sockets on Linux >= 6.18", "Install criu >= 4.2.1")
     if facts.criu_check:
         no("criu works on this kernel", facts.criu_check, "See criu check --all")
     if not facts.nft:
@@ -52,6 +49,7 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("the firmware started this kernel", fact, "Use the spawn engine, or restart the machine first")
     if facts.lockdown == "confidentiality":
         no("kernel lockdown permits kexec", "lockdown is confidentiality", "Use signed kernels without lockdown")
+    found += hook_refusals(facts, policy)
     if policy.on_unknown is OnUnknown.REFUSE:
         for name, why in facts.unknown.items():
             no(f"{name} is known", f"unknown: {why}", "The policy refuses unknown facts (on_unknown)")

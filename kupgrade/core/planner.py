@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
+from kupgrade.core.hooks import blackout_seconds, hook_warnings
 from kupgrade.core.live_update import memory_misread
 from kupgrade.core.predict import budget, images_on
 from kupgrade.model.facts import Facts
@@ -119,8 +120,9 @@ def assemble(
     store: Store,
     phases: tuple[Phase, ...],
     fallbacks: tuple[str, ...],
+    known: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan as it is stored."""
+    """The plan as it is stored; `known`: warnings of known problems."""
     beside = store.kind is StoreKind.WINDOW
     workloads = kept(facts, policy)
     names = {w.name for w in workloads}
@@ -135,13 +137,19 @@ def assemble(
         facts_digest=facts.digest,
         facts=facts.values,
         phases=phases,
-        budgets=tuple(budget(facts, w, policy.deadline, beside=beside) for w in facts.workloads if w.name in names),
+        budgets=tuple(
+            budget(facts, w, policy.deadline, beside=beside, hooks=blackout_seconds(facts, policy))
+            for w in facts.workloads
+            if w.name in names
+        ),
         losses=losses(facts, policy, to_stop(facts, policy)),
         warnings=(
             *warnings(facts, target, beside=beside),
             *(spawn_checks.warnings(facts) if beside else ()),
             *((ONLY_BY_KEXEC,) if store.kind is StoreKind.LUO else ()),
             *(_misread(facts, target) if engine == "kexec" else ()),
+            *hook_warnings(facts),
+            *known,
         ),
         fallbacks=fallbacks,
         deadline=policy.engine.spawn.restore_deadline if beside else policy.deadline,

@@ -23,7 +23,7 @@ DUMP = "freeze and final dump"
 
 
 def allowances(
-    facts: Facts, workloads: Iterable[Workload], deadline: float, *, beside: bool = False
+    facts: Facts, workloads: Iterable[Workload], deadline: float, *, beside: bool = False, hooks: float = 0.0
 ) -> tuple[Allowance, ...]:
     """What is left of each limited workload's blackout for freeze and dump, by the prediction of the rest."""
     by_name = {workload.name: workload for workload in facts.workloads}
@@ -31,7 +31,7 @@ def allowances(
     for workload in workloads:
         if workload.max_blackout is None:
             continue
-        terms = budget(facts, by_name[workload.name], deadline, beside=beside).terms
+        terms = budget(facts, by_name[workload.name], deadline, beside=beside, hooks=hooks).terms
         rest = sum(term.seconds for term in terms if term.name != DUMP)
         found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
     return tuple(found)
@@ -49,10 +49,13 @@ def images_on(facts: Facts, kind: StoreKind) -> float | None:
     return None if not rate else round(size * (1 + _DIRTY_SHARE) / rate, 3)
 
 
-def budget(facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bool = False) -> Budget:
+def budget(
+    facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bool = False, hooks: float = 0.0
+) -> Budget:
     """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory.
 
-    `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted.
+    `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted. `hooks`:
+    seconds that those called in the blackout may take together.
     """
     slow = max(1.0, _REFERENCE_RATE / facts.checksum_rate)
     size = workload.anonymous_bytes + workload.shared_bytes
@@ -70,6 +73,7 @@ def budget(facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bo
         BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
         *between,
         BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * size / _COPY_RATE), f"{mib} MiB; {rate}"),
+        *((BlackoutTerm("hooks", hooks, "if each takes all of its time"),) if hooks else ()),
     )
     limit = workload.workload.max_blackout if workload.workload else None
     return Budget(workload.name, tuple(BlackoutTerm(t.name, round(t.seconds, 3), t.basis) for t in terms), limit)

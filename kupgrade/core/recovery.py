@@ -52,6 +52,8 @@ REPEATED = frozenset(
         "start-system",
         "adopt-units",
         "retire-old",
+        "tell-hooks",
+        "answer-for-hooks",
     }
 )
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from kupgrade.core.hooks import hooks_at, timeout_at
 from kupgrade.model.facts import Facts
+from kupgrade.model.hook import IN_NEW_KERNEL, HookPoint
 from kupgrade.model.ids import UpgradeId
-from kupgrade.model.plan import Phase, Refusal
+from kupgrade.model.plan import Phase, Refusal, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Store, StoreKind, Workload
+from kupgrade.steps.base import spec
+from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
@@ -52,3 +56,21 @@ class Engine(Protocol):
 def with_unit(order: Order) -> tuple[Workload, ...]:
     """The workloads that systemd knows; no boot starts the others, so nothing has to be held."""
     return tuple(workload for workload in order.workloads if workload.unit)
+
+
+def hooks_before_commit(order: Order, point: HookPoint) -> tuple[StepSpec, ...]:
+    """The call of the hooks of `point`; empty when there are none."""
+    found = hooks_at(order.facts, point)
+    return (spec(CallHooks(point, found, timeout_at(order.policy, point))),) if found else ()
+
+
+def hooks_after_commit(order: Order, point: HookPoint) -> tuple[StepSpec, ...]:
+    """The same, after the commit."""
+    found = hooks_at(order.facts, point)
+    return (spec(TellHooks(point, found, timeout_at(order.policy, point))),) if found else ()
+
+
+def answer_for_hooks(order: Order) -> tuple[StepSpec, ...]:
+    """The undo, in the old kernel, of hooks that one beside it calls; empty when there are none."""
+    found = hooks_at(order.facts, *IN_NEW_KERNEL)
+    return (spec(AnswerForHooks(found, timeout_at(order.policy, HookPoint.PRE_RESTORE))),) if found else ()

@@ -2,6 +2,8 @@
 
 Order and its reasons (each line is also a crash window, see core/recovery.py):
   prepare-store … gate      nothing that a workload notices, but services that are not kept are stopped here
+  call-hooks                gate: first of all, and again before the gate; pre-dump: before memory is copied; post-dump,
+                            pre-restore, pre-resume: around dump and restore, in the blackout
   hold-units                from now on no boot starts a kept unit a second time
   arm-watchdog              a new kernel that hangs before user space ends in a reset
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
@@ -11,16 +13,19 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
   thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
+  tell-hooks                post-resume when they serve, commit after mark-good: nobody can say no any more
 """
 
 from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
+from kupgrade.core.hooks import blackout_seconds
 from kupgrade.core.live_update import memory_misread
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, hooks_after_commit, hooks_before_commit, with_unit
 from kupgrade.model.facts import Facts
+from kupgrade.model.hook import HookPoint
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
@@ -68,6 +73,7 @@ class KexecEngine:
         facts, target, policy = order.facts, order.target, order.policy
         deadline = int(policy.deadline)
         steps = [
+            *hooks_before_commit(order, HookPoint.GATE),
             spec(PrepareStore(order.store)),
             spec(PinBootDefault(facts.release)),
             spec(StageInitrd(target.initrd.path, staged(order, "new"), order.pid_floor, deadline)),
@@ -76,10 +82,12 @@ class KexecEngine:
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
+        steps += hooks_before_commit(order, HookPoint.PRE_DUMP)
         rounds = policy.engine.kexec.predump_rounds
         if rounds:
             steps.append(spec(PreDump(order.store, order.workloads, rounds)))
-        limits = allowances(facts, order.workloads, policy.deadline)
+        steps += hooks_before_commit(order, HookPoint.GATE)
+        limits = allowances(facts, order.workloads, policy.deadline, hooks=blackout_seconds(facts, policy))
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
 
@@ -104,6 +112,7 @@ class KexecEngine:
                     timeout=policy.deadline,
                 )
             ),
+            *hooks_before_commit(order, HookPoint.POST_DUMP),
             *((spec(Preserve(order.store)),) if carried else ()),
             spec(
                 Cross(
@@ -119,10 +128,14 @@ class KexecEngine:
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
         # Disarm last before the commit: a dead-man or watchdog that fires after it would kill serving workloads.
-        steps = [spec(Restore(order.store, order.workloads, order.policy.deadline))]
+        steps = [
+            *hooks_before_commit(order, HookPoint.PRE_RESTORE),
+            spec(Restore(order.store, order.workloads, order.policy.deadline)),
+        ]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
             steps.append(spec(ProbeWorkloads(probed)))
+        steps += hooks_before_commit(order, HookPoint.PRE_RESUME)
         return (*steps, spec(Disarm(order.facts.panic_timeout)))
 
     def _serving(self, order: Order) -> tuple[StepSpec, ...]:
@@ -130,8 +143,10 @@ class KexecEngine:
         return (
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
+            *hooks_after_commit(order, HookPoint.POST_RESUME),
             *((spec(ReleaseUnits(units)),) if units else ()),
             spec(MarkGood(str(order.target.image.release))),
+            *hooks_after_commit(order, HookPoint.COMMIT),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),
             spec(UnstageInitrd(staged(order, "back"))),

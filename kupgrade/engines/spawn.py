@@ -6,6 +6,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the commit rollback is to stop the new kernel and to thaw
   hand-over                 disk and network change hands; the old kernel does nothing but watch
+  call-hooks, tell-hooks    as with kexec; answer-for-hooks: this kernel undoes those of one that is stopped
   restore, probe            in the dark, on a snapshot of the root file system: no write where the old one mounts it
   (commit)                  recorded by the loop, on that snapshot
   take-disk                 the flag for the old kernel, then the first write: now the commit is on disk
@@ -17,11 +18,20 @@ from __future__ import annotations
 
 from kupgrade.core import spawn_checks
 from kupgrade.core.checks import KEXEC_RULES, host_refusals
+from kupgrade.core.hooks import blackout_seconds
 from kupgrade.core.predict import allowances
 from kupgrade.core.spawn_choice import SpawnChoice, choose
-from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
+from kupgrade.engines.base import (
+    CROSSING_TARGET,
+    Order,
+    answer_for_hooks,
+    hooks_after_commit,
+    hooks_before_commit,
+    with_unit,
+)
 from kupgrade.errors import RefusedError
 from kupgrade.model.facts import Facts
+from kupgrade.model.hook import HookPoint
 from kupgrade.model.plan import Phase, Refusal, Side, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
@@ -76,6 +86,7 @@ class SpawnEngine:
         options, release = order.policy.engine.spawn, str(order.target.image.release)
         standby = _standby(order)
         steps = [
+            *hooks_before_commit(order, HookPoint.GATE),
             spec(PrepareStore(order.store)),
             spec(PinBootDefault(order.facts.release)),
             spec(LoadSpawnModule()),
@@ -101,10 +112,13 @@ class SpawnEngine:
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
+        steps += hooks_before_commit(order, HookPoint.PRE_DUMP)
         if options.predump_rounds:
             steps.append(spec(PreDump(order.store, order.workloads, 1)))
             steps.append(spec(ShipImages(order.store, order.workloads, options.predump_rounds)))
-        limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True)
+        steps += hooks_before_commit(order, HookPoint.GATE)
+        hooks = blackout_seconds(order.facts, order.policy)
+        limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True, hooks=hooks)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         steps.append(spec(AskStandby(ASK_TIMEOUT)))
         return tuple(steps)
@@ -112,6 +126,7 @@ class SpawnEngine:
     def _handing_over(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
         options, units = order.policy.engine.spawn, with_unit(order)
         return (
+            *answer_for_hooks(order),
             *((spec(HoldUnits(units, str(order.upgrade), int(order.policy.deadline))),) if units else ()),
             spec(LockNetwork(order.workloads, order.store)),
             spec(Freeze(order.workloads)),
@@ -125,6 +140,7 @@ class SpawnEngine:
                     timeout=options.restore_deadline,
                 )
             ),
+            *hooks_before_commit(order, HookPoint.POST_DUMP),
             spec(
                 HandOver(
                     epoch=EPOCH,
@@ -140,10 +156,14 @@ class SpawnEngine:
         )
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
-        steps = [spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline))]
+        steps = [
+            *hooks_before_commit(order, HookPoint.PRE_RESTORE),
+            spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline)),
+        ]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
             steps.append(spec(ProbeWorkloads(probed)))
+        steps += hooks_before_commit(order, HookPoint.PRE_RESUME)
         return tuple(steps)
 
     def _serving(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
@@ -153,9 +173,11 @@ class SpawnEngine:
             spec(TakeDisk()),
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
+            *hooks_after_commit(order, HookPoint.POST_RESUME),
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
             spec(MarkGood(str(order.target.image.release))),
+            *hooks_after_commit(order, HookPoint.COMMIT),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),
             *((spec(RetireOld(choice.later, RETIRE_TIMEOUT, order.facts.panic_timeout)),) if retire else ()),

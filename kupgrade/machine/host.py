@@ -42,6 +42,7 @@ from kupgrade.steps.base import learn_all
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
     from kupgrade.machine.handover import RealHandover
+    from kupgrade.machine.hooks import RealHooks
     from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
@@ -83,6 +84,13 @@ class RealHost:
 
         uuid = next((str(s.params["uuid"]) for s in self.plan.steps if s.kind == HAND_OVER), "")
         return RealTakeover(self.places, self.crossing.libc, self.checkpoints.systemd, self.checkpoints, uuid)
+
+    @functools.cached_property
+    def hooks(self) -> RealHooks:
+        """The operator's programs."""
+        from kupgrade.machine.hooks import RealHooks
+
+        return RealHooks(self.plan)
 
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
@@ -185,7 +193,8 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
 
     def seen(record: Record, state: State) -> None:
         watch(record, state)
-        _note_blackout(journal, plan, record, state, places)
+        if (note := _note_blackout(journal, plan, record, state, places)) is not None:
+            watch(note, state)
 
     loop = Loop(
         log=journal,
@@ -226,9 +235,7 @@ def keep_pids_free(pids: Collection[int], root: Path) -> None:
     the kernel has no ns_last_pid nothing is done: then CRIU refuses by itself, and the restore is tried once more.
     """
     last = root / "proc/sys/kernel/ns_last_pid"
-    if not pids or not last.exists():
-        return
-    if int(last.read_text()) >= max(pids):
+    if not pids or not last.exists() or int(last.read_text()) >= max(pids):
         return
     with contextlib.suppress(OSError):  # a protection is missing; to give up the restore for it would be worse
         last.write_text(str(pid_floor(pids, proc.pid_max(root))))
@@ -239,36 +246,28 @@ def remount_root() -> None:
     command.run(["mount", "-o", "remount,rw", "/"])
 
 
-def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> None:
+def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> Record | None:
     """Record how long the workloads did not run, once they do again (wall clock: it goes on over the crossing)."""
     ends = (("thaw", RecordKind.DONE), ("freeze", RecordKind.UNDONE))
     if record.step is None or (plan.steps[record.step].kind, record.kind) not in ends:
-        return
+        return None
     frozen = [
         r.time
         for r in journal.records
         if r.step is not None and r.kind is RecordKind.STARTED and plan.steps[r.step].kind == "freeze"
     ]
     if not frozen:
-        return
+        return None
     seconds = round(record.time - frozen[0], 3)
     data: dict[str, object] = {BLACKOUT: {budget.workload: seconds for budget in plan.budgets}}
     marks = standing.marks(places) if state.crossed and not state.undoing else ()
     if marks and marks[0].time >= frozen[0]:
         begun = marks[0].time
         data[HANDOVER] = {mark.what: round(mark.time - begun, 3) for mark in marks[1:]}
-    journal.append(
-        Record(
-            seq=journal.next_seq,
-            kind=RecordKind.NOTE,
-            boot_id=record.boot_id,
-            epoch=state.epoch,
-            time=record.time,
-            uptime=record.uptime,
-            data=data,
-        ),
-        durable=False,
-    )
+    at = (record.boot_id, state.epoch, record.time, record.uptime)
+    note = Record(journal.next_seq, RecordKind.NOTE, *at, data=data)
+    journal.append(note, durable=False)
+    return note
 
 
 def await_predecessors(patience: float) -> None:

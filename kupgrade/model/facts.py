@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kupgrade.errors import KupgradeError
+from kupgrade.model.erratum import Erratum, PlatformFacts
+from kupgrade.model.hook import Hook, HookFault
 from kupgrade.model.kho import KhoFacts
 from kupgrade.model.spawn_facts import SpawnFacts
 from kupgrade.model.workload import Workload
@@ -127,6 +129,10 @@ class Facts:
     unknown: Mapping[str, str] = field(default_factory=dict)
     spawn: SpawnFacts | None = None  # None: not asked
     kho: KhoFacts | None = None  # None: not asked
+    hooks: tuple[Hook, ...] = ()  # in the order of their calls
+    hook_faults: tuple[HookFault, ...] = ()
+    errata: tuple[Erratum, ...] = ()  # known problems, read with the facts that they are matched against
+    platform: PlatformFacts | None = None  # None: not asked
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -143,6 +149,8 @@ class Facts:
         }
         if self.kho is not None:
             found["live update"] = str(self.kho.device_there)
+        if self.hooks:
+            found["hooks"] = " ".join(f"{h.path}:{h.digest[:16]}{h.undo_digest[:16]}" for h in self.hooks)
         for entry in self.workloads:
             pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
             found[f"processes of {entry.name}"] = pids

@@ -131,6 +131,28 @@ class KernelRules:
 
 
 @dataclass(frozen=True, slots=True)
+class HookOptions:
+    """Seconds that one hook may take, and one in the blackout."""
+
+    timeout: float = 10.0
+    blackout_timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrataOptions:
+    """`ignore`: the IDs of known problems that are not taken for a no."""
+
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """`textfile`: of node_exporter's textfile collector; empty for none, as when its directory is not there."""
+
+    textfile: str = "/var/lib/prometheus/node-exporter/kupgrade.prom"
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadPolicy:
     """One workload; exactly one of `unit`, `pidfile`, `cgroup` is set. `max_blackout`: seconds."""
 
@@ -179,6 +201,9 @@ class Policy:
     keep_services: tuple[str, ...] = KEEP_SERVICES
     engine: EngineOptions = EngineOptions()
     kernels: KernelRules = KernelRules()
+    hooks: HookOptions = HookOptions()
+    errata: ErrataOptions = ErrataOptions()
+    metrics: MetricsOptions = MetricsOptions()
     workloads: tuple[WorkloadPolicy, ...] = ()
 
     def limit(self, workload: WorkloadPolicy) -> float | None:

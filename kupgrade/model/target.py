@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kupgrade.model.kernel import Initrd, KernelImage
@@ -19,4 +20,5 @@ class Target:
     back_kernel: str
     back_initrd: str
     handover: tuple[str, ...] = ("it was not looked at",)  # why it cannot take over what the running kernel leaves it
+    config: Mapping[str, str] | None = None  # its configuration; None: unknown
     problems: tuple[str, ...] = ()  # what could not be determined, in words

@@ -29,7 +29,11 @@ def files() -> Iterator[tuple[Path, str, int]]:
             yield path, f"{UNIT_DIRECTORY}/{path.name}", 0o644
         elif path.suffix == ".conf":  # a drop-in: UNIT.d/NAME.conf
             yield path, f"{UNIT_DIRECTORY}/{path.parent.name}/{path.name}", 0o644
-    for kind, target in (("tmpfiles", "usr/lib/tmpfiles.d"), ("modprobe", "usr/lib/modprobe.d")):
+    for kind, target in (
+        ("tmpfiles", "usr/lib/tmpfiles.d"),
+        ("modprobe", "usr/lib/modprobe.d"),
+        ("catalog", "usr/lib/systemd/catalog"),
+    ):
         for path in _under(f"packaging/{kind}"):
             yield path, f"{target}/{path.name}", 0o644
     for path in _under("packaging/modules-load"):

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from kupgrade import telling
 from kupgrade.errors import ExitCode, NeedsHumanError
 from kupgrade.machine import handover, host, new_root, standing, takeover
 from kupgrade.machine.places import Places
@@ -34,11 +35,17 @@ def run() -> int:
         raise NeedsHumanError("There is no open upgrade", "its journal is not on the root file system")
     journal.on_disk = new_root.merged() is not False  # until then it lies on a snapshot in memory
 
-    def watch(record: Record, state: State) -> None:
+    def say(record: Record, state: State) -> None:
         step = "" if record.step is None else state.plan.steps[record.step].kind
         why = str(record.data.get("error") or record.data.get("reason") or "")
         level = "<3>" if record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF) else "<5>"  # of the kernel's log
         print(f"{level}kupgrade: {step} {record.kind.value} {why}".strip(), flush=True)  # noqa: T201
+
+    tell = telling.Teller(say)  # the kernel's log; from the start of the system on the journal, too
+
+    def watch(record: Record, state: State) -> None:
+        tell(record, state)
+        why = str(record.data.get("error") or record.data.get("reason") or "")
         if state.committed:
             journal.on_disk = True  # with the next record all are, before the first of them can come to the disk
             if standing.get(places).stage is Stage.TAKING:
@@ -50,7 +57,20 @@ def run() -> int:
     if state.over:
         states.finish(state.plan.upgrade)
         standing.put(places, Stage.OVER)
+        _tell_metrics()
     journal.close()
     os.close(lock)
     sys.stdout.flush()
     return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.DONE
+
+
+def _tell_metrics() -> None:
+    """By the host's own files; what is missing in them does not end the upgrade, which is over."""
+    try:
+        from kupgrade import metrics
+    except ImportError as error:
+        wrong = str(error)
+    else:
+        wrong = metrics.write_quietly()
+    if wrong:
+        print(f"<5>kupgrade: {wrong}", flush=True)  # noqa: T201

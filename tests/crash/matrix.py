@@ -26,6 +26,10 @@ BEHAVIOURS = (
     Behaviour("an image is bad at once", damaged_images="at once", hands_off=True),
     Behaviour("the thaw fails twice", thaw_failures=2),
     Behaviour("kernel.panic is set by user space", sysctl_sets_panic=True),
+    Behaviour("a hook says not now", hook_says="pre-dump: not now"),
+    Behaviour("a hook says no in the blackout", hook_says="post-dump: no"),
+    Behaviour("a hook says no in the new kernel", hook_says="pre-resume: no"),
+    Behaviour("a hook fails after the commit", hook_says="post-resume: no"),
 )
 # These cannot: a person is the right answer, and nothing is touched any more.
 HELPLESS = (

@@ -19,6 +19,7 @@ from kupgrade.standby import takeover as agent
 from kupgrade.steps.beside import SpawnKernel, TakeMemory
 from kupgrade.steps.checkpoint import Thaw
 from kupgrade.steps.health import ProbeWorkloads
+from kupgrade.steps.hook import AnswerForHooks
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits
 from tests.crash.spawn_matrix import BEHAVIOURS, GOOD
@@ -269,6 +270,10 @@ def _buses_given_again(patch: Patch) -> None:
     patch.setattr(serve_out.ServeOut, "_given", property(lambda _: False, lambda *_: None))
 
 
+def _nobody_answers_for_hooks(patch: Patch) -> None:
+    patch.setattr(AnswerForHooks, "undo", lambda *_: None)
+
+
 # Each bug with the words in which it is noticed, and the fault and the host on which it is, if none is enough for most.
 BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_flag_after_merge, "before its flag", "", GOOD),
@@ -284,8 +289,9 @@ BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_nobody_settles, "to a frozen file system", "kill", GOOD),
     (_note_after_the_order, "kernel.panic is 0", "kill", GOOD),
     (_devices_still_before_file_systems, "below a file system that is not frozen", "", GOOD),
+    (_nobody_answers_for_hooks, "left behind: what the", "", GOOD),
     (_no_snapshot, "before its flag", "", GOOD),
-    (_snapshot_made_anew, "left behind: a snapshot", "kill", GOOD),
+    (_snapshot_made_anew, "called and a workload is there", "kill", GOOD),
     (_failure_not_told, "although nothing hung", "", GOOD),
     (_goes_on_after_it_failed, "after the new kernel had given up", "kill", VERY_LATE),
     (_killed_child_not_started, "nobody does anything any more", "kill", GOOD),

@@ -29,6 +29,8 @@ BEHAVIOURS = (
     SpawnBehaviour("the thaw fails twice", thaw_failures=2),
     SpawnBehaviour("the old kernel cannot give the rest", retire_fails=True),
     SpawnBehaviour("the old kernel can go at the third try", retire_failures=2),
+    SpawnBehaviour("a hook says no in the new kernel", hook_says="pre-resume: no"),
+    SpawnBehaviour("a hook fails after the commit", hook_says="commit: no"),
     SpawnBehaviour("what is merged is logged first", torn=True, redo=True),
 )
 SERVING = (
@@ -41,6 +43,7 @@ SERVING = (
     "the old kernel cannot give the rest",
     "the old kernel can go at the third try",
     "what is merged is logged first",
+    "a hook fails after the commit",
 )
 KINDS = (
     "kill",

@@ -46,6 +46,7 @@ def test_without_a_fault_each_host_ends_as_it_should(behaviour: Behaviour) -> No
         "the boot loader takes the newest",
         "the thaw fails twice",
         "kernel.panic is set by user space",
+        "a hook fails after the commit",
     )
     assert run.state is not None
     assert run.state.outcome is (Outcome.COMMITTED if serves else Outcome.ROLLED_BACK)

@@ -15,6 +15,7 @@ from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, Restore
 from kupgrade.steps.crossing import ArmWatchdog, Disarm, LoadKernel
 from kupgrade.steps.health import ProbeWorkloads
+from kupgrade.steps.hook import CallHooks
 from kupgrade.steps.network import LockNetwork
 from kupgrade.steps.services import HoldUnits
 from tests.crash.matrix import BEHAVIOURS, GOOD, trace
@@ -168,6 +169,24 @@ def _sealed_before_dumped(patch: Patch) -> None:
     patch.setattr(Dump, "do", do)
 
 
+def _hooks_not_undone(patch: Patch) -> None:
+    patch.setattr(CallHooks, "undo", lambda *_: None)
+
+
+def _half_a_hook_counts(patch: Patch) -> None:
+    patch.setattr(CallHooks, "verify", lambda *_: Verdict.DONE)
+
+
+def _hooks_end_with_their_boot(patch: Patch) -> None:
+    original = recovery._undo_applies
+
+    def applies(state: Any, index: int, now: Any) -> bool:
+        own = state.plan.steps[index].kind != "call-hooks" or state.steps[index].boot_id == now.boot_id
+        return own and original(state, index, now)
+
+    patch.setattr(recovery, "_undo_applies", applies)
+
+
 # Each bug with the words in which it is noticed.
 BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_thaw_before_withdraw, "beside a complete mark"),
@@ -191,6 +210,9 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_questions_not_asked_again, "the gate never said yes"),
     (_new_default_on_the_old_release, "but the boot default is"),
     (_failure_after_commit_rolls_back, "a person was asked without need"),
+    (_hooks_not_undone, "left behind: what the"),
+    (_half_a_hook_counts, "hook was never called"),
+    (_hooks_end_with_their_boot, "left behind: what the"),
     (_sealed_before_dumped, "sealed although images are missing"),
 )
 

@@ -17,6 +17,7 @@ from kupgrade.core.stakes import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.executor import Loop, advance, start
+from kupgrade.model.hook import Hook
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import WorkloadPolicy
@@ -25,6 +26,7 @@ from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
 from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, Behaviour, Crossed, Hung, Kill, PowerCut, Restarted
+from tests.fakes.hooks import HOOKS, judge_hooks
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
 
@@ -40,11 +42,11 @@ ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by
 
 
 @functools.cache
-def plan(kind: StoreKind = StoreKind.DISK) -> Plan:
+def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> Plan:
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=()
+        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=(), hooks=hooks
     )
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), stop_services=True
@@ -181,6 +183,7 @@ def one_life(run: Run) -> None:
     machine = run.machine
     if run.advances:
         run.log.reopen()
+    machine.host.hooks.answered.clear()  # what a process knows ends with it
     run.advances += 1
     try:
         if run.advances > 1:
@@ -261,6 +264,7 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
             wrong(f"left behind: {what} ({value})")
     if machine.panic != ADMIN_PANIC:
         wrong(f"kernel.panic is {machine.panic}, it was {ADMIN_PANIC}")
+    run.problems += judge_hooks(machine.host.hooks.outside, outcome, machine.behaviour)
     cold = any(r.kind is RecordKind.COLD for r in run.log.records)
     if outcome is Outcome.COMMITTED:
         _judge_commit(run, cold)

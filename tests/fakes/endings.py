@@ -56,6 +56,7 @@ class Behaviour:
     ticket_lost: bool = False
     store: str = "disk"
     drops_memory: bool = False  # the new kernel takes over no memory, whatever the old one hands it
+    hook_says: str = ""  # "POINT: no" or "POINT: not now"
     hands_off: bool = False  # a person is the right answer
 
 

@@ -8,6 +8,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.model.plan import Allowance, Plan
 from kupgrade.model.workload import FileState, Store, Workload
 from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, Crossed, Loaded, Restarted
+from tests.fakes.hooks import Hooks, Outside
 from tests.fakes.machine import Machine
 from tests.fakes.ports import Checkpoints, Freezer, Images, Network, Port
 
@@ -169,8 +170,9 @@ class Health(Port):
 class Host:
     """The ports, each a few lines on the machine."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, outside: Outside | None = None) -> None:
         self.machine = machine
+        self.hooks = Hooks(machine, outside or Outside())
         self.images = Images(machine)
         self.checkpoints = Checkpoints(machine)
         self.freezer = Freezer(machine)

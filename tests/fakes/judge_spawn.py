@@ -9,6 +9,7 @@ from kupgrade.core.recovery import Action, decide
 from kupgrade.model.record import Outcome, Record, RecordKind, State
 from tests.fakes.drive import BY_HAND, ENABLED, authority
 from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY
+from tests.fakes.hooks import judge_hooks
 from tests.fakes.two_kernels import Box
 
 PROMPT = 20.0  # seconds
@@ -95,6 +96,7 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
     for what, value in left.items():
         if value:
             wrong(f"left behind: {what} ({value})")
+    run.problems += judge_hooks(box.outside, outcome, box.behaviour)
     if box.unsaid and not any(r.kind in (RecordKind.COLD, RecordKind.FELL_BACK) for r in run.records):
         wrong("the machine was restarted and the journal does not say so")
     if any(box.drivers[name] is not kernel for name in box.drivers):

@@ -18,6 +18,7 @@ from kupgrade.model.plan import Plan
 from kupgrade.model.record import Record, RecordKind
 from kupgrade.model.workload import Workload
 from tests.fakes.endings import NEW_ENTRY, Copy, EndError
+from tests.fakes.hooks import Outside
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_parts import Disk, NewServes, Process, SpawnBehaviour, Stuck
 
@@ -65,6 +66,7 @@ class Box:
         self.idle = self.beats = 0
         self.failed, self.given = 0, False  # retirements; the last buses
         self.beside: Any = None
+        self.outside = Outside()
 
     # -- kernels ---------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Host(one.Host):
     """All ports of one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
-        super().__init__(kernel)  # type: ignore[arg-type]
+        super().__init__(kernel, kernel.box.outside)  # type: ignore[arg-type]
         here = kernel.box
         if here.beside is None:
             here.beside = Beside(old_acts, silent=here.behaviour.silent)
@@ -133,5 +133,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(carry_on, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0))
     patch.setattr(carry_on, "new_root", SimpleNamespace(merged=disk_taken))
     patch.setattr(carry_on, "print", lambda *_, **__: None, **quiet)
+    patch.setattr(carry_on, "telling", SimpleNamespace(Teller=lambda otherwise: otherwise))
+    patch.setattr(carry_on, "_tell_metrics", lambda: None)
     states = SimpleNamespace(open_current=lambda: SpawnLog(box().current), finish=lambda _upgrade: None)
     patch.setattr(carry_on, "StateDirectory", lambda _root: states)

@@ -31,7 +31,6 @@ ID = UpgradeId("20261121-041503-9f2c1a")
         ({"root_user": False}, "root is needed"),
         ({"systemd": False}, "systemd is PID 1"),
         ({"criu_version": None}, "criu is installed"),
-        ({"criu_version": (4, 1, 1)}, "criu >= 4.2.1"),
         ({"criu_check": "no timens"}, "criu works on this kernel"),
         ({"nft": False}, "nftables is installed"),
         ({"kexec_disabled": True}, "kexec is allowed"),

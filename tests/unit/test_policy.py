@@ -327,3 +327,25 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     for name in ("10-a.toml~", ".10-a.toml", "README"):
         put(tmp_path, "etc", name, "nonsense")
     assert load(tmp_path) == Policy()
+
+
+def test_what_leads_outwards_has_its_tables(tmp_path: Path) -> None:
+    """Hooks' timeouts in seconds, known problems to ignore, where metrics go; wrong values are told with their key."""
+    path = tmp_path / "etc/kupgrade/policy.d/out.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '[hooks]\ntimeout = "1min"\nblackout_timeout = "500ms"\n'
+        '[errata]\nignore = ["io-uring"]\n[metrics]\ntextfile = ""\n'
+    )
+    found = load(tmp_path)
+    assert (found.hooks.timeout, found.hooks.blackout_timeout) == (60.0, 0.5)
+    assert (found.errata.ignore, found.metrics.textfile) == (("io-uring",), "")
+    for text, key in (
+        ("[hooks]\ntimeout = 0\n", "hooks.timeout"),
+        ('[errata]\nignore = "io-uring"\n', "errata.ignore"),
+        ('[metrics]\ntextfile = "relative.prom"\n', "metrics.textfile"),
+        ("[hooks]\npatience = 3\n", "hooks.patience"),
+    ):
+        path.write_text(text)
+        with pytest.raises(BadInputError, match=f"line 2: {key} is not usable"):
+            load(tmp_path)

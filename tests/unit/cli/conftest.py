@@ -32,6 +32,8 @@ def facts(**changes: Any) -> Any:
         "values": {"release": "6.12.48", "criu": "4.1"},
         "workloads": (),
         "unknown": {"watchdog": "no such device"},
+        "hooks": (),
+        "errata": (),
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -93,6 +95,7 @@ class Host:
             make_plan=self._make_plan,
             capabilities=lambda facts, policy: {"kexec": self.refusals},
             stores=lambda facts, policy, kernel, root: (kernel or "7.3.4", {"luo": self.refusals, "disk": ()}),
+            errata=lambda facts, policy, kernel, root: {"kexec": ()},
             run=self._run,
             observe=lambda state, root: Now(OLD_BOOT, "6.12.48", None),
             resume=self._resume,

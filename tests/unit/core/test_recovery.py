@@ -27,7 +27,7 @@ from kupgrade.model.workload import StoreKind
 from kupgrade.steps import registry
 from tests.fakes.drive import plan
 
-PLAN = plan()
+PLAN = plan(hooks=())
 KINDS = [spec.kind for spec in PLAN.steps]
 OLD_BOOT, NEW_BOOT, THIRD_BOOT = PLAN.boot_id, "boot-b", "boot-c"
 OLD, NEW = PLAN.old_release, PLAN.new_release

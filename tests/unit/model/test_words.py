@@ -88,7 +88,7 @@ def test_a_step_of_an_unknown_kind_is_refused() -> None:
 def test_a_step_with_wrong_parameters_is_refused() -> None:
     """Parameters are read as strictly as everything that is stored."""
     with pytest.raises(BadInputError, match=r"plan\.prepare-store"):
-        base.load(dataclasses.replace(plan().steps[0], params={"stor": 1}))
+        base.load(dataclasses.replace(plan(hooks=()).steps[0], params={"stor": 1}))
 
 
 def test_two_steps_cannot_have_one_kind() -> None:

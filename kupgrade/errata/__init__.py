@@ -1,0 +1,1 @@
+"""Known bad combinations, as data: *.toml here, and errata.d beside the policy. `load` reads and checks them."""
