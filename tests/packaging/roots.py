@@ -46,7 +46,7 @@ class Root:
 
     def run(self, *words: str, check: bool = True, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         """A command inside, with an environment of its own; fails the test with its output when it fails."""
-        argv = ["unshare", "--mount", "sh", "-c", INSIDE, str(self.lower), str(self.place), *ENVIRONMENT]
+        argv = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "sh", "-c", INSIDE, str(self.lower), str(self.place), *ENVIRONMENT]
         argv += ["DEBIAN_FRONTEND=noninteractive", *words]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
         said = f"{' '.join(words)}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-3000:]}"
