@@ -20,7 +20,7 @@ PAGES = ("kupgrade.8", "kupgrade-policy.5")
 
 def escaped(text: str) -> str:
     """Plain text as roff: no minus that becomes a hyphen, no line that is taken for a request."""
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("…", "...").replace("–", "-").replace("`", "\\(ga")
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
 
@@ -84,7 +84,7 @@ def exit_codes() -> str:
     return "\n".join(f".TP\n.B {code}\n{escaped(text.replace('`', ''))}" for code, text in rows)
 
 
-def keys() -> Iterator[tuple[str, str, str, str]]:
+def rows() -> Iterator[tuple[str, str, str, str]]:
     """(table, key, default, what it means) of policies/default.toml, the keys that stand there as examples too."""
     table, last, items = "", None, None
     for line in [*(TREE / "policies/default.toml").read_text().splitlines(), ""]:
@@ -112,7 +112,7 @@ def keys() -> Iterator[tuple[str, str, str, str]]:
 def policy_keys() -> str:
     """Every key below its table."""
     lines, last = [], None
-    for table, key, default, text in keys():
+    for table, key, default, text in rows():
         if table != last:
             lines.append(f'.SS "{table or "Top level"}"')
             last = table

@@ -34,7 +34,16 @@ mount -t tmpfs tmpfs run
 shift
 exec chroot . "$@"
 """
-ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
+ENVIRONMENT = (
+    "env",
+    "-i",
+    "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/root",
+    "LC_ALL=C.UTF-8",
+    "DEBIAN_FRONTEND=noninteractive",
+)
+# Neither rules of the network nor processes of this machine can be reached from inside.
+ALONE = ("unshare", "--mount", "--net", "--ipc", "--pid", "--fork")
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,7 @@ class Root:
 
     def run(self, *words: str, check: bool = True, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         """A command inside, with an environment of its own; fails the test with its output when it fails."""
-        argv = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "sh", "-c", INSIDE, str(self.lower), str(self.place), *ENVIRONMENT]
-        argv += ["DEBIAN_FRONTEND=noninteractive", *words]
+        argv = [*ALONE, "sh", "-c", INSIDE, str(self.lower), str(self.place), *ENVIRONMENT, *words]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
         said = f"{' '.join(words)}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-3000:]}"
         assert not check or done.returncode == 0, said

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,10 +125,14 @@ def test_installed_used_removed_purged(host: Root) -> None:
     # What a rehearsal installs in its virtual host is found from here, too.
     code = "from kupgrade.rehearsal import tree; print(tree.source(), sum(1 for _ in tree.files()), tree.digest())"
     assert host.run("python3", "-sPc", code).stdout.startswith("/usr/share/kupgrade ")
+    own = {"etc/kupgrade/policy.d/own.toml": "x", "var/cache/kupgrade/python/x": "x"}
+    for name, text in own.items():
+        host.file(name).parent.mkdir(parents=True, exist_ok=True)
+        host.file(name).write_text(text)
     apt(host, "remove")
     left = {line.split()[-1] for line in files(host) - before}
-    policies = {"/etc/kupgrade", "/etc/kupgrade/policy.d"}
-    assert {name for name in left - policies if "systemd" not in name} == set()
+    kept = {f"/{parent}" for name in own for parent in (name, *map(str, Path(name).parents)) if "kupgrade" in parent}
+    assert {name for name in left if "systemd" not in name} == kept
     apt(host, "purge")
     assert files(host) ^ before == set()
 
@@ -215,22 +218,29 @@ def test_the_module_is_built_by_dkms_and_goes_with_its_package(host: Root) -> No
 
 def test_the_wheel_finds_its_files(builder: Root) -> None:
     """In an environment of its own, as pipx makes one: the command, the manual page, what a rehearsal installs."""
-    builder.run("sh", "-c", "cp -a /src /srcw && cd /srcw && pip wheel --no-deps --no-build-isolation --no-index -w /wheel .")
+    wheel = "pip wheel --no-deps --no-build-isolation --no-index -w /wheel ."
+    builder.run("sh", "-c", f"cp -a /src /srcw && cd /srcw && {wheel}")
     script = "python3 -m venv --system-site-packages /venv && /venv/bin/pip install --no-index --no-deps /wheel/*.whl"
     builder.run("sh", "-c", script)
     assert "preflight" in builder.run("/venv/bin/kupgrade", "--help").stdout
-    code = "from kupgrade.rehearsal import tree, spawn_module; print(tree.source(), len(tree.packaged()), spawn_module.SOURCE)"
+    code = (
+        "from kupgrade.rehearsal import tree, spawn_module as m; print(tree.source(), len(tree.packaged()), m.SOURCE)"
+    )
     place, count, module = builder.run("/venv/bin/python", "-Pc", code).stdout.split()
     assert (place, int(count)) == ("/venv/share/kupgrade", len(tree.packaged()))
     assert builder.file(f"{module[1:]}/dkms.conf").is_file()
     assert builder.file("venv/share/man/man8/kupgrade.8").is_file()
+    done = builder.run("/venv/bin/kupgrade", "preflight", check=False)
+    assert (done.returncode, "a wheel has no units" in done.stdout) == (3, True), done.stdout
 
 
 def test_the_rpm_holds_the_same(builder: Root) -> None:
     """rpmbuild takes the spec file; what it packs starts, and is what the manifest names."""
-    builder.run("sh", "-c", "cd /src && packaging/build-rpm /rpms && cd /rpms && for i in *.rpm; do rpm -qpl $i > $i.list; done")
+    builder.run("sh", "-c", "cd /src && packaging/build-rpm /rpms")
+    builder.run("sh", "-c", "cd /rpms && for i in *.rpm; do rpm -qpl $i > $i.list; done")
     listed = {name for path in builder.file("rpms").glob("*.list") for name in path.read_text().splitlines()}
     assert {f"/{target}" for _, target, _ in tree.packaged("rpm")} <= listed
     assert "/usr/src/kspawn-0.1.0/dkms.conf" in listed
-    builder.run("sh", "-c", "mkdir /unpacked && cd /unpacked && rpm2archive -n /rpms/kupgrade-0*.rpm | tar x && cp -a usr /")
+    unpack = "rpm2archive -n /rpms/kupgrade-0*.rpm | tar x && cp -a usr /"
+    builder.run("sh", "-c", f"mkdir /unpacked && cd /unpacked && {unpack}")
     assert "version" in builder.run("/usr/bin/kupgrade", "--version").stdout

@@ -59,7 +59,7 @@ def test_every_key_is_told() -> None:
         schema |= {frozenset(value) for key, value in tables if key.isupper() and isinstance(value, dict)}
     assert frozenset(("allow", "block")) in schema
     told: dict[str, set[str]] = {}
-    for table, key, _, _ in generator().keys():
+    for table, key, _, _ in generator().rows():
         told.setdefault(table, set()).add(key)
     told["[[workload]]"] |= {"pidfile", "cgroup"}  # told with "unit": one of the three
     assert {frozenset(keys) for keys in told.values()} == schema
@@ -73,8 +73,8 @@ def test_no_page_has_an_unknown_request(name: str) -> None:
     assert used <= known
 
 
-def answers(shell: str, words: str, at: int, program: Path) -> list[str]:
-    environment = {"COMP_WORDS": words, "COMP_CWORD": str(at), "_KUPGRADE_COMPLETE": f"{shell}_complete"}
+def answers(shell: str, words: str, at: str, program: Path) -> list[str]:
+    environment = {"COMP_WORDS": words, "COMP_CWORD": at, "_KUPGRADE_COMPLETE": f"{shell}_complete"}
     done = subprocess.run([program], env=os.environ | environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
@@ -83,7 +83,8 @@ def answers(shell: str, words: str, at: int, program: Path) -> list[str]:
 def program(tmp_path: Path) -> Path:
     """The command as it is installed."""
     script = tmp_path / "kupgrade"
-    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom kupgrade.cli.main import main\nmain()\n")
+    path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    script.write_text(f"#!{sys.executable}\n{path}from kupgrade.cli.main import main\nmain()\n")
     script.chmod(0o755)
     return script
 
@@ -93,7 +94,7 @@ def test_each_shell_is_offered_every_verb(shell: str, program: Path) -> None:
     """The program answers in the protocol by which the shell's script asks, with every verb."""
     script = {"bash": "kupgrade.bash", "zsh": "_kupgrade", "fish": "kupgrade.fish"}[shell]
     assert f"_KUPGRADE_COMPLETE={shell}_complete" in (COMPLETION / script).read_text()
-    lines = answers(shell, "kupgrade ", "" if shell == "fish" else 1, program)  # type: ignore[arg-type]
+    lines = answers(shell, "kupgrade ", "" if shell == "fish" else "1", program)
     words = lines[1::3] if shell == "zsh" else [line.split(",")[1].split("\t")[0] for line in lines]
     assert words == list(VERBS)
 
@@ -101,7 +102,11 @@ def test_each_shell_is_offered_every_verb(shell: str, program: Path) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["kupgrade", "pre"], ["preflight"]), (["kupgrade", "instance", "sto"], ["stop"]), (["kupgrade", "status", "--w"], ["--watch"])],
+    [
+        (["kupgrade", "pre"], ["preflight"]),
+        (["kupgrade", "instance", "sto"], ["stop"]),
+        (["kupgrade", "status", "--w"], ["--watch"]),
+    ],
 )
 def test_bash_completes(words: list[str], expected: list[str], program: Path) -> None:
     """The script itself, in bash: a verb, a verb below it, an option."""

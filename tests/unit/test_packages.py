@@ -60,7 +60,10 @@ def test_an_incomplete_tree_is_told(tmp_path: Path) -> None:
     for name in ("manifest", "install-files"):
         (tmp_path / "packaging" / name).write_bytes((PACKAGING / name).read_bytes())
     done = subprocess.run(
-        ["sh", tmp_path / "packaging/install-files", "deb", tmp_path / "root"], capture_output=True, text=True, check=False
+        ["sh", tmp_path / "packaging/install-files", "deb", tmp_path / "root"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "matches nothing" in done.stderr
