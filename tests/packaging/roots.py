@@ -1,4 +1,4 @@
-"""Debian roots to build, install and remove packages in: made once for their list of packages, never changed themselves."""
+"""Debian roots to build, install and remove packages in: made once for their list of packages, then only read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packages in Debian roots: built, checked, installed, used, upgraded, removed, purged. A minute or two; as root."""
+"""The packages in Debian roots: built, checked, installed, used, upgraded, removed, purged. Minutes; as root."""
 
 from __future__ import annotations
 
