@@ -16,12 +16,14 @@ from kupgrade.rehearsal import tree
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGING = ROOT / "packaging"
-SHIPPED = ("packaging/systemd", "packaging/completion", "policies", "hooks")
+# What of packaging/ is no part of any host.
+MAKING = ("debian", "man", "rpm", "bootstrap", "build-deb", "build-rpm", "install-files", "manifest")
 
 
 def shipped() -> set[str]:
     """Everything that is for a host and no part of the Python package."""
-    found = [path for top in SHIPPED for path in (ROOT / top).rglob("*") if path.is_file()]
+    tops = [path for path in PACKAGING.iterdir() if path.name not in MAKING]
+    found = [path for top in (*tops, ROOT / "policies", ROOT / "hooks") for path in top.rglob("*") if path.is_file()]
     return {str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts}
 
 
