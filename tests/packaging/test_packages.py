@@ -120,8 +120,17 @@ def test_installed_used_removed_purged(host: Root) -> None:
     assert {path.name for path in enabled.iterdir()} == {"kupgrade-lock.service", "kupgrade-resume.service"}
     packaged = {f"/{target}" for _, target, _ in tree.packaged()}
     listed = {line.removesuffix(".gz") for line in host.run("dpkg", "-L", "kupgrade").stdout.splitlines()}
-    zsh = ("/usr/share/zsh/site-functions/", "/usr/share/zsh/vendor-completions/")
-    assert {name.replace(*zsh) for name in packaged} <= listed
+    elsewhere = {
+        "/usr/share/zsh/site-functions/": "/usr/share/zsh/vendor-completions/",
+        "/etc/apt/": "/usr/share/kupgrade/etc/apt/",
+        "/etc/needrestart/": "/usr/share/kupgrade/etc/needrestart/",
+    }
+    for place, target in elsewhere.items():
+        packaged = {name.replace(place, target) for name in packaged}
+    assert packaged <= listed
+    linked = {name for name in packaged if name.startswith("/usr/share/kupgrade/etc/apt/")}
+    for name in linked:
+        assert host.run("readlink", name.removeprefix("/usr/share/kupgrade")).stdout.strip() == name
     # What a rehearsal installs in its virtual host is found from here, too.
     code = "from kupgrade.rehearsal import tree; print(tree.source(), sum(1 for _ in tree.files()), tree.digest())"
     assert host.run("python3", "-sPc", code).stdout.startswith("/usr/share/kupgrade ")
