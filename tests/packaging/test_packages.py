@@ -189,6 +189,19 @@ def test_removal_takes_back_what_is_open(host: Root) -> None:
     assert json.loads(host.run("kupgrade", "history", "--json").stdout)["outcome"] == "rolled-back"
 
 
+def test_removal_stops_an_instance(host: Root) -> None:
+    """One that had taken nothing yet is closed; the next installation finds none."""
+    install(host, "/debs/kupgrade_*.deb")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    states = StateDirectory(host.place / "written")
+    states.begin_instance("rt", a_plan(engine="instance", boot_id=boot, old_release=os.uname().release)).close()
+    assert states.open_instances() == ("rt",)
+    said = apt(host, "remove")
+    assert "instance rt runs beside this kernel; it is stopped" in said
+    assert "could not be stopped" not in said
+    assert states.open_instances() == ()
+
+
 def test_what_cannot_be_taken_back_is_said_and_kept_until_the_purge(host: Root) -> None:
     """A removal warns and leaves everything to a new installation; a purge wipes images and lets the units start."""
     before = files(host)
