@@ -19,6 +19,9 @@ from kupgrade.probe_platform import observe_platform
 from kupgrade.probe_spawn import observe_spawn
 from kupgrade.probe_workload import observe_workload
 
+# What the worker, the lock and the agent of the next boot are started by.
+UNITS = ("kupgrade-apply.service", "kupgrade-crossing.target", "kupgrade-lock.service", "kupgrade-resume.service")
+
 
 def probe(root: Path, policy: Policy) -> Facts:
     """Read everything a plan rests on."""
@@ -67,6 +70,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         boot_seconds=unknown.ask("boot time", systemd.boot_seconds, 0.0),
         checksum_rate=_checksum_rate(),
         early_agent=unknown.ask("mounts", lambda: _early_agent(policy, workloads, root), False),
+        missing_units=systemd.missing(UNITS),
         unknown=dict(unknown),
         spawn=observe_spawn(root) if os.geteuid() == 0 else None,
         kho=kho.read(root),

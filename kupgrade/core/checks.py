@@ -30,6 +30,9 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("root is needed", "this process is not root", "Run kupgrade as root")
     if not facts.systemd:
         no("systemd is PID 1", "/run/systemd/system is missing", "Boot the host with systemd")
+    if facts.missing_units:
+        fact = f"{', '.join(facts.missing_units)}: not there, or masked"
+        no("kupgrade's units are installed", fact, "Install kupgrade's package; a wheel has no units")
     if facts.criu_version is None:
         no(
             "criu is installed",

@@ -9,6 +9,7 @@ removed again (daemon-reload), the unit has its own Type=, ExecStart= and Restar
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
 
 DROPIN = "90-kupgrade.conf"
+# systemd.unit(5), "System Unit Search Path", the first that has a file wins.
+_UNIT_DIRECTORIES = tuple(f"{top}/systemd/system" for top in ("etc", "run", "usr/local/lib", "usr/lib", "lib"))
 RESUME_UNIT = "kupgrade-resume.service"
 _PROPERTIES = (
     "Id",
@@ -114,6 +117,15 @@ class Systemd:
     def running(self) -> bool:
         """Whether systemd is PID 1 here (sd_booted(3))."""
         return (self.root / "run/systemd/system").is_dir()
+
+    def missing(self, units: Sequence[str]) -> tuple[str, ...]:
+        """Those of `units` whose file is in none of systemd's directories, or is masked by a link to /dev/null."""
+        found = []
+        for unit in units:
+            place = next((p for each in _UNIT_DIRECTORIES if os.path.lexists(p := self.root / each / unit)), None)
+            if place is None or place.resolve() == Path("/dev/null"):
+                found.append(unit)
+        return tuple(found)
 
     def show(self, unit: str) -> Unit:
         """Facts of a unit; an unknown name gives `loaded` False."""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
 from pathlib import Path
 
 import kupgrade
+from kupgrade.errors import KupgradeError
 
 PACKAGE = Path(kupgrade.__file__).parent
-SOURCE = PACKAGE.parent
+# The tree's own files beside the package; where it was installed as a wheel, below its prefix.
+_SOURCES = (PACKAGE.parent, Path(sys.prefix) / "share/kupgrade")
 GUEST = Path(__file__).parent / "guest"
 WORKLOAD = "demo.service"
 SCRIPT = "#!/usr/bin/python3\nimport sys\n\nfrom kupgrade.cli.main import main\n\nsys.exit(main())\n"
 UNIT_DIRECTORY = "usr/lib/systemd/system"
-UNIT_SUFFIXES = (".service", ".path", ".timer", ".socket", ".target", ".mount", ".slice")
 
 
 def files() -> Iterator[tuple[Path, str, int]]:
@@ -24,26 +26,7 @@ def files() -> Iterator[tuple[Path, str, int]]:
     for path in sorted(PACKAGE.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             yield path, f"usr/lib/python3/dist-packages/kupgrade/{path.relative_to(PACKAGE)}", 0o644
-    for path in _under("packaging/systemd"):
-        if path.suffix in UNIT_SUFFIXES:
-            yield path, f"{UNIT_DIRECTORY}/{path.name}", 0o644
-        elif path.suffix == ".conf":  # a drop-in: UNIT.d/NAME.conf
-            yield path, f"{UNIT_DIRECTORY}/{path.parent.name}/{path.name}", 0o644
-    for kind, target in (
-        ("tmpfiles", "usr/lib/tmpfiles.d"),
-        ("modprobe", "usr/lib/modprobe.d"),
-        ("catalog", "usr/lib/systemd/catalog"),
-    ):
-        for path in _under(f"packaging/{kind}"):
-            yield path, f"{target}/{path.name}", 0o644
-    for path in _under("packaging/modules-load"):
-        yield path, f"usr/lib/modules-load.d/{path.name}", 0o644
-    for path in _under("policies"):
-        shipped = path.name == "default.toml"
-        target = "usr/lib/kupgrade/policy.d/50-default.toml" if shipped else f"usr/share/kupgrade/policies/{path.name}"
-        yield path, target, 0o644
-    for path in _under("hooks"):
-        yield path, f"usr/share/kupgrade/hooks/{path.relative_to(SOURCE / 'hooks')}", 0o755
+    yield from packaged()
     for name in ("agent.py", "workload.py", "resources.py", "roll_back.py", "refuse.py", "standby_fault.py"):
         yield GUEST / name, f"usr/lib/kupgrade-lab/{name}", 0o644
     for name in ("kupgrade-lab-agent.service", WORKLOAD):
@@ -51,9 +34,28 @@ def files() -> Iterator[tuple[Path, str, int]]:
     yield GUEST / "network.network", "etc/systemd/network/10-lab.network", 0o644
 
 
-def _under(directory: str) -> list[Path]:
-    root = SOURCE / directory
-    return sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+def source(places: Sequence[Path] = _SOURCES) -> Path:
+    """The first of `places` that has units, policies and hooks as the tree has them; raises KupgradeError."""
+    for place in places:
+        if (place / "packaging/manifest").is_file():
+            return place
+    looked = ", ".join(map(str, places))
+    raise KupgradeError("kupgrade's units are not there", f"looked in {looked}", "Install the whole package or wheel")
+
+
+def packaged(kind: str = "deb") -> list[tuple[Path, str, int]]:
+    """What packaging/manifest names for this kind of package, as packaging/install-files reads it."""
+    top = source()
+    found: dict[Path, tuple[str, int]] = {}
+    for line in (top / "packaging/manifest").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern, target, mode, wanted = line.split()
+        for path in sorted(top.glob(pattern.lstrip("?"))):
+            place = f"{target}{path.name}" if target.endswith("/") else target
+            if path.is_file() and path not in found:
+                found[path] = (place if wanted in ("all", kind) else "-", int(mode, 8))
+    return [(path, target, mode) for path, (target, mode) in found.items() if target != "-"]
 
 
 def digest() -> str:

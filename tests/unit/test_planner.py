@@ -30,6 +30,7 @@ ID = UpgradeId("20261121-041503-9f2c1a")
     [
         ({"root_user": False}, "root is needed"),
         ({"systemd": False}, "systemd is PID 1"),
+        ({"missing_units": ("kupgrade-lock.service",)}, "kupgrade's units are installed"),
         ({"criu_version": None}, "criu is installed"),
         ({"criu_check": "no timens"}, "criu works on this kernel"),
         ({"nft": False}, "nftables is installed"),

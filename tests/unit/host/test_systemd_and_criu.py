@@ -25,6 +25,18 @@ def test_the_drop_in_replaces_every_way_to_start_the_program() -> None:
     assert "$$$$" in command  # systemd's escape of the shell's own PID
 
 
+def test_units_are_looked_for_as_systemd_does(tmp_path: Path) -> None:
+    """A unit counts wherever systemd would read it; one that an operator masked does not."""
+    for place, unit in (("usr/lib", "a"), ("usr/lib", "b"), ("run", "c")):
+        name = f"{place}/systemd/system/{unit}.service"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[Unit]\n")
+    mask = tmp_path / "etc/systemd/system/b.service"
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to("/dev/null")
+    assert Systemd(tmp_path).missing(("a.service", "b.service", "c.service", "d.service")) == ("b.service", "d.service")
+
+
 def test_without_an_agent_the_held_unit_starts_nothing(tmp_path: Path) -> None:
     """The start command fails when no restore is under way, instead of starting a second copy."""
     from kupgrade.host import command
