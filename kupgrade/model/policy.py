@@ -187,7 +187,7 @@ class Policy:
     soak: float = 0.0
     respect_inhibitors: bool = True
     windows: tuple[Window, ...] = ()
-    automation: Automation = Automation()
+    automation: Automation = field(default_factory=Automation)
 
     def limit(self, workload: WorkloadPolicy) -> float | None:
         """The blackout limit of one workload in seconds: its own, else the default, else None."""

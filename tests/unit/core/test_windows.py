@@ -75,7 +75,7 @@ def test_what_is_open(name: str) -> None:
     """An opening is known with its begin and end, in real time."""
     one, now, begin, end = CASES[name]
     found = current((one,), at(now))
-    assert ("", "") == (begin, end) if found is None else (when(found.begin), when(found.end)) == (begin, end)
+    assert (begin, end) == ("", "") if found is None else (when(found.begin), when(found.end)) == (begin, end)
 
 
 def test_without_windows_it_is_always_open() -> None:
