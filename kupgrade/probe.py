@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import bootloader, command
+from kupgrade.host import bootloader, command, reboot_required
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, kho, memory, proc, sysctl, watchdog
@@ -66,6 +66,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         unknown=dict(unknown),
         spawn=observe_spawn(root) if os.geteuid() == 0 else None,
         kho=kho.read(root),
+        reboot_packages=reboot_required.read(root).packages or (),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, KupgradeError
-from kupgrade.machine import host
+from kupgrade.machine import host, passing_on
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
@@ -33,11 +33,15 @@ def main(argv: list[str]) -> int:
         journal = states.open_current(LOCK_PATIENCE)
         if journal is None:
             return ExitCode.DONE
-        state = host.run(journal, root=Path("/"), watch=_watcher(argv))
+        state = host.run(journal, root=Path("/"), watch=_watcher(argv), leaves=() if worker else passing_on.LEFT)
         if state.over:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
             journal.close()
+        elif not worker and passing_on.left(state):
+            journal.close()
+            passing_on.pass_on()
+            return ExitCode.DONE
     except KupgradeError as error:
         print(f"kupgrade: {error}", file=sys.stderr)  # noqa: T201
         return int(error.code)

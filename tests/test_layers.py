@@ -32,6 +32,7 @@ PARTS: dict[str, set[str]] = {
     "steps": WORDS,
     "journal": WORDS | {"host"},
     "statedir": WORDS | {"core", "journal"},
+    "requests": WORDS | {"journal"},
     "planfile": WORDS | {"journal", "steps"},
     "policy_checks": WORDS,
     "policy_windows": WORDS | {"core", "policy_checks"},
@@ -44,7 +45,7 @@ PARTS: dict[str, set[str]] = {
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
-    "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
+    "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor", "policy"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
     "instance_plan": WORDS | MECHANISM | {"core", "engines", "planning"},
     # L4: faces
@@ -56,7 +57,7 @@ PARTS: dict[str, set[str]] = {
     "rehearsal": WORDS | {"core", "host", "journal"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
-    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper"},
+    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper", "requests"},
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "kernel": {"tenacity"},

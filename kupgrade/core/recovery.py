@@ -55,6 +55,10 @@ REPEATED = frozenset(
     }
 )
 
+# An upgrade that is held stops before the first of these: from there on the host would notice. A loaded kernel turns
+# a restart into a jump, CPUs and memory are missed, services stand still, copied memory grows stale.
+HELD_BEFORE = frozenset({"load-kernel", "take-cpus", "take-memory", "stop-services", "pre-dump", "gate"})
+
 MAX_ATTEMPTS = 2
 MAX_UNDO_FAILURES = 3
 MAX_FAILURES_AFTER_COMMIT = 3
@@ -73,6 +77,7 @@ class Action(enum.Enum):
     FALL_BACK = "fall-back"  # old release after the crossing, or a foreign reboot: take authority back
     REENTER = "reenter"  # start the old release once more with the workloads' PIDs kept free
     COMMIT = "commit"
+    WAIT = "wait"  # prepared; nothing to do until it is let go on
     STAND = "stand"  # an instance runs; nothing to do until somebody asks for its end
     COLD = "cold"  # the images are dead: ordinary start, say so
     FINISH = "finish"
@@ -152,6 +157,8 @@ def _run_new(state: State, index: int) -> Decision:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the new kernel, which has not claimed", index)
     if side is Side.OLD and state.crossed:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the old kernel", index)
+    if state.terms.hold and spec.kind in HELD_BEFORE:
+        return Decision(Action.WAIT, "prepared as far as nobody notices; it waits to be let go on")
     if spec.kind in (TAKE_DISK, THAW) and not state.committed:
         return Decision(Action.COMMIT, "restored and verified in the dark")
     if state.cold and spec.scope is Scope.BOOT:

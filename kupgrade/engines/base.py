@@ -7,10 +7,13 @@ from typing import Protocol
 
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
-from kupgrade.model.plan import Phase, Refusal
+from kupgrade.model.plan import Phase, Refusal, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Store, StoreKind, Workload
+from kupgrade.steps.after import SettleReboot, Soak
+from kupgrade.steps.base import spec
+from kupgrade.steps.bootentry import MarkGood
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
@@ -47,6 +50,13 @@ class Engine(Protocol):
     def phases(self, order: Order) -> tuple[Phase, ...]:
         """The steps."""
         ...
+
+
+def made_good(order: Order) -> tuple[StepSpec, ...]:
+    """The new kernel becomes the boot default, after its soak time; and nobody restarts the host for its sake."""
+    release = str(order.target.image.release)
+    soak = (spec(Soak(order.policy.soak)),) if order.policy.soak else ()
+    return (*soak, spec(MarkGood(release)), spec(SettleReboot(release, order.facts.reboot_packages)))
 
 
 def with_unit(order: Order) -> tuple[Workload, ...]:

@@ -10,7 +10,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   cross                     the old copy ends with the old kernel; the images are all there is
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
-  thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
+  thaw … unstage-initrd     output commit, then tidying; mark-good after the workloads serve (with a soak time: last)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kupgrade.core.checks import host_refusals
 from kupgrade.core.live_update import memory_misread
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, made_good, with_unit
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.kernel import CommandLine
@@ -27,7 +27,7 @@ from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
-from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
 from kupgrade.steps.freeze import Freeze
@@ -127,14 +127,17 @@ class KexecEngine:
 
     def _serving(self, order: Order) -> tuple[StepSpec, ...]:
         units = with_unit(order)
+        # Nothing of the workloads' memory lies about while the new kernel soaks.
+        soon, late = ((), made_good(order)) if order.policy.soak else (made_good(order), ())
         return (
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
             *((spec(ReleaseUnits(units)),) if units else ()),
-            spec(MarkGood(str(order.target.image.release))),
+            *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),
             spec(UnstageInitrd(staged(order, "back"))),
+            *late,
         )
 
 

@@ -19,7 +19,7 @@ from kupgrade.core import spawn_checks
 from kupgrade.core.checks import KEXEC_RULES, host_refusals
 from kupgrade.core.predict import allowances
 from kupgrade.core.spawn_choice import SpawnChoice, choose
-from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, made_good, with_unit
 from kupgrade.errors import RefusedError
 from kupgrade.model.facts import Facts
 from kupgrade.model.plan import Phase, Refusal, Side, StepSpec
@@ -27,7 +27,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
-from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
@@ -149,16 +149,19 @@ class SpawnEngine:
     def _serving(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
         units = with_unit(order)
         retire = order.policy.engine.spawn.retire
+        # A soak time is the new kernel's alone, with the whole machine: the old one cannot go on, and has left by then.
+        soon, late = ((), made_good(order)) if order.policy.soak else (made_good(order), ())
         return (
             spec(TakeDisk()),
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
-            spec(MarkGood(str(order.target.image.release))),
+            *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),
             *((spec(RetireOld(choice.later, RETIRE_TIMEOUT, order.facts.panic_timeout)),) if retire else ()),
+            *late,
         )
 
 

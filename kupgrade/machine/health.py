@@ -7,7 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class RealHealth:
 
     places: Places
     checkpoints: RealCheckpoints
+    leave: Callable[[], None] = lambda: None  # raises when the policy says no
 
     def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
         """Raises when anything is not as planned; changes nothing.
@@ -54,6 +55,7 @@ class RealHealth:
                 f"{free >> 20} MiB free, {held >> 20} MiB of images so far",
                 "Choose a larger store",
             )
+        self.leave()
 
     def open_files(self, workload: Workload) -> tuple[FileState, ...]:
         """Regular files open for writing, by path."""

@@ -22,7 +22,8 @@ from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import faults, standing
+from kupgrade.machine import faults, leave, standing
+from kupgrade.machine.after import RealAfter
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
 from kupgrade.machine.health import RealHealth
@@ -34,6 +35,7 @@ from kupgrade.model.codec import decode, learn
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
+from kupgrade.model.schedule import Terms
 from kupgrade.model.workload import Store
 from kupgrade.steps import registry
 from kupgrade.steps.base import learn_all
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
+ORDINARY = Terms()
 
 
 @dataclass
@@ -59,6 +62,7 @@ class RealHost:
     boot: RealBoot
     crossing: RealCrossing
     health: RealHealth
+    after: RealAfter
     places: Places
 
     @functools.cached_property
@@ -98,8 +102,8 @@ class RealHost:
         self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
 
 
-def compose(plan: Plan, places: Places) -> RealHost:
-    """The real ports for one plan."""
+def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
+    """The real ports for one plan, begun on these terms."""
     systemd = Systemd(places.root)
     checkpoints = RealCheckpoints(places, systemd, network_timeout=plan.network_timeout)
     return RealHost(
@@ -111,7 +115,8 @@ def compose(plan: Plan, places: Places) -> RealHost:
         units=RealUnits(places, systemd),
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
-        health=RealHealth(places, checkpoints),
+        health=RealHealth(places, checkpoints, lambda: leave.require(plan, terms, places.root)),
+        after=RealAfter(places),
         places=places,
     )
 
@@ -163,13 +168,16 @@ def _pids_free(state: State, places: Places) -> bool | None:
     return True
 
 
-def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None]) -> State:
-    """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends."""
+def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None], leaves: Collection[str] = ()) -> State:
+    """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends.
+
+    Or until it waits, or comes to a step of a kind in `leaves`.
+    """
     places = Places(root)
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = fold(journal.records)
     plan = state.plan
-    host = compose(plan, places)
+    host = compose(plan, places, state.terms)
     if proc.boot_id(root) != state.boot_id:
         # Before anybody asks whether the PIDs are free: what is free now must be free when the restore comes to it.
         keep_pids_free(plan.workload_pids, root)
@@ -194,6 +202,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         faults=lambda step, moment: faults.strike(places, step, moment),
         watch=seen,
         interrupted=lambda: _rollback_requested(places),
+        leaves=frozenset(leaves),
     )
     return advance(loop)
 

@@ -127,6 +127,7 @@ class Facts:
     unknown: Mapping[str, str] = field(default_factory=dict)
     spawn: SpawnFacts | None = None  # None: not asked
     kho: KhoFacts | None = None  # None: not asked
+    reboot_packages: tuple[str, ...] = ()  # who asks for a restart (/run/reboot-required.pkgs)
 
     @property
     def values(self) -> Mapping[str, str]:

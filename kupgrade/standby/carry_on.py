@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kupgrade.errors import ExitCode, NeedsHumanError
-from kupgrade.machine import handover, host, standing, takeover
+from kupgrade.machine import handover, host, passing_on, standing, takeover
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
 from kupgrade.model.record import Record, RecordKind, State
@@ -44,11 +44,15 @@ def run() -> int:
         elif record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF, RecordKind.UNDO_REQUESTED):
             standing.fail(places, why or "a step failed")
 
-    state = host.run(journal, root=Path("/"), watch=watch)
+    state = host.run(journal, root=Path("/"), watch=watch, leaves=passing_on.LEFT)
+    passed_on = passing_on.left(state)
     if state.over:
         states.finish(state.plan.upgrade)
+    if state.over or passed_on:
         standing.put(places, Stage.OVER)
     journal.close()
+    if passed_on:
+        passing_on.pass_on()
     os.close(lock)
     sys.stdout.flush()
     return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.DONE

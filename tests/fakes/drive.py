@@ -24,7 +24,18 @@ from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
-from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, Behaviour, Crossed, Hung, Kill, PowerCut, Restarted
+from tests.fakes.endings import (
+    ADMIN_PANIC,
+    NEW_ENTRY,
+    OLD_ENTRY,
+    REBOOT_ASKED,
+    Behaviour,
+    Crossed,
+    Hung,
+    Kill,
+    PowerCut,
+    Restarted,
+)
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
 
@@ -44,10 +55,15 @@ def plan(kind: StoreKind = StoreKind.DISK) -> Plan:
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=()
+        workloads=seen,
+        active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit),
+        needed_services=(),
+        reboot_packages=REBOOT_ASKED,
     )
     policy = fake_facts.policy(
-        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), stop_services=True
+        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
+        stop_services=True,
+        soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
     )
     target = fake_facts.target()
     store = store_for(UPGRADE, policy, kind)
@@ -277,6 +293,8 @@ def _judge_commit(run: Run, cold: bool) -> None:
     expected = NEW_ENTRY if machine.release == machine.plan.new_release else OLD_ENTRY
     if machine.default() != expected:
         run.problems.append(f"committed on {machine.release}, but the boot default is {machine.default()}")
+    if not cold and machine.reboot_packages != REBOOT_ASKED[1:]:
+        run.problems.append(f"committed, but a restart is asked for by {machine.reboot_packages}")
 
 
 def _judge_rollback(run: Run) -> None:
@@ -287,6 +305,8 @@ def _judge_rollback(run: Run) -> None:
         run.problems.append(f"rolled back, but {machine.release} runs")
     if machine.stored_default != machine.behaviour.stored_default:
         run.problems.append(f"the boot default is {machine.stored_default}, it was {machine.behaviour.stored_default}")
+    if machine.boots == 1 and machine.reboot_packages != REBOOT_ASKED:
+        run.problems.append(f"rolled back, but a restart is asked for by {machine.reboot_packages}")
     wanted = {ENABLED, BY_HAND} if machine.boots == 1 else {ENABLED}
     if machine.active != wanted:
         run.problems.append(f"services run: {sorted(machine.active)}, expected {sorted(wanted)}")

@@ -24,7 +24,7 @@ from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes import facts as fake_facts
 from tests.fakes.drive import BY_HAND, ENABLED, UPGRADE, WORKLOADS, FakeClock, shared_plan
-from tests.fakes.endings import EndError, Kill, PowerCut, Restarted
+from tests.fakes.endings import REBOOT_ASKED, EndError, Kill, PowerCut, Restarted
 from tests.fakes.judge_spawn import SpawnRun, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.two_kernels import BOX, Box
@@ -41,8 +41,9 @@ def spawn_plan() -> Plan:
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     units = tuple(w.unit for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen, active_services=(ENABLED, BY_HAND, *units), needed_services=(), spawn=fake_facts.spawn()
-    )
+        workloads=seen, active_services=(ENABLED, BY_HAND, *units), needed_services=(), spawn=fake_facts.spawn(),
+        reboot_packages=REBOOT_ASKED,
+    )  # fmt: skip
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
         stop_services=True,

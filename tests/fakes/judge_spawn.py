@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from kupgrade.core.recovery import Action, decide
 from kupgrade.model.record import Outcome, Record, RecordKind, State
 from tests.fakes.drive import BY_HAND, ENABLED, authority
-from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY
+from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, REBOOT_ASKED
 from tests.fakes.two_kernels import Box
 
 PROMPT = 20.0  # seconds
@@ -115,6 +115,8 @@ def _judge_commit(run: SpawnRun) -> None:
     expected = NEW_ENTRY if kernel.release == box.plan.new_release else OLD_ENTRY
     if kernel.default() != expected:
         run.problems.append(f"committed on {kernel.release}, but the boot default is {kernel.default()}")
+    if not cold and kernel.reboot_packages != REBOOT_ASKED[1:]:
+        run.problems.append(f"committed, but a restart is asked for by {kernel.reboot_packages}")
     told = [r for r in run.records if r.data.get("retired") is not None]
     if not cold and kernel is box.new and box.old.alive and not any(r.data["retired"] == 0 for r in told):
         run.problems.append("the old kernel is still there and the journal does not say so")

@@ -36,7 +36,7 @@ def run(
     *words: str | bytes,
     stdin: str = "",
     env: Mapping[str, str] | None = None,
-    shell: list[str] = SHELLS[0],  # noqa: B006 - never changed
+    shell: list[str] = SHELLS[0],
     full: bool = False,
     closed: bool = False,
 ) -> subprocess.CompletedProcess[bytes]:
@@ -75,7 +75,11 @@ def everything(root: Path) -> set[str]:
 RECORDED = {
     POSTINST: ([VERSION, f"/boot/vmlinuz-{VERSION}"], "", "debian"),
     KERNEL_INSTALL: (["add", VERSION, "/efi/token", "/boot/vmlinuz"], "", "kernel-install"),
-    RPM: (["add"], f"/lib/modules/1/x.ko\n/usr/lib/modules/{VERSION}/vmlinuz\n/usr/lib/modules/{VERSION}/a/b.ko\n", "rpm"),
+    RPM: (
+        ["add"],
+        f"/lib/modules/1/x.ko\n/usr/lib/modules/{VERSION}/vmlinuz\n/usr/lib/modules/{VERSION}/a/b.ko\n",
+        "rpm",
+    ),
     PACMAN: (["add"], f"usr/lib/modules/{VERSION}/vmlinuz\n", "pacman"),
 }
 
@@ -111,7 +115,7 @@ def test_a_removed_kernel_is_withdrawn(root: Path, name: str) -> None:
     for version in (VERSION, "6.12.60"):
         run(root, POSTINST, version)
     for _ in range(2):
-        done = run(root, name.split()[0], *words, stdin=stdin, env=env)
+        done = run(root, name.partition(" ")[0], *words, stdin=stdin, env=env)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert pending(root) == ["6.12.60.json"]
 
@@ -145,8 +149,8 @@ def test_only_some_calls_of_a_package_script_count(root: Path, hook: str, parame
 
 
 HOSTILE: list[str | bytes] = [
-    "", " ", ".", "..", "/", "../../etc/cron.d/x", "a/b", "-rf", "--help", "*", "?", "6.12 57", "6.12\n57", "6.12;reboot",
-    "$(touch evil)", "`touch evil`", "${IFS}", "'", '"', '6.1","x":"', "\\", "%s%n", "6.12\t", "&", "|cat", "<x", ">x", "!",
+    "", " ", ".", "..", "/", "../../etc/cron.d/x", "a/b", "-rf", "--help", "*", "?", "6.12 57", "6.12\n57", "6;reboot",
+    "$(touch evil)", "`touch evil`", "${IFS}", "'", '"', '6.1","x":"', "\\", "%s%n", "6.12\t", "&", "|cat", "<x", ">x",
     "6.1ü", b"6.1\xff", ".hidden", "~root", "a" * 64, "a" * 100_000, "6.12.57\r", "é6.1", "[a]", "{a,b}", "#", "=x",
 ]  # fmt: skip
 
