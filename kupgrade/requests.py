@@ -131,16 +131,17 @@ def _content(path: Path) -> tuple[bytes, float]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise BadInputError(path.name, error.strerror or "it cannot be read") from None
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise BadInputError(path.name, "it is no regular file")
         if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
             raise BadInputError(path.name, f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}")
-        try:
-            data = file.read(LARGEST + 1) or b""
-        except OSError as error:
-            raise BadInputError(path.name, error.strerror or "it cannot be read") from None
+        data = os.read(fd, LARGEST + 1)
+    except OSError as error:
+        raise BadInputError(path.name, error.strerror or "it cannot be read") from None
+    finally:
+        os.close(fd)
     if len(data) > LARGEST:
         raise BadInputError(path.name, f"it is longer than {LARGEST} bytes")
     return data, info.st_mtime

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kupgrade.model.policy import Policy
     from kupgrade.model.record import State
 
+SETTLED = 300.0  # seconds after which the transaction that brought a kernel is taken to be over
 AUTO_FORMAT = "kupgrade.auto/1"
 MODES: dict[Mode, Callable[[Look], Attempt]] = {
     Mode.NOTIFY: auto_modes.notify,
@@ -97,6 +98,10 @@ def _taken(found: Look, unready: str) -> Attempt:
     until = back_off(found.composed.state.history(), found.release)
     if until is not None and found.now < until:
         return found.told(Verdict.WAITS, f"it was taken back lately; not before {moment(until)}", next_=until)
+    age = found.now - max(each.time for each in found.pending.requests if each.release == found.release)
+    if 0 <= age < SETTLED and found.policy.automation.mode is not Mode.NOTIFY:
+        why = "it was noted just now: the packages that came with it may not all be set up"
+        return found.told(Verdict.WAITS, why, next_=found.now - age + SETTLED)
     try:
         return MODES[found.policy.automation.mode](found)
     except KupgradeError as error:

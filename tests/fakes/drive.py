@@ -293,7 +293,8 @@ def _judge_commit(run: Run, cold: bool) -> None:
     expected = NEW_ENTRY if machine.release == machine.plan.new_release else OLD_ENTRY
     if machine.default() != expected:
         run.problems.append(f"committed on {machine.release}, but the boot default is {machine.default()}")
-    if not cold and machine.reboot_packages != REBOOT_ASKED[1:]:
+    same_boot = run.log.records[-1].boot_id == machine.boot_id  # /run ends with its boot
+    if not cold and same_boot and machine.reboot_packages != REBOOT_ASKED[1:]:
         run.problems.append(f"committed, but a restart is asked for by {machine.reboot_packages}")
 
 

@@ -115,7 +115,8 @@ def _judge_commit(run: SpawnRun) -> None:
     expected = NEW_ENTRY if kernel.release == box.plan.new_release else OLD_ENTRY
     if kernel.default() != expected:
         run.problems.append(f"committed on {kernel.release}, but the boot default is {kernel.default()}")
-    if not cold and kernel.reboot_packages != REBOOT_ASKED[1:]:
+    same_boot = run.records[-1].boot_id == kernel.boot_id  # /run ends with its boot
+    if not cold and same_boot and kernel.reboot_packages != REBOOT_ASKED[1:]:
         run.problems.append(f"committed, but a restart is asked for by {kernel.reboot_packages}")
     told = [r for r in run.records if r.data.get("retired") is not None]
     if not cold and kernel is box.new and box.old.alive and not any(r.data["retired"] == 0 for r in told):
