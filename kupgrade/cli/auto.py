@@ -49,7 +49,7 @@ def auto(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:
     """
     composed = composition(context)
     composed.require_root("auto")
-    attempt = look(composed, dry_run=dry_run)
+    attempt = look(composed, dry_run=dry_run, as_json=as_json)
     if not dry_run and (attempt.requested or attempt.upgrade or attempt.ignored):
         attempt = composed.requests.record(attempt)
     if as_json:
@@ -59,11 +59,11 @@ def auto(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:
     return ExitCode(attempt.code)
 
 
-def look(composed: Composition, *, dry_run: bool) -> Attempt:
+def look(composed: Composition, *, dry_run: bool, as_json: bool) -> Attempt:
     """One look at what is open and what was asked for, and the next thing done about it."""
     policy = composed.policy
     now = composed.time()
-    found = Look(composed, policy, now, composed.requests.read(), dry_run=dry_run)
+    found = Look(composed, policy, now, composed.requests.read(), dry_run=dry_run, as_json=as_json)
     try:
         state = composed.open_state()
         if state is not None and not state.over:

@@ -9,12 +9,14 @@ import click
 
 from kupgrade import planfile, worker
 from kupgrade.cli.leave import ask_leave
+from kupgrade.cli.render import emit
 from kupgrade.cli.target import AUTO, Target, new_plan
 from kupgrade.core.explain import budget_text, over_budget, plan_text
 from kupgrade.core.permission import moment, need
 from kupgrade.core.recovery import HELD_BEFORE
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, OverBudgetError
 from kupgrade.model.automation import Attempt, Pending, Verdict, Withdrawn
+from kupgrade.model.codec import encode
 from kupgrade.model.schedule import Mode, Terms
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Look:
     withdrawn: tuple[Withdrawn, ...] = ()
     upgrade: str = ""
     dry_run: bool = False
+    as_json: bool = False
 
     def told(
         self, verdict: Verdict, why: str, *, next_: float | None = None, code: int | None = None, plan: str = ""
@@ -102,8 +105,15 @@ def store_plan(look: Look) -> Attempt:
         made = _plan(look)
         if not look.dry_run:
             planfile.write(path, made)
-        click.echo(plan_text(made))
+        _explain(look, made)
     return look.told(Verdict.PLANNED, "a plan is stored, a person carries it out", plan=str(path))
+
+
+def _explain(look: Look, plan: Plan) -> None:
+    if look.as_json:
+        emit(encode(plan))
+    else:
+        click.echo(plan_text(plan))
 
 
 def _stored(look: Look) -> bool:
@@ -173,7 +183,7 @@ def _begin(look: Look, plan: Plan, terms: Terms, verdict: Verdict, why: str, nex
     if not look.dry_run:
         worker.clear_request(composed.root)
         composed.state.begin(plan, terms).close()
-        click.echo(plan_text(plan))
+        _explain(look, plan)
         if not composed.start_worker(composed.root):
             raise KupgradeError("The worker cannot be started", "systemd does not run here", "kupgrade resume --worker")
     return replace(look, upgrade=str(plan.upgrade)).told(verdict, why, next_=next_)
