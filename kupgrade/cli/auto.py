@@ -21,6 +21,7 @@ from kupgrade.errors import ExitCode, KupgradeError, NotNowError
 from kupgrade.executor import BY_TOOL
 from kupgrade.model.automation import Attempt, Pending, Verdict
 from kupgrade.model.codec import encode
+from kupgrade.model.record import StepStatus
 from kupgrade.model.schedule import Mode, Terms
 
 if TYPE_CHECKING:
@@ -125,13 +126,21 @@ def _open(found: Look, state: State) -> Attempt:
     pid = composed.worker()
     if pid is not None:
         return found.told(Verdict.WAITS, f"an upgrade is open, process {pid} works on it")
-    if state.committed:
+    held = waits(composed, state)
+    if state.committed or (not held and _ours_between_steps(state)):
         if not found.dry_run:
             composed.start_worker(composed.root)
-        return found.told(Verdict.STARTED, "the new kernel serves; what is left is done by the worker")
-    if not waits(composed, state):
+        why = "the new kernel serves" if state.committed else "it was begun, and nobody worked on it"
+        return found.told(Verdict.STARTED, f"{why}; the worker goes on")
+    if not held:
         return found.told(Verdict.WAITS, "an upgrade is open, and nobody works on it: see kupgrade status")
     return _held(found, state)
+
+
+def _ours_between_steps(state: State) -> bool:
+    """Whether a look was killed before it had started the worker. One that was stopped in a step is a person's."""
+    settled = all(step.status in (StepStatus.NEW, StepStatus.DONE) for step in state.steps)
+    return state.terms.automatic and settled and not state.undoing
 
 
 def _held(found: Look, state: State) -> Attempt:

@@ -182,7 +182,7 @@ class After(Port):
 
     def settle_reboot(self, release: str, others: Sequence[str]) -> None:
         self.m.act("settle reboot")
-        self.m.reboot_packages = (*left(self.m.reboot_packages, release), *others)
+        self.m.reboot_packages = tuple(dict.fromkeys((*left(self.m.reboot_packages, release), *others)))
 
 
 class Host:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kupgrade.cli.auto_modes import prepared
 from kupgrade.core.chronicle import rejection
 from kupgrade.engines.base import made_good
 from kupgrade.model.plan import Plan
@@ -98,6 +99,14 @@ def test_with_a_soak_time_it_comes_last() -> None:
         facts=SimpleNamespace(reboot_packages=()),
     )
     assert [each.kind for each in made_good(order)] == ["soak", "mark-good", "settle-reboot"]
+
+
+def test_what_is_held_before_is_told() -> None:
+    """A kernel to be loaded, or CPUs to be taken: what comes first in each engine is where an upgrade is held."""
+    assert prepared(plan()).endswith("stage-initrd, not yet: " + plan().steps[4].describe)
+    assert prepared(spawn_plan()).startswith(
+        "prepared: prepare-store, pin-boot-default, load-spawn-module, build-standby, not yet: "
+    )
 
 
 def soaking() -> list[Record]:

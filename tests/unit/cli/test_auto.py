@@ -18,7 +18,7 @@ from kupgrade.model.record import RecordKind
 from kupgrade.model.schedule import Terms
 from kupgrade.requests import NOTE
 
-from .conftest import HANDS_OFF, ROLLED_BACK, Event, facts, failed_early
+from .conftest import HANDS_OFF, ROLLED_BACK, Event, facts, failed_early, write
 
 NEW, RUNNING = "6.12.57", "6.12.48"
 NOON = 1795262400.0  # 2026-11-21 12:00 UTC, a Saturday
@@ -381,6 +381,31 @@ def test_beside_an_open_upgrade_nothing_is_begun(
     auto.ask(NEW)
     attempt, found = auto.look()
     assert (attempt["verdict"], found) == (verdict, code) and auto.host.calls == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "events", "starts"),
+    [
+        (Terms(automatic=True), (), True),
+        (Terms(automatic=True, hold=True), (), True),
+        (Terms(automatic=True), STAGED, True),
+        (Terms(automatic=True), STAGED[:1], False),  # somebody stopped it in a step
+        (Terms(), (), False),
+    ],
+)
+def test_a_look_that_was_killed_is_made_up_for(
+    auto: Auto, terms: Terms, events: tuple[Event, ...], starts: bool
+) -> None:
+    """What the automation had begun gets its worker; what a person began, or stopped, is left to persons."""
+    auto.policy("apply")
+    journal = auto.host.composed.state.begin(auto.host.plan, terms)
+    write(journal, events)
+    journal.close()
+    auto.ask(NEW)
+    auto.host.events = ()
+    attempt, code = auto.look()
+    assert (attempt["verdict"], code) == (("started", 0) if starts else ("waits", 75))
+    assert auto.host.calls == (["start-worker"] if starts else [])
 
 
 def test_a_soak_time_without_a_worker_gets_one(auto: Auto) -> None:
