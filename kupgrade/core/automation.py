@@ -68,12 +68,15 @@ def _against(release: KernelRelease, host: Host) -> str:
 def back_off(history: Sequence[HistoryEntry], release: str) -> float | None:
     """Until when (seconds since the epoch) `release` is left alone after failures; None: nothing speaks against it.
 
-    Counted are its latest upgrades in a row that were taken back: nothing of them crossed, or it would be rejected.
+    Counted are its upgrades since the last that committed of which a step failed, or which a person took back. None of
+    them crossed, or it would be rejected.
     """
     failures, last = 0, 0.0
     for entry in reversed([each for each in history if each.new_release == release]):
-        if entry.outcome != "rolled-back":
+        if entry.outcome == "committed":
             break
+        if entry.outcome != "rolled-back" or not entry.setback:
+            continue  # what was prepared and put away again says nothing
         failures += 1
         last = max(last, entry.finished or entry.started)
     if not failures:

@@ -16,7 +16,10 @@ HANDOVER = "handover"  # key of a NOTE record: part of the handover -> seconds f
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One upgrade. `outcome`: committed, rolled-back, open, hands-off, abandoned, damaged; times since 1970."""
+    """One upgrade. `outcome`: committed, rolled-back, open, hands-off, abandoned, damaged; times since 1970.
+
+    `setback`: a step failed, or a person took it back; not so when only something else had come between.
+    """
 
     upgrade: str
     outcome: str
@@ -28,6 +31,7 @@ class HistoryEntry:
     started: float = 0.0
     finished: float | None = None
     blackout: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds
+    setback: bool = False
 
 
 def entry(records: Sequence[Record]) -> HistoryEntry:
@@ -47,6 +51,7 @@ def entry(records: Sequence[Record]) -> HistoryEntry:
         started=records[0].time,
         finished=finished[-1] if finished else (last.time if state.hands_off else None),
         blackout=blackouts(records),
+        setback=state.undo_by == OPERATOR or any(record.kind is RecordKind.FAILED for record in records),
     )
 
 

@@ -22,7 +22,7 @@ from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import faults, leave, standing
+from kupgrade.machine import faults, standing
 from kupgrade.machine.after import RealAfter
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
@@ -115,10 +115,16 @@ def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
         units=RealUnits(places, systemd),
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
-        health=RealHealth(places, checkpoints, lambda: leave.require(plan, terms, places.root)),
+        health=RealHealth(places, checkpoints, lambda: _ask_leave(plan, terms, places)),
         after=RealAfter(places),
         places=places,
     )
+
+
+def _ask_leave(plan: Plan, terms: Terms, places: Places) -> None:
+    from kupgrade.machine import leave  # time zones and TOML: the agent of the next boot needs none of it
+
+    leave.require(plan, terms, places.root)
 
 
 class SystemClock:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from kupgrade import policy
 from kupgrade.core import permission
 from kupgrade.core.permission import Hindrances
 from kupgrade.errors import KupgradeError, NotNowError, RefusedError
@@ -30,8 +31,6 @@ def hindrances(root: Path) -> Hindrances:
 
 def require(plan: Plan, terms: Terms, root: Path) -> None:
     """Raise NotNowError unless the policy of this moment lets the workloads be frozen; RefusedError for its kernel."""
-    from kupgrade import policy  # the agent of the next boot needs none of it
-
     now = policy.load(root)
     if not now.kernels.permits(plan.new_release):
         raise RefusedError(f"{plan.new_release} is not allowed any more", "[kernels] of the policy excludes it")

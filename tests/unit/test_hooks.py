@@ -15,6 +15,7 @@ import pytest
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.kernel import KernelRelease
+from kupgrade.requests import Requests
 
 HOOKS = Path(__file__).parents[2] / "hooks"
 POSTINST, POSTRM = "debian/postinst.d/zz-kupgrade", "debian/postrm.d/zz-kupgrade"
@@ -94,6 +95,7 @@ def test_a_request_is_recorded(root: Path, hook: str, shell: list[str]) -> None:
     assert pending(root) == [f"{VERSION}.json"]
     path = root / f"var/lib/kupgrade/pending/{VERSION}.json"
     assert json.loads(path.read_text()) == {"format": "kupgrade.request/1", "release": VERSION, "source": source}
+    assert Requests(root / "var/lib/kupgrade").read().releases == (VERSION,)
     modes = [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)]
     assert modes == [0o600, 0o700, 0o700]
     assert sorted(each.name for each in path.parent.parent.iterdir()) == ["pending"]
@@ -305,3 +307,20 @@ def test_names_are_what_their_callers_look_for() -> None:
         assert os.access(HOOKS / hook, os.X_OK)
         assert (HOOKS / hook).read_text().startswith("#!/bin/sh\n")
         assert "exit 77" not in (HOOKS / hook).read_text() and "python" not in (HOOKS / hook).read_text().lower()
+
+
+@pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
+def test_the_file_for_needrestart_is_perl() -> None:
+    """It parses, and sets what its comment says."""
+    script = f'our %nrconf; do "{HOOKS / "needrestart/50-kupgrade.conf"}" or die $@; print $nrconf{{kernelhints}};'
+    done = subprocess.run(["perl", "-we", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"0", b"")
+
+
+@pytest.mark.skipif(not shutil.which("apt-config"), reason="needs apt")
+def test_the_file_for_unattended_upgrades_is_read_by_apt() -> None:
+    """apt takes it, and it comes after the one that sets the default."""
+    path = HOOKS / "unattended-upgrades/52kupgrade"
+    done = subprocess.run(["apt-config", "-c", str(path), "dump"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and 'Unattended-Upgrade::Automatic-Reboot "false";' in done.stdout
+    assert path.name > "50unattended-upgrades"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,13 @@ def test_the_gate_asks_last_and_an_error_means_no(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(NotNowError):
         health.gate((), replace(decode(Store, dict(store)), path=str(folder)), ())
+
+
+def test_the_agent_of_a_boot_imports_none_of_it() -> None:
+    """Import time is blackout: time zones, TOML and logind are for the old kernel, which has time."""
+    code = "import sys, kupgrade.resume; print(*sorted({'zoneinfo', 'tomllib', 'kupgrade.policy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_no_policy_no_limits(tmp_path: Path) -> None:

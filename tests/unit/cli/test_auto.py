@@ -13,6 +13,7 @@ import pytest
 from kupgrade.core.permission import Hindrances
 from kupgrade.errors import RefusedError
 from kupgrade.model.automation import Attempt, Verdict
+from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import BlackoutTerm, Budget, Plan, Refusal
 from kupgrade.model.record import RecordKind
 from kupgrade.model.schedule import Terms
@@ -474,6 +475,33 @@ def test_windows_hold_by_hand_too(auto: Auto, words: tuple[str, ...], found: Hin
     assert (state is not None and state.terms == Terms(at_once=True)) if code == 0 else state is None
     if code:
         assert "no window is open" in result.output and "--now" in result.output
+
+
+def test_plan_and_policy_check_tell_of_windows(auto: Auto) -> None:
+    """A plan may be made at any time, with a warning; the check says when the windows are."""
+    auto.policy("apply", SHUT)
+    result = auto.host.call("plan")
+    assert result.exit_code == 0 and "would have to wait: no window is open" in result.stderr
+    told = auto.host.call("policy", "check").output
+    assert "by itself: apply; windows daily 02:00 UTC for 180 min: shut, opens next 2026-11-22 02:00 UTC" in told
+    auto.policy("notify", OPEN)
+    assert "open until 2026-11-21 14:00 UTC" in auto.host.call("policy", "check").output
+    auto.policy("notify")
+    assert "by itself: notify; upgrades at any time" in auto.host.call("policy", "check").output
+
+
+def test_what_was_only_put_away_does_not_back_off(auto: Auto) -> None:
+    """A host that changed while an upgrade was held is staged anew at the next look."""
+    staged(auto)
+    auto.now = NOON + 15 * 3600
+    auto.host.change(probe=lambda root, policy: facts(digest="e" * 64))
+    auto.host.events = ((RecordKind.FINISHED, None, {"outcome": "rolled-back"}),)
+    auto.look()
+    assert auto.host.composed.open_state() is None
+    again = replace(auto.host.plan, upgrade=UpgradeId("20261122-031503-aaaaaa"), facts_digest="e" * 64)
+    auto.host.plan, auto.host.events = again, ()
+    attempt, code = auto.look()
+    assert (attempt["verdict"], attempt["upgrade"], code) == ("started", str(again.upgrade), 0)
 
 
 def test_held_up_by_hand(auto: Auto) -> None:

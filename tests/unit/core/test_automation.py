@@ -76,9 +76,11 @@ def test_every_request_is_taken_or_withdrawn(asked: set[str], installed: set[str
         assert found.release == str(max(map(KernelRelease, able)))
 
 
-def past(*outcomes: str, release: str = "6.12.57") -> list[HistoryEntry]:
+def past(*outcomes: str, release: str = "6.12.57", setback: bool = True) -> list[HistoryEntry]:
     return [
-        HistoryEntry(f"u{n}", outcome, new_release=release, started=1000.0 * n, finished=1000.0 * n + 500)
+        HistoryEntry(
+            f"u{n}", outcome, new_release=release, started=1000.0 * n, finished=1000.0 * n + 500, setback=setback
+        )
         for n, outcome in enumerate(outcomes, 1)
     ]
 
@@ -93,7 +95,9 @@ def past(*outcomes: str, release: str = "6.12.57") -> list[HistoryEntry]:
         (past("rolled-back"), 1500 + BACK_OFF),
         (past("rolled-back", "rolled-back", "rolled-back"), 3500 + 4 * BACK_OFF),
         (past(*["rolled-back"] * 30), 30500 + LONGEST_BACK_OFF),
-        (past("rolled-back", "abandoned"), None),
+        (past("rolled-back", "abandoned"), 1500 + BACK_OFF),
+        (past("rolled-back", setback=False), None),
+        (past("committed", "rolled-back", "committed"), None),
     ],
 )
 def test_failures_back_off(history: list[HistoryEntry], until: float | None) -> None:
