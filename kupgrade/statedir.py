@@ -30,13 +30,12 @@ from kupgrade.model.ids import UpgradeId
 from kupgrade.model.instance import checked_name
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Record, RecordKind, State
-from kupgrade.model.schedule import Terms
+from kupgrade.model.schedule import ORDINARY, Terms
 
 PLACE = "var/lib/kupgrade"
 INSTANCES = "instances"
 FORGOTTEN_FORMAT = "kupgrade.forgotten/1"
 _DIRECTORY_MODE = 0o700
-DEFAULT_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class StateDirectory:
         """The journal of one upgrade, whether it exists or not."""
         return self.path / "upgrades" / str(upgrade) / "journal"
 
-    def begin(self, plan: Plan, terms: Terms = DEFAULT_TERMS) -> Journal:
+    def begin(self, plan: Plan, terms: Terms = ORDINARY) -> Journal:
         """Make `plan` the open upgrade; its journal, with the PLANNED record, is returned locked.
 
         The link comes last: a power cut before it leaves an abandoned entry, never a half-open upgrade.
@@ -285,7 +284,7 @@ def _planned(plan: Plan, terms: Terms) -> Record:
         epoch=1,
         time=round(time.time(), 6),
         uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
-        data=data if terms == DEFAULT_TERMS else {**data, "terms": encode(terms)},
+        data=data if terms == ORDINARY else {**data, "terms": encode(terms)},
     )
 
 

@@ -51,7 +51,7 @@ def auto(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:
     composed = composition(context)
     composed.require_root("auto")
     attempt = look(composed, dry_run=dry_run, as_json=as_json)
-    if not dry_run and (attempt.requested or attempt.upgrade or attempt.ignored):
+    if not dry_run and (attempt.requested or attempt.ignored or attempt.verdict is Verdict.STARTED):
         attempt = composed.requests.record(attempt)
     if as_json:
         emit({"format": AUTO_FORMAT, "dry_run": dry_run, "attempt": encode(attempt)})
@@ -85,6 +85,7 @@ def _asked(found: Look) -> Attempt:
     if not choice.release:
         if not found.dry_run:
             requests.remove_note(composed.root)
+            composed.requests.plan.unlink(missing_ok=True)
         why = "; ".join(f"{each.release}: {each.why}" for each in choice.withdrawn) or "no request is there"
         return found.told(Verdict.NOTHING, why)
     attempt = _taken(found, choice.unready)
@@ -149,6 +150,9 @@ def _held(found: Look, state: State) -> Attempt:
     if choice.release != plan.new_release:
         other = f"{choice.release} is to be taken instead" if choice.release else "it is not asked for any more"
         return _put_away(found, f"{plan.new_release}: {other}")
+    mode = found.policy.automation.mode
+    if mode not in (Mode.STAGE, Mode.APPLY):
+        return _put_away(found, f'the mode is "{mode.value}" now')
     if not found.policy.windows:
         return found.told(Verdict.STAGED, f"{prepared(plan)}; no window is set: kupgrade apply --now goes on")
     answer = ask_leave(composed, need(plan), Terms(automatic=True))

@@ -17,7 +17,8 @@ from kupgrade.kernel import cgroup, process
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
-from kupgrade.model.plan import Allowance
+from kupgrade.model.plan import Allowance, Plan
+from kupgrade.model.schedule import Terms
 from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, Workload
 
 _INTERVAL = 0.1  # seconds between tries
@@ -94,6 +95,13 @@ class RealHealth:
     def facts(self) -> dict[str, str]:
         """Nothing yet that the plan does not hold."""
         return {}
+
+
+def ask_leave(plan: Plan, terms: Terms, places: Places) -> None:
+    """Raise unless the policy lets `plan` go on now."""
+    from kupgrade.machine import leave  # time zones and TOML: the agent of the next boot needs none of it
+
+    leave.require(plan, terms, places.root)
 
 
 def check_budget(allowance: Allowance, measured: float | None) -> None:

@@ -26,7 +26,7 @@ from kupgrade.machine import faults, standing
 from kupgrade.machine.after import RealAfter
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
-from kupgrade.machine.health import RealHealth
+from kupgrade.machine.health import RealHealth, ask_leave
 from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
@@ -35,7 +35,7 @@ from kupgrade.model.codec import decode, learn
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Now, Record, RecordKind, State
-from kupgrade.model.schedule import Terms
+from kupgrade.model.schedule import ORDINARY, Terms
 from kupgrade.model.workload import Store
 from kupgrade.steps import registry
 from kupgrade.steps.base import learn_all
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
-ORDINARY = Terms()
 
 
 @dataclass
@@ -115,16 +114,10 @@ def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
         units=RealUnits(places, systemd),
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
-        health=RealHealth(places, checkpoints, lambda: _ask_leave(plan, terms, places)),
+        health=RealHealth(places, checkpoints, lambda: ask_leave(plan, terms, places)),
         after=RealAfter(places),
         places=places,
     )
-
-
-def _ask_leave(plan: Plan, terms: Terms, places: Places) -> None:
-    from kupgrade.machine import leave  # time zones and TOML: the agent of the next boot needs none of it
-
-    leave.require(plan, terms, places.root)
 
 
 class SystemClock:
@@ -175,10 +168,7 @@ def _pids_free(state: State, places: Places) -> bool | None:
 
 
 def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None], leaves: Collection[str] = ()) -> State:
-    """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends.
-
-    Or until it waits, or comes to a step of a kind in `leaves`.
-    """
+    """Advance what is in `journal` on this machine as far as it goes here; steps of a kind in `leaves` are left."""
     places = Places(root)
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = fold(journal.records)

@@ -65,3 +65,6 @@ class Terms:
     automatic: bool = False
     at_once: bool = False
     hold: bool = False
+
+
+ORDINARY = Terms()

@@ -130,9 +130,13 @@ def test_a_request_that_is_fulfilled_goes_with_its_note(auto: Auto) -> None:
     """After the upgrade the kernel runs: nothing is left to be told."""
     auto.ask(NEW)
     auto.look()
+    auto.policy("plan")
+    auto.look()
+    assert auto.host.composed.requests.plan.exists()
     auto.host.change(running_release=lambda: NEW)
     attempt, code = auto.look()
     assert (attempt["verdict"], code, auto.pending, auto.note) == ("nothing", 0, (), "")
+    assert not auto.host.composed.requests.plan.exists()
 
 
 def test_a_dry_run_touches_nothing(auto: Auto) -> None:
@@ -261,13 +265,15 @@ def test_what_is_staged_and_stale_is_taken_back(auto: Auto) -> None:
     assert (attempt["verdict"], code) == ("waits", 75) and "the host has changed" in last_wish(auto)
 
 
-@pytest.mark.parametrize("how", ["newer", "removed"])
+@pytest.mark.parametrize("how", ["newer", "removed", "mode"])
 def test_what_is_staged_and_not_wanted_any_more_is_taken_back(auto: Auto, how: str) -> None:
     """A newer kernel came, or its package went: the prepared one is not crossed to."""
     staged(auto)
     if how == "newer":
         auto.kernels["6.12.60"] = True
         auto.ask("6.12.60")
+    elif how == "mode":
+        auto.policy("notify", SHUT)
     else:
         auto.host.composed.requests.withdraw(NEW)
     auto.look()
