@@ -19,6 +19,7 @@ from kupgrade.machine.health import RealHealth
 from kupgrade.machine.places import Places
 from kupgrade.model.record import Now, RecordKind, State
 from kupgrade.model.schedule import Terms
+from kupgrade.standby import carry_on
 from tests.fakes.drive import plan as kexec_plan
 from tests.unit.conftest import NEW_BOOT, a_plan, some_records
 
@@ -161,3 +162,27 @@ def test_a_worker_that_cannot_be_started_fails_nothing() -> None:
         raise KupgradeError("systemctl failed")
 
     passing_on.pass_on(fail)
+
+
+def test_a_kernel_that_came_up_beside_another_passes_it_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old kernel has left by then: the journal and the lock are let go, and the worker of this system soaks."""
+    deeds: list[str] = []
+
+    class Journal:
+        def close(self) -> None:
+            deeds.append("closed")
+
+    def run(journal: Any, *, root: Path, watch: Any, leaves: Any) -> State:
+        deeds.append(f"leaves {sorted(leaves)}")
+        return serving(soaks=True)
+
+    places = Places(tmp_path)
+    places.run.mkdir(parents=True)
+    monkeypatch.setattr(carry_on, "Places", lambda: places)
+    monkeypatch.setattr(host, "run", run)
+    monkeypatch.setattr(host, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
+    monkeypatch.setattr(carry_on.StateDirectory, "open_current", lambda self: Journal())
+    monkeypatch.setattr(carry_on.standing, "put", lambda places, stage: deeds.append(stage.value))
+    monkeypatch.setattr(passing_on, "pass_on", lambda: deeds.append("passed on"))
+    assert carry_on.run() == ExitCode.DONE
+    assert deeds == ["leaves ['soak']", "over", "closed", "passed on"]
