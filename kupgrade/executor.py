@@ -59,7 +59,7 @@ BY_TOOL = "kupgrade"
 # along: a crash in between finds the step begun, and asks the machine. Each flush costs a moment of the blackout.
 LAZY = frozenset((RecordKind.DONE, RecordKind.NOTE))
 
-_INTERRUPTIBLE = (Action.RUN, Action.VERIFY, Action.COMMIT, Action.STAND, Action.REQUEST_UNDO)
+_INTERRUPTIBLE = (Action.RUN, Action.VERIFY, Action.COMMIT, Action.STAND, Action.WAIT, Action.REQUEST_UNDO)
 
 
 def no_faults(_step: str, _moment: str) -> None:
@@ -77,6 +77,7 @@ class Loop:
     faults: Callable[[str, str], None] = no_faults
     watch: Callable[[Record, State], None] = field(default=lambda _record, _state: None)
     interrupted: Callable[[], str] = field(default=lambda: "")
+    leaves: frozenset[str] = frozenset()  # kinds of steps that this process leaves to another one
 
 
 def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
@@ -90,7 +91,10 @@ def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
 
 
 def advance(loop: Loop) -> State:
-    """Go on until the upgrade is over, or a human is needed, or this kernel ends, or an instance stands."""
+    """Go on until the upgrade is over, or a human is needed, or this kernel ends, or an instance stands.
+
+    Or until it waits, or comes to a step that is left to another process.
+    """
     state = fold(loop.log.records)
     while True:
         now = loop.now(state)
@@ -99,10 +103,18 @@ def advance(loop: Loop) -> State:
         reason = "" if state.undoing or state.committed else loop.interrupted()
         if reason and decision.action in _INTERRUPTIBLE:
             decision, by = Decision(Action.REQUEST_UNDO, reason), OPERATOR
-        if decision.action in (Action.NOTHING, Action.ASK_HUMAN, Action.STAND):
+        if decision.action in (Action.NOTHING, Action.ASK_HUMAN, Action.STAND, Action.WAIT) or _left(
+            loop, state, decision
+        ):
             loop.log.sync()
             return _stop(loop, state, now, decision)
         state = _act(loop, state, now, decision, by)
+
+
+def _left(loop: Loop, state: State, decision: Decision) -> bool:
+    if decision.action not in (Action.RUN, Action.VERIFY) or decision.step is None:
+        return False
+    return spec_kind(state, decision.step) in loop.leaves
 
 
 def _stop(loop: Loop, state: State, now: Now, decision: Decision) -> State:

@@ -18,7 +18,7 @@ from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, RefusedError, UsageError
 from kupgrade.host import image, initramfs, kernels, kho_abi
-from kupgrade.kernel import blockfs, devices
+from kupgrade.kernel import blockfs, devices, proc
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import KernelImage, KernelRelease
@@ -133,6 +133,16 @@ def _require_newer(facts: Facts, root: Path) -> None:
             "Install a newer kernel, or name one with --kernel",
             code=ExitCode.DONE,
         )
+
+
+def installed(root: Path) -> dict[str, bool]:
+    """The releases that are installed, each with whether it has an initrd, too."""
+    return {str(entry.release): entry.initrd is not None for entry in kernels.installed(root)}
+
+
+def this_boot(root: Path) -> str:
+    """The boot ID; a plan of another one cannot be carried out any more."""
+    return proc.boot_id(root)
 
 
 def new_id() -> UpgradeId:

@@ -1,7 +1,8 @@
 """Reads the policy: TOML drop-ins, merged, checked key by key, every error with file, line, key and remedy.
 
 Layers, lowest first: /usr/lib, /run, /etc (each `kupgrade/policy.d/*.toml`). Files are merged in the order of
-their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it whole.
+their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it whole. Tables and
+workloads of one name merge; windows do not: those of the last file that has any (or `window = []`) replace the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.policy import Policy
-from kupgrade.policy_schema import KeyProblem, build, check_shape
+from kupgrade.policy_checks import KeyProblem
+from kupgrade.policy_schema import build, check_shape
 
 T = TypeVar("T")
 
@@ -170,19 +172,27 @@ def _blame(fragments: tuple[Fragment, ...], check: Callable[[Mapping[str, Any]],
 
 
 def find_line(text: str, key: tuple[str, ...]) -> int:
-    """The line that sets `key` (a workload is named by its name), or its table's line; 0 when not found."""
+    """The line that sets `key`, or its table's line; 0 when not found.
+
+    A workload is named by its name, a window by its number in the file.
+    """
     section: tuple[str, ...] = ()
-    table_line = 0
+    table_line = windows = 0
     for number, line in enumerate(text.splitlines(), 1):
         words = line.strip()
         if words.startswith("["):
             section = _section(words, section, text.splitlines()[number:])
+            if section == ("window",) and words.startswith("[["):
+                windows += 1
+                section = ("window", str(windows))
             if section == key[: len(section)] and len(section) >= len(key) - 1:
                 table_line = number
         elif "=" in words and not words.startswith("#"):
             name = tuple(part.strip().strip("\"'") for part in words.split("=", 1)[0].split("."))
             if (*section, *name) == key:
                 return number
+            if not section and name == ("window",) == key[:1]:
+                table_line = number  # written on one line, without a table of its own
     return table_line
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import enum
-import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from kupgrade.errors import BadInputError
 from kupgrade.model.policy import (
     Concern,
     EngineOptions,
@@ -22,102 +19,22 @@ from kupgrade.model.policy import (
     Policy,
     SpawnOptions,
     WorkloadPolicy,
-    seconds,
 )
+from kupgrade.model.schedule import Automation, Mode
 from kupgrade.model.workload import Fate, Probe, ProbeKind, StoreKind
-
-Check = Callable[[Any], Any]
-E = TypeVar("E", bound=enum.Enum)
+from kupgrade.policy_checks import Check, KeyProblem
+from kupgrade.policy_checks import flag as _flag
+from kupgrade.policy_checks import list_of as _list
+from kupgrade.policy_checks import one_of as _one_of
+from kupgrade.policy_checks import size as _bytes
+from kupgrade.policy_checks import span as _span
+from kupgrade.policy_checks import span_or_none as _span_or_none
+from kupgrade.policy_checks import text as _text
+from kupgrade.policy_checks import whole as _whole
+from kupgrade.policy_windows import windows as _windows
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.service")
-
-
-class KeyProblem(Exception):  # noqa: N818 - never leaves the policy loader, which turns it into a BadInputError
-    """A key that cannot be used: its path, why, and what to write instead."""
-
-    def __init__(self, key: tuple[str, ...], why: str, remedy: str) -> None:
-        super().__init__(why)
-        self.key, self.why, self.remedy = key, why, remedy
-
-
-def _bad(why: str, remedy: str) -> KeyProblem:
-    return KeyProblem((), why, remedy)
-
-
-def _span(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        result = float(value)
-    elif isinstance(value, str):
-        try:
-            result = seconds(value)
-        except BadInputError as error:
-            raise _bad(error.what, error.remedy) from None
-    else:
-        raise _bad(f"{value!r:.40} is not a time span", 'Write it as "30s", "500ms" or "1min 30s"')
-    if not math.isfinite(result) or result <= 0:
-        raise _bad(f"{value!r:.40} is not a positive time", "Leave the key out for the default")
-    return result
-
-
-def _whole(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _bad(f"found {value!r:.40}", f"Write a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _bad(f"found {value!r:.40}", "Write true or false, without quotes")
-    return value
-
-
-def _one_of(kind: type[E], *but: E) -> Callable[[Any], E]:
-    """A member of `kind`, other than those of `but`: they are chosen by other means."""
-    known = {member.value: member for member in kind if member not in but}
-
-    def check(value: Any) -> E:
-        try:
-            return known[value]
-        except (KeyError, TypeError):
-            choices = ", ".join(f'"{name}"' for name in known)
-            raise _bad(f"found {value!r:.40}", f"Write one of {choices}") from None
-
-    return check
-
-
-def _text(pattern: re.Pattern[str], expected: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise _bad(f"found {value!r:.60}", f"Write {expected}")
-        return value
-
-    return check
-
-
-def _list(item: Check, least: int = 0) -> Check:
-    def check(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) < least:
-            raise _bad(f"found {value!r:.40}", f"Write a list of {least} or more" if least else "Write a list")
-        return tuple(item(entry) for entry in value)
-
-    return check
-
-
-_BYTES = re.compile(r"([0-9]{1,12}) ?(?:([KMGT])(?:iB)?)?")
-
-
-def _bytes(value: Any) -> int:
-    """A number of bytes, or text with a binary unit: "512MiB", "2G"."""
-    match = _BYTES.fullmatch(value) if isinstance(value, str) else None
-    if match:
-        value = int(match[1]) << (10 * (" KMGT".index(match[2]) if match[2] else 0))
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 50:
-        raise _bad(f"found {value!r:.40}", 'Write it as "512MiB" or "2GiB", 0 for what is computed')
-    return value
 
 
 _any_text = _text(re.compile(r"[^\0\n]*"), "a text of one line, in quotes")
@@ -160,7 +77,11 @@ _TOP: Mapping[str, Check] = {
     "on_unknown": _one_of(OnUnknown),
     "stop_services": _flag,
     "keep_services": _list(_glob),
+    "soak": _span_or_none,
+    "respect_inhibitors": _flag,
 }
+_TABLES = ("engine", "kernels", "hooks", "errata", "metrics", "workload", "window", "automation")
+_AUTOMATION: Mapping[str, Check] = {"mode": _one_of(Mode), "with_users": _flag}
 _WORKLOAD: Mapping[str, Check] = {
     "name": _text(_NAME, "a name of letters, digits and _ . @ -"),
     "unit": _text(_UNIT, 'the name of a service, e.g. "demo.service"'),
@@ -181,6 +102,8 @@ _PROBE: Mapping[str, Check] = {
 def check_shape(table: Mapping[str, Any]) -> None:
     """Refuse unknown keys and wrong values in one drop-in, before it is merged; raises KeyProblem."""
     _sections(table)
+    _automation(table)
+    _windows(table)
     names: set[str] = set()
     for index, entry in enumerate(_workload_tables(table), 1):
         name = str(entry.get("name", ""))
@@ -203,7 +126,13 @@ def build(table: Mapping[str, Any]) -> Policy:
         errata=ErrataOptions(**errata),
         metrics=MetricsOptions(**metrics),
         workloads=tuple(_workload(entry) for entry in _workload_tables(table)),
+        windows=_windows(table),
+        automation=_automation(table),
     )
+
+
+def _automation(table: Mapping[str, Any]) -> Automation:
+    return Automation(**_values(_subtable(table, ("automation",)), _AUTOMATION, ("automation",)))
 
 
 def _sections(table: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -213,7 +142,7 @@ def _sections(table: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     kexec = _subtable(engine, ("engine", "kexec"))
     spawn = _subtable(engine, ("engine", "spawn"))
     return (
-        _values(table, _TOP, (), ("engine", "kernels", "hooks", "errata", "metrics", "workload")),
+        _values(table, _TOP, (), _TABLES),
         _values(engine, _ENGINE, ("engine",), ("kexec", "spawn")),
         _values(kexec, _KEXEC, ("engine", "kexec")),
         _values(spawn, _SPAWN, ("engine", "spawn")),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kupgrade.errata.load import load as load_errata
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import bootloader, command, hooks
+from kupgrade.host import bootloader, command, hooks, reboot_required
 from kupgrade.host.criu import Criu
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, kho, memory, proc, sysctl, watchdog
@@ -78,6 +78,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         hook_faults=hook_faults,
         errata=errata,
         platform=observe_platform(errata, root),
+        reboot_packages=reboot_required.read(root).packages or (),
     )
 
 

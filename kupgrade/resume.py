@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kupgrade import telling
 from kupgrade.errors import ExitCode, KupgradeError
-from kupgrade.machine import host
+from kupgrade.machine import host, passing_on
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
@@ -42,12 +42,16 @@ def main(argv: list[str]) -> int:
         if worker:
             teller.heart.start()
             _tell_metrics()
-        state = host.run(journal, root=Path("/"), watch=teller)
+        state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
         if state.over:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
             journal.close()
         _tell_metrics()
+        if not worker and passing_on.left(state):
+            journal.close()
+            passing_on.pass_on()
+            return ExitCode.DONE
     except KupgradeError as error:
         print(f"kupgrade: {error}", file=sys.stderr)  # noqa: T201
         return int(error.code)

@@ -30,6 +30,7 @@ from kupgrade.model.ids import UpgradeId
 from kupgrade.model.instance import checked_name
 from kupgrade.model.plan import Plan
 from kupgrade.model.record import Record, RecordKind, State
+from kupgrade.model.schedule import ORDINARY, Terms
 
 PLACE = "var/lib/kupgrade"
 INSTANCES = "instances"
@@ -95,7 +96,7 @@ class StateDirectory:
         """The journal of one upgrade, whether it exists or not."""
         return self.path / "upgrades" / str(upgrade) / "journal"
 
-    def begin(self, plan: Plan) -> Journal:
+    def begin(self, plan: Plan, terms: Terms = ORDINARY) -> Journal:
         """Make `plan` the open upgrade; its journal, with the PLANNED record, is returned locked.
 
         The link comes last: a power cut before it leaves an abandoned entry, never a half-open upgrade.
@@ -119,7 +120,7 @@ class StateDirectory:
                 ) from None
             write_durably(directory / "plan.json", json.dumps(encode(plan), indent=1).encode() + b"\n")
             journal = Journal.create(directory / "journal")
-            journal.append(_planned(plan))
+            journal.append(_planned(plan, terms))
             sync_directory(upgrades)
             self._point_current(directory)
         return journal
@@ -274,7 +275,8 @@ class StateDirectory:
         sync_directory(self.path)
 
 
-def _planned(plan: Plan) -> Record:
+def _planned(plan: Plan, terms: Terms) -> Record:
+    data = {"plan": encode(plan), "digest": plan.digest}
     return Record(
         seq=1,
         kind=RecordKind.PLANNED,
@@ -282,7 +284,7 @@ def _planned(plan: Plan) -> Record:
         epoch=1,
         time=round(time.time(), 6),
         uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
-        data={"plan": encode(plan), "digest": plan.digest},
+        data=data if terms == ORDINARY else {**data, "terms": encode(terms)},
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kupgrade.host import command
 from kupgrade.journal import Journal, write_durably
 from kupgrade.kernel.locks import holder
-from kupgrade.model.record import Record, RecordKind, State
+from kupgrade.model.record import RELEASED, Record, RecordKind, State
 
 UNIT = "kupgrade-apply.service"
 # The same place as kupgrade.machine.places names; the worker's loop reads it between steps.
@@ -42,16 +44,24 @@ def clear_request(root: Path) -> None:
     (root / REQUEST).unlink(missing_ok=True)
 
 
+def let_go(journal: Journal, state: State, boot_id: str, why: str, *, at_once: bool) -> None:
+    """Append to a journal that nobody works on that its upgrade is not held any more; `state` is its fold."""
+    data = {RELEASED: why, **({"at_once": True} if at_once else {})}
+    journal.append(_record(journal, state, RecordKind.NOTE, boot_id, data))
+
+
 def record_wish(journal: Journal, state: State, boot_id: str, reason: str, by: str) -> None:
     """Append the wish to roll back to a journal that nobody works on; `state` is its fold."""
-    journal.append(
-        Record(
-            seq=journal.next_seq,
-            kind=RecordKind.UNDO_REQUESTED,
-            boot_id=boot_id,
-            epoch=state.epoch,
-            time=round(time.time(), 6),
-            uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
-            data={"reason": reason, "by": by},
-        )
+    journal.append(_record(journal, state, RecordKind.UNDO_REQUESTED, boot_id, {"reason": reason, "by": by}))
+
+
+def _record(journal: Journal, state: State, kind: RecordKind, boot_id: str, data: Mapping[str, Any]) -> Record:
+    return Record(
+        seq=journal.next_seq,
+        kind=kind,
+        boot_id=boot_id,
+        epoch=state.epoch,
+        time=round(time.time(), 6),
+        uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
+        data=data,
     )

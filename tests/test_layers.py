@@ -32,9 +32,12 @@ PARTS: dict[str, set[str]] = {
     "steps": WORDS,
     "journal": WORDS | {"host"},
     "statedir": WORDS | {"core", "journal"},
+    "requests": WORDS | {"journal"},
     "planfile": WORDS | {"journal", "steps"},
-    "policy_schema": WORDS,
-    "policy": WORDS | {"policy_schema"},
+    "policy_checks": WORDS,
+    "policy_windows": WORDS | {"core", "policy_checks"},
+    "policy_schema": WORDS | {"policy_checks", "policy_windows"},
+    "policy": WORDS | {"policy_checks", "policy_schema"},
     "errata": WORDS | {"policy"},
     "probe_platform": WORDS | MECHANISM,
     "probe_workload": WORDS | MECHANISM,
@@ -44,7 +47,7 @@ PARTS: dict[str, set[str]] = {
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},
-    "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor"},
+    "machine": WORDS | MECHANISM | {"core", "journal", "steps", "executor", "policy"},
     "planning": WORDS | MECHANISM | {"core", "engines", "policy", "probe", "statedir"},
     "instance_plan": WORDS | MECHANISM | {"core", "engines", "planning"},
     # L4: faces
@@ -59,7 +62,7 @@ PARTS: dict[str, set[str]] = {
     "bundle": WORDS | {"core", "host", "journal", "statedir", "policy"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}
-    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper", "metrics", "bundle"},
+    | {"log", "rehearsal", "engines", "executor", "steps", "instance_plan", "keeper", "metrics", "bundle", "requests"},
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "kernel": {"tenacity"},

@@ -11,6 +11,7 @@ import click
 from kupgrade import planfile, worker
 from kupgrade.cli.composition import composition
 from kupgrade.cli.follow import Progress, follow, report, result_of, run_here
+from kupgrade.cli.leave import let_go, require_leave, waits
 from kupgrade.cli.render import emit, output_options, result
 from kupgrade.cli.target import Target, check_stored, new_plan, target_options
 from kupgrade.core.explain import budget_text, over_budget, plan_text
@@ -18,6 +19,7 @@ from kupgrade.core.fold import fold
 from kupgrade.core.timeline import verdict
 from kupgrade.errors import ExitCode, KupgradeError, NotNowError, OverBudgetError, RefusedError, UsageError
 from kupgrade.model.codec import encode
+from kupgrade.model.schedule import Terms
 
 if TYPE_CHECKING:
     from kupgrade.cli.composition import Composition
@@ -35,12 +37,14 @@ class _Call:
     wait: bool
     as_json: bool
     dry_run: bool
+    now: bool
 
 
 @click.command()
 @click.argument("plan_file", metavar="[PLAN]", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @target_options
 @click.option("--yes", is_flag=True, help="Do not ask (nothing is ever asked without a terminal).")
+@click.option("--now", is_flag=True, help="At once: outside of the policy's windows, past what holds up a shutdown.")
 @click.option("--wait/--no-wait", default=True, help="Follow the upgrade to its end (default), or return at once.")
 @output_options
 @click.pass_context
@@ -52,6 +56,7 @@ def apply(
     store: str,
     retry_failed: bool,
     yes: bool,
+    now: bool,
     wait: bool,
     as_json: bool,
     dry_run: bool,
@@ -62,7 +67,7 @@ def apply(
     was left untouched. The upgrade goes on when this terminal is lost.
     """
     target = Target(kernel, engine, store, retry_failed)
-    call = _Call(composition(context), target, plan_file, yes, wait, as_json, dry_run)
+    call = _Call(composition(context), target, plan_file, yes, wait, as_json, dry_run, now)
     try:
         return _apply(call)
     except KupgradeError as error:
@@ -76,20 +81,40 @@ def apply(
 
 
 def _apply(call: _Call) -> ExitCode:
+    held = _held(call)
+    if held is not None:
+        if call.dry_run:
+            return _dry(call, held)
+        let_go(call.composed, "a person said: now", at_once=True)
+        return _carry_out(call, held)
     plan = _approved(call)
     state = call.composed.state
     if call.dry_run:
-        if call.as_json:
-            release = call.composed.running_release()
-            emit(result("dry-run", ExitCode.DONE, new_release=plan.new_release, running_release=release))
-        else:
-            click.echo("\nDry run: nothing was touched.")
-        return ExitCode.DONE
+        return _dry(call, plan)
     if call.target.retry_failed:
         state.forget(plan.new_release)
     worker.clear_request(call.composed.root)
-    state.begin(plan).close()
+    state.begin(plan, Terms(at_once=call.now)).close()
     return _carry_out(call, plan)
+
+
+def _dry(call: _Call, plan: Plan) -> ExitCode:
+    if call.as_json:
+        release = call.composed.running_release()
+        emit(result("dry-run", ExitCode.DONE, new_release=plan.new_release, running_release=release))
+    else:
+        click.echo("\nDry run: nothing was touched.")
+    return ExitCode.DONE
+
+
+def _held(call: _Call) -> Plan | None:
+    """The plan of an upgrade that is prepared and waits for its window, when --now is to let it go."""
+    composed = call.composed
+    if not call.now or call.file is not None or call.target.chosen:
+        return None
+    composed.require_root("apply")
+    state = composed.open_state()
+    return state.plan if state is not None and not state.over and waits(composed, state) else None
 
 
 def _approved(call: _Call) -> Plan:
@@ -114,6 +139,7 @@ def _approved(call: _Call) -> Plan:
             "; ".join(budget_text(budget) for budget in over),
             "Raise max_blackout in the policy, or choose a faster store",
         )
+    require_leave(composed, plan, Terms(at_once=call.now))
     ask = composed.terminal() and not (call.yes or call.as_json or call.dry_run)
     if ask and not click.confirm(f"\nReplace {plan.old_release} by {plan.new_release} now?"):
         raise RefusedError("The upgrade was not begun", "you did not agree")

@@ -16,6 +16,7 @@ from kupgrade.errors import RefusedError
 
 if TYPE_CHECKING:
     from kupgrade.core.errata import Finding
+    from kupgrade.core.permission import Hindrances
     from kupgrade.journal import Journal
     from kupgrade.machine.instances import Line
     from kupgrade.model.facts import Facts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kupgrade.model.plan import Plan, Refusal
     from kupgrade.model.policy import Policy
     from kupgrade.model.record import Now, Record, State
+    from kupgrade.requests import Requests
     from kupgrade.statedir import StateDirectory
 
     Watch = Callable[[Record, State], None]
@@ -178,6 +180,30 @@ def _run_command(state: State, name: str, text: str, root: Path) -> Ran:
     return instances.run_command(found[0], name, text, root)
 
 
+def _hindrances(root: Path) -> Hindrances:
+    from kupgrade.machine import leave
+
+    return leave.hindrances(root)
+
+
+def _installed(root: Path) -> Mapping[str, bool]:
+    from kupgrade import planning
+
+    return planning.installed(root)
+
+
+def _boot_id(root: Path) -> str:
+    from kupgrade import planning
+
+    return planning.this_boot(root)
+
+
+def _rehearse(plan: Plan) -> tuple[str, str]:
+    from kupgrade.rehearsal import unattended
+
+    return unattended.rehearse(plan)
+
+
 @dataclass(frozen=True)
 class Composition:
     """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
@@ -202,8 +228,13 @@ class Composition:
     look: Callable[[State, str, Path], Seen | None] = _look
     run_command: Callable[[State, str, str, Path], Ran] = _run_command
     read_log: Callable[[State, Path], Sequence[Line]] = _read_log
+    hindrances: Callable[[Path], Hindrances] = _hindrances
+    installed: Callable[[Path], Mapping[str, bool]] = _installed
+    boot_id: Callable[[Path], str] = _boot_id
+    rehearse: Callable[[Plan], tuple[str, str]] = _rehearse
     running_release: Callable[[], str] = lambda: os.uname().release
     sleep: Callable[[float], None] = time.sleep
+    time: Callable[[], float] = time.time
     watch_seconds: float = 0.25
     idle_limit: float = 30.0  # seconds without a worker after which following it makes no sense
 
@@ -213,6 +244,13 @@ class Composition:
         from kupgrade.statedir import StateDirectory
 
         return StateDirectory(self.root)
+
+    @property
+    def requests(self) -> Requests:
+        """What package hooks left, and the log of the automation."""
+        from kupgrade.requests import Requests
+
+        return Requests(self.state.path)
 
     @property
     def policy(self) -> Policy:

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "preflight": ("preflight", "preflight", "Say what this host can do and what stands in the way."),
     "plan": ("plan", "plan", "Make a plan, explain it, store it."),
     "apply": ("apply", "apply", "Carry out a plan: replace the running kernel."),
+    "auto": ("auto", "auto", "Take kernels that packages brought as the policy says (for the timer)."),
     "status": ("status", "status", "Say where the open upgrade stands and what comes next."),
     "rollback": ("rollback", "rollback", "Take the open upgrade back."),
     "resume": ("resume", "resume", "Go on with the open upgrade (for the boot services)."),

@@ -7,11 +7,14 @@ from pathlib import Path
 import click
 
 from kupgrade.cli.composition import composition
+from kupgrade.cli.leave import ask_leave
 from kupgrade.cli.render import emit, output_options, warn
 from kupgrade.cli.target import Target, new_plan, target_options
 from kupgrade.core.explain import over_budget, plan_text
+from kupgrade.core.permission import need
 from kupgrade.errors import ExitCode
 from kupgrade.model.codec import encode
+from kupgrade.model.schedule import Terms
 
 
 @click.command()
@@ -51,4 +54,7 @@ def plan(
     if over := over_budget(made):
         warn(f"kupgrade apply would refuse this: the blackout of {over[0].workload} is over its limit")
         return ExitCode.OVER_BUDGET
+    answer = ask_leave(composed, need(made), Terms())
+    if not answer.granted:
+        warn(f"kupgrade apply would have to wait: {answer.why}")
     return ExitCode.PLAN_READY if detailed_exitcode else ExitCode.DONE

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from kupgrade.cli.composition import composition
 from kupgrade.cli.render import emit, output_options
+from kupgrade.core.permission import moment
+from kupgrade.core.windows import current, following
 from kupgrade.errors import ExitCode
 from kupgrade.model.codec import encode
+
+if TYPE_CHECKING:
+    from kupgrade.model.policy import Policy
 
 
 @click.group()
 def policy() -> None:
     """Check the policy files."""
+
+
+def _when(now: float, merged: Policy) -> str:
+    """What happens by itself, and when an upgrade may happen."""
+    mode = f"by itself: {merged.automation.mode.value}"
+    if not merged.windows:
+        return f"{mode}; upgrades at any time"
+    here, later = current(merged.windows, now), following(merged.windows, now)
+    state = f"open until {moment(here.end)}" if here else "shut"
+    opens = f", opens next {moment(later.begin)}" if later else ""
+    return f"{mode}; windows {' and '.join(map(str, merged.windows))}: {state}{opens}"
 
 
 @policy.command()
@@ -29,6 +47,7 @@ def check(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:  # 
         emit({"format": "kupgrade.policy/1", "files": files, "policy": encode(merged)})
         return ExitCode.DONE
     click.echo(f"The policy is usable: {len(files)} files, {len(merged.workloads)} workloads.")
+    click.echo(f"  {_when(composition(context).time(), merged)}")
     for file in files:
         click.echo(f"  {file}")
     for workload in merged.workloads:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kupgrade.cli.auto_modes import attempt_text
 from kupgrade.cli.composition import composition
 from kupgrade.cli.render import emit, output_options
 from kupgrade.core.fold import fold
+from kupgrade.core.permission import moment
 from kupgrade.core.recovery import decide
 from kupgrade.core.standing import standing, standing_text
 from kupgrade.core.timeline import event_text, timeline
-from kupgrade.errors import ExitCode
+from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.model.codec import encode
 
 if TYPE_CHECKING:
@@ -88,7 +90,30 @@ def answer(composed: Composition) -> dict[str, Any]:
 
 def _answer(composed: Composition) -> _Answer:
     records = composed.state.read_current()
-    return _idle(composed) if records is None else _open(composed, records)
+    answer = _idle(composed) if records is None else _open(composed, records)
+    text, value = _automation(composed)
+    return replace(answer, text=answer.text + text, json={**answer.json, "automation": value})
+
+
+def _automation(composed: Composition) -> tuple[str, dict[str, Any]]:
+    """What packages asked for, and what came of it: as text below the rest, and as data."""
+    try:
+        mode, pending = composed.policy.automation.mode.value, composed.requests.read()
+        attempts = composed.requests.attempts()
+    except KupgradeError as error:
+        # What is open must be told, whatever is wrong with the files of the automation.
+        return f"\nAutomation: unknown: {error}", {"unknown": str(error)}
+    value = {"mode": mode, "pending": encode(pending), "attempts": encode(attempts[-_LAST_EVENTS:])}
+    if not (pending.requests or pending.ignored or attempts):
+        return "", value
+    lines = [f"\nAutomation ({mode})"]
+    lines += [f"  requested: {each.release} ({each.source}, {moment(each.time)})" for each in pending.requests]
+    lines += [f"  ignored: {each}" for each in pending.ignored]
+    if attempts:
+        last = attempts[-1]
+        times = f"{last.count} times, last " if last.count > 1 else ""
+        lines.append(f"  {times}{moment(last.last)}: {attempt_text(last)}".replace("\n", "\n  "))
+    return "\n".join(lines), value
 
 
 def _open(composed: Composition, records: tuple[Record, ...]) -> _Answer:

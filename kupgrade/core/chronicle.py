@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kupgrade.core.fold import fold
-from kupgrade.core.stakes import HAND_OVER, crossing_of
-from kupgrade.model.record import Record, RecordKind, State
+from kupgrade.core.stakes import HAND_OVER, SOAK, crossing_of, step_index
+from kupgrade.model.record import Record, RecordKind, State, StepStatus
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
 BLACKOUT = "blackout"  # key of a NOTE record: workload -> seconds
@@ -16,7 +16,10 @@ HANDOVER = "handover"  # key of a NOTE record: part of the handover -> seconds f
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One upgrade. `outcome`: committed, rolled-back, open, hands-off, abandoned, damaged; times since 1970."""
+    """One upgrade. `outcome`: committed, rolled-back, open, hands-off, abandoned, damaged; times since 1970.
+
+    `setback`: a step failed, or a person took it back; not so when only something else had come between.
+    """
 
     upgrade: str
     outcome: str
@@ -28,6 +31,7 @@ class HistoryEntry:
     started: float = 0.0
     finished: float | None = None
     blackout: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds
+    setback: bool = False
 
 
 def entry(records: Sequence[Record]) -> HistoryEntry:
@@ -47,6 +51,7 @@ def entry(records: Sequence[Record]) -> HistoryEntry:
         started=records[0].time,
         finished=finished[-1] if finished else (last.time if state.hands_off else None),
         blackout=blackouts(records),
+        setback=state.undo_by == OPERATOR or any(record.kind is RecordKind.FAILED for record in records),
     )
 
 
@@ -72,21 +77,31 @@ def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
     return measured
 
 
+def _fell_in_soak(state: State) -> str:
+    soak = step_index(state, SOAK)
+    unfinished = soak is not None and state.steps[soak].status is not StepStatus.DONE
+    back = state.cold and state.cold_release == state.plan.old_release
+    return "the machine restarted in its soak time" if unfinished and back else ""
+
+
 def rejection(records: Sequence[Record]) -> str:
     """Why the new release must not be tried again unasked; empty when this journal does not speak against it.
 
+    It does, too, when it did not last its soak time: the machine restarted and runs the old release again.
     It does when the machine left the old kernel by our crossing and the way led back, unless a person had asked for
     that before anything crossed: a failure in the old kernel says nothing about the new one.
     """
     if not records:
         return ""
     state = fold(records)
+    if state.committed:
+        return _fell_in_soak(state)
     cross = crossing_of(state)
     # Beside the old kernel the claim is written on a snapshot that goes: what stays is the handover that failed.
     beside = cross is not None and state.plan.steps[cross].kind == HAND_OVER and state.steps[cross].failures > 0
     left = beside or any(record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK) for record in records)
     armed = left and any(record.kind is RecordKind.STARTED and record.step == cross for record in records)
-    if state.committed or cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):
+    if cross is None or not armed or not (state.undoing or state.fell_back or state.hands_off):
         return ""
     for record in records:
         if record.kind in (RecordKind.CROSSED, RecordKind.FELL_BACK):

@@ -9,7 +9,8 @@ from typing import Any
 from kupgrade.errors import NeedsHumanError
 from kupgrade.model.codec import decode
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Outcome, Record, RecordKind, State, StepState, StepStatus
+from kupgrade.model.record import RELEASED, Outcome, Record, RecordKind, State, StepState, StepStatus
+from kupgrade.model.schedule import Terms
 
 # Data of a STARTED record whose before-image could not be taken: nothing was done, so nothing is to be undone.
 UNOBSERVED = "unobserved"
@@ -30,6 +31,7 @@ def fold(records: Sequence[Record]) -> State:
         boot_id=first.boot_id,
         steps=tuple(StepState() for _ in plan.steps),
         last_seq=first.seq,
+        terms=decode(Terms, first.data.get("terms", {}), "journal.terms"),
     )
     for record in records[1:]:
         state = apply(state, record)
@@ -79,7 +81,10 @@ def _changes(state: State, record: Record) -> dict[str, Any]:
         case RecordKind.HANDS_OFF:
             return {"hands_off": str(record.data.get("reason", ""))}
         case RecordKind.NOTE:
-            return {}
+            if RELEASED not in record.data:
+                return {}
+            at_once = state.terms.at_once or record.data.get("at_once") is True
+            return {"terms": replace(state.terms, hold=False, at_once=at_once)}
     raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
 
 

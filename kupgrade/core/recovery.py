@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from kupgrade.core.kinds import HELD_BEFORE, REPEATED, TAKE_DISK, makes_default
 from kupgrade.core.stakes import (
     CROSS,
     DUMP,
@@ -27,35 +28,6 @@ from kupgrade.model.ids import Ticket
 from kupgrade.model.instance import ENGINE as INSTANCE
 from kupgrade.model.plan import Scope, Side
 from kupgrade.model.record import Now, Outcome, State, StepStatus
-
-TAKE_DISK = "take-disk"
-MARK_GOOD = "mark-good"
-
-# Kinds whose verify sees less than their do does: a question asked (was the answer yes?), a deed with a second half
-# that cannot be seen (a reload, a durable copy, a rest to remove). When one was begun and not recorded as done, it is
-# done again instead of asked about; all of them may be done twice.
-REPEATED = frozenset(
-    {
-        "stage-initrd",
-        "ready-standby",
-        "ship-images",
-        "gate",
-        "ask-standby",
-        "arm-watchdog",
-        "probe",
-        "disarm",
-        "unlock-network",
-        "release-units",
-        "wipe-images",
-        "unstage-initrd",
-        "take-disk",
-        "start-system",
-        "adopt-units",
-        "retire-old",
-        "tell-hooks",
-        "answer-for-hooks",
-    }
-)
 
 MAX_ATTEMPTS = 2
 MAX_UNDO_FAILURES = 3
@@ -75,6 +47,7 @@ class Action(enum.Enum):
     FALL_BACK = "fall-back"  # old release after the crossing, or a foreign reboot: take authority back
     REENTER = "reenter"  # start the old release once more with the workloads' PIDs kept free
     COMMIT = "commit"
+    WAIT = "wait"  # prepared; nothing to do until it is let go on
     STAND = "stand"  # an instance runs; nothing to do until somebody asks for its end
     COLD = "cold"  # the images are dead: ordinary start, say so
     FINISH = "finish"
@@ -154,6 +127,8 @@ def _run_new(state: State, index: int) -> Decision:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the new kernel, which has not claimed", index)
     if side is Side.OLD and state.crossed:
         return Decision(Action.ASK_HUMAN, f"{spec.kind} belongs to the old kernel", index)
+    if state.terms.hold and spec.kind in HELD_BEFORE:
+        return Decision(Action.WAIT, "prepared as far as nobody notices; it waits to be let go on")
     if spec.kind in (TAKE_DISK, THAW) and not state.committed:
         return Decision(Action.COMMIT, "restored and verified in the dark")
     if state.cold and spec.scope is Scope.BOOT:
@@ -176,7 +151,7 @@ def _skip_dead(state: State, index: int) -> Decision:
 
 def _pointless(state: State, index: int) -> bool:
     """After a cold start on another release than the new one, nothing speaks for making that the default."""
-    return state.plan.steps[index].kind == MARK_GOOD and state.cold and state.cold_release != state.plan.new_release
+    return makes_default(state.plan.steps[index]) and state.cold and state.cold_release != state.plan.new_release
 
 
 def _try(state: State, index: int, why: str) -> Decision:

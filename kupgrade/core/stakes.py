@@ -10,6 +10,7 @@ HAND_OVER = "hand-over"
 DUMP = "dump"
 FREEZE = "freeze"
 THAW = "thaw"
+SOAK = "soak"
 
 
 def step_index(state: State, kind: str) -> int | None:

@@ -35,6 +35,7 @@ _NEXT = {
     Action.REENTER: "start the old release once more with the workloads' PIDs kept free",
     Action.COMMIT: "commit",
     Action.STAND: "let it run",
+    Action.WAIT: "wait for a window",
     Action.COLD: "start the workloads in the ordinary way",
     Action.FINISH: "close the upgrade",
     Action.ASK_HUMAN: "nothing; a person must look",
@@ -117,7 +118,7 @@ def standing(state: State, decision: Decision, worker: int | None) -> Standing:
         next_why=decision.why,
         stands=f"The upgrade {plan.upgrade} from {plan.old_release} to {plan.new_release} {_STAGES[stage]}.",
         safe=_safe(state, stage),
-        todo=_todo(state, stage, worker),
+        todo=_todo(state, stage, worker, waits=decision.action is Action.WAIT),
     )
 
 
@@ -156,7 +157,7 @@ def _safe(state: State, stage: Stage) -> str:
     return "The old release serves. A restart ends the upgrade without loss beyond that of any restart."
 
 
-def _todo(state: State, stage: Stage, worker: int | None) -> str:
+def _todo(state: State, stage: Stage, worker: int | None, *, waits: bool) -> str:
     if stage is Stage.ASK_HUMAN:
         return (
             f"Find out why ({state.hands_off}); when the workloads are as you want them, close the upgrade with "
@@ -164,6 +165,8 @@ def _todo(state: State, stage: Stage, worker: int | None) -> str:
         )
     if state.outcome is not None:
         return "Nothing."
+    if waits:
+        return "Nothing: it goes on by itself in a window (kupgrade-request.timer). Take it back: kupgrade rollback."
     if worker is not None:
         return "Wait (kupgrade status --watch)" + ("." if state.committed else ", or take it back: kupgrade rollback.")
     way_back = "" if state.committed or state.undoing else "; take it back: kupgrade rollback"

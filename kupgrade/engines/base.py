@@ -13,7 +13,9 @@ from kupgrade.model.plan import Phase, Refusal, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import Store, StoreKind, Workload
+from kupgrade.steps.after import SettleReboot, Soak
 from kupgrade.steps.base import spec
+from kupgrade.steps.bootentry import MarkGood
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
@@ -51,6 +53,20 @@ class Engine(Protocol):
     def phases(self, order: Order) -> tuple[Phase, ...]:
         """The steps."""
         ...
+
+
+def made_good(order: Order) -> tuple[StepSpec, ...]:
+    """The new kernel becomes the boot default, after its soak time; and nobody restarts the host for its sake.
+
+    Hooks are told when both is so: one of them may look for wishes for a restart, or take its time.
+    """
+    release = str(order.target.image.release)
+    return (
+        *((spec(Soak(order.policy.soak)),) if order.policy.soak else ()),
+        spec(MarkGood(release)),
+        spec(SettleReboot(release, order.facts.reboot_packages)),
+        *hooks_after_commit(order, HookPoint.COMMIT),
+    )
 
 
 def with_unit(order: Order) -> tuple[Workload, ...]:

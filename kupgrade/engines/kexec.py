@@ -12,7 +12,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   cross                     the old copy ends with the old kernel; the images are all there is
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
-  thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
+  thaw … unstage-initrd     output commit, then tidying; mark-good after the workloads serve (with a soak time: last)
   tell-hooks                post-resume when they serve, commit after mark-good: nobody can say no any more
 """
 
@@ -23,7 +23,7 @@ from kupgrade.core.hooks import blackout_seconds
 from kupgrade.core.live_update import memory_misread
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import CROSSING_TARGET, Order, hooks_after_commit, hooks_before_commit, with_unit
+from kupgrade.engines.base import CROSSING_TARGET, Order, hooks_after_commit, hooks_before_commit, made_good, with_unit
 from kupgrade.model.facts import Facts
 from kupgrade.model.hook import HookPoint
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
@@ -32,7 +32,7 @@ from kupgrade.model.plan import Phase, Refusal, Scope, Side, StepSpec
 from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
-from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
 from kupgrade.steps.freeze import Freeze
@@ -140,16 +140,18 @@ class KexecEngine:
 
     def _serving(self, order: Order) -> tuple[StepSpec, ...]:
         units = with_unit(order)
+        # Nothing of the workloads' memory lies about while the new kernel soaks.
+        soon, late = ((), made_good(order)) if order.policy.soak else (made_good(order), ())
         return (
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
             *hooks_after_commit(order, HookPoint.POST_RESUME),
             *((spec(ReleaseUnits(units)),) if units else ()),
-            spec(MarkGood(str(order.target.image.release))),
-            *hooks_after_commit(order, HookPoint.COMMIT),
+            *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),
             spec(UnstageInitrd(staged(order, "back"))),
+            *late,
         )
 
 

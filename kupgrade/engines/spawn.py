@@ -27,6 +27,7 @@ from kupgrade.engines.base import (
     answer_for_hooks,
     hooks_after_commit,
     hooks_before_commit,
+    made_good,
     with_unit,
 )
 from kupgrade.errors import RefusedError
@@ -37,7 +38,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
-from kupgrade.steps.bootentry import MarkGood, PinBootDefault
+from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
@@ -169,6 +170,8 @@ class SpawnEngine:
     def _serving(self, order: Order, choice: SpawnChoice) -> tuple[StepSpec, ...]:
         units = with_unit(order)
         retire = order.policy.engine.spawn.retire
+        # A soak time is the new kernel's alone, with the whole machine: the old one cannot go on, and has left by then.
+        soon, late = ((), made_good(order)) if order.policy.soak else (made_good(order), ())
         return (
             spec(TakeDisk()),
             spec(Thaw(order.workloads)),
@@ -176,11 +179,11 @@ class SpawnEngine:
             *hooks_after_commit(order, HookPoint.POST_RESUME),
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
-            spec(MarkGood(str(order.target.image.release))),
-            *hooks_after_commit(order, HookPoint.COMMIT),
+            *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),
             *((spec(RetireOld(choice.later, RETIRE_TIMEOUT, order.facts.panic_timeout)),) if retire else ()),
+            *late,
         )
 
 

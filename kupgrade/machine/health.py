@@ -7,7 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from kupgrade.kernel import cgroup, process
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
-from kupgrade.model.plan import Allowance
+from kupgrade.model.plan import Allowance, Plan
+from kupgrade.model.schedule import Terms
 from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, Workload
 
 _INTERVAL = 0.1  # seconds between tries
@@ -30,6 +31,7 @@ class RealHealth:
 
     places: Places
     checkpoints: RealCheckpoints
+    leave: Callable[[], None] = lambda: None  # raises when the policy says no
 
     def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
         """Raises when anything is not as planned; changes nothing.
@@ -54,6 +56,7 @@ class RealHealth:
                 f"{free >> 20} MiB free, {held >> 20} MiB of images so far",
                 "Choose a larger store",
             )
+        self.leave()
 
     def open_files(self, workload: Workload) -> tuple[FileState, ...]:
         """Regular files open for writing, by path."""
@@ -92,6 +95,13 @@ class RealHealth:
     def facts(self) -> dict[str, str]:
         """Nothing yet that the plan does not hold."""
         return {}
+
+
+def ask_leave(plan: Plan, terms: Terms, places: Places) -> None:
+    """Raise unless the policy lets `plan` go on now."""
+    from kupgrade.machine import leave  # time zones and TOML: the agent of the next boot needs none of it
+
+    leave.require(plan, terms, places.root)
 
 
 def check_budget(allowance: Allowance, measured: float | None) -> None:

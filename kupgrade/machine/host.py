@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
-from kupgrade.core.chronicle import BLACKOUT, HANDOVER
 from kupgrade.core.fold import fold
 from kupgrade.core.stakes import CROSS, HAND_OVER, jump_cut_short, step_index
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
@@ -23,10 +22,11 @@ from kupgrade.host.systemd import Systemd
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import faults, standing
+from kupgrade.machine import blackout, faults
+from kupgrade.machine.after import RealAfter
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
-from kupgrade.machine.health import RealHealth
+from kupgrade.machine.health import RealHealth, ask_leave
 from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
@@ -34,7 +34,8 @@ from kupgrade.machine.units import RealBoot, RealFreezer, RealUnits
 from kupgrade.model.codec import decode, learn
 from kupgrade.model.ids import TICKET_PARAMETER
 from kupgrade.model.plan import Plan
-from kupgrade.model.record import Now, Record, RecordKind, State
+from kupgrade.model.record import Now, Record, State
+from kupgrade.model.schedule import ORDINARY, Terms
 from kupgrade.model.workload import Store
 from kupgrade.steps import registry
 from kupgrade.steps.base import learn_all
@@ -61,6 +62,7 @@ class RealHost:
     boot: RealBoot
     crossing: RealCrossing
     health: RealHealth
+    after: RealAfter
     places: Places
 
     @functools.cached_property
@@ -107,8 +109,8 @@ class RealHost:
         self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
 
 
-def compose(plan: Plan, places: Places) -> RealHost:
-    """The real ports for one plan."""
+def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
+    """The real ports for one plan, begun on these terms."""
     systemd = Systemd(places.root)
     checkpoints = RealCheckpoints(places, systemd, network_timeout=plan.network_timeout)
     return RealHost(
@@ -120,7 +122,8 @@ def compose(plan: Plan, places: Places) -> RealHost:
         units=RealUnits(places, systemd),
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
-        health=RealHealth(places, checkpoints),
+        health=RealHealth(places, checkpoints, lambda: ask_leave(plan, terms, places)),
+        after=RealAfter(places),
         places=places,
     )
 
@@ -172,13 +175,13 @@ def _pids_free(state: State, places: Places) -> bool | None:
     return True
 
 
-def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None]) -> State:
-    """Advance the upgrade in `journal` on this machine until it is over, or a human is needed, or this kernel ends."""
+def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None], leaves: Collection[str] = ()) -> State:
+    """Advance what is in `journal` on this machine as far as it goes here; steps of a kind in `leaves` are left."""
     places = Places(root)
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = fold(journal.records)
     plan = state.plan
-    host = compose(plan, places)
+    host = compose(plan, places, state.terms)
     if proc.boot_id(root) != state.boot_id:
         # Before anybody asks whether the PIDs are free: what is free now must be free when the restore comes to it.
         keep_pids_free(plan.workload_pids, root)
@@ -193,7 +196,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
 
     def seen(record: Record, state: State) -> None:
         watch(record, state)
-        if (note := _note_blackout(journal, plan, record, state, places)) is not None:
+        if (note := blackout.note(journal, plan, record, state, places)) is not None:
             watch(note, state)
 
     loop = Loop(
@@ -204,6 +207,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None])
         faults=lambda step, moment: faults.strike(places, step, moment),
         watch=seen,
         interrupted=lambda: _rollback_requested(places),
+        leaves=frozenset(leaves),
     )
     return advance(loop)
 
@@ -244,30 +248,6 @@ def keep_pids_free(pids: Collection[int], root: Path) -> None:
 def remount_root() -> None:
     """mount -o remount,rw /."""
     command.run(["mount", "-o", "remount,rw", "/"])
-
-
-def _note_blackout(journal: Journal, plan: Plan, record: Record, state: State, places: Places) -> Record | None:
-    """Record how long the workloads did not run, once they do again (wall clock: it goes on over the crossing)."""
-    ends = (("thaw", RecordKind.DONE), ("freeze", RecordKind.UNDONE))
-    if record.step is None or (plan.steps[record.step].kind, record.kind) not in ends:
-        return None
-    frozen = [
-        r.time
-        for r in journal.records
-        if r.step is not None and r.kind is RecordKind.STARTED and plan.steps[r.step].kind == "freeze"
-    ]
-    if not frozen:
-        return None
-    seconds = round(record.time - frozen[0], 3)
-    data: dict[str, object] = {BLACKOUT: {budget.workload: seconds for budget in plan.budgets}}
-    marks = standing.marks(places) if state.crossed and not state.undoing else ()
-    if marks and marks[0].time >= frozen[0]:
-        begun = marks[0].time
-        data[HANDOVER] = {mark.what: round(mark.time - begun, 3) for mark in marks[1:]}
-    at = (record.boot_id, state.epoch, record.time, record.uptime)
-    note = Record(journal.next_seq, RecordKind.NOTE, *at, data=data)
-    journal.append(note, durable=False)
-    return note
 
 
 def await_predecessors(patience: float) -> None:

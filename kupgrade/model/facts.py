@@ -134,6 +134,7 @@ class Facts:
     hook_faults: tuple[HookFault, ...] = ()
     errata: tuple[Erratum, ...] = ()  # known problems, read with the facts that they are matched against
     platform: PlatformFacts | None = None  # None: not asked
+    reboot_packages: tuple[str, ...] = ()  # who asks for a restart (/run/reboot-required.pkgs)
 
     @property
     def values(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from kupgrade.errors import BadInputError
+from kupgrade.model.schedule import Automation, Window
 from kupgrade.model.workload import Fate, Probe, StoreKind
 
 # systemd.time(7), "Parsing time spans".
@@ -191,7 +192,10 @@ KEEP_SERVICES = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The merged policy. Times in seconds; `panic_timeout` is the crossing's kernel.panic."""
+    """The merged policy. Times in seconds; `panic_timeout` is the crossing's kernel.panic.
+
+    `soak`: how long the new kernel must have served before it becomes the boot default.
+    """
 
     max_blackout: float | None = None
     deadline: float = 120.0
@@ -205,6 +209,10 @@ class Policy:
     errata: ErrataOptions = ErrataOptions()
     metrics: MetricsOptions = MetricsOptions()
     workloads: tuple[WorkloadPolicy, ...] = ()
+    soak: float = 0.0
+    respect_inhibitors: bool = True
+    windows: tuple[Window, ...] = ()
+    automation: Automation = field(default_factory=Automation)
 
     def limit(self, workload: WorkloadPolicy) -> float | None:
         """The blackout limit of one workload in seconds: its own, else the default, else None."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kupgrade.model.plan import Plan
+from kupgrade.model.schedule import Terms
 
 
 class RecordKind(enum.Enum):
     """Kinds of records. The values live in journals on disk: never renamed, only retired."""
 
-    PLANNED = "planned"  # data: plan
+    PLANNED = "planned"  # data: plan; terms, if they are not the ordinary ones
     STARTED = "started"  # step; data: before-image
     DONE = "done"  # step
     FAILED = "failed"  # step; data: error
@@ -27,7 +28,11 @@ class RecordKind(enum.Enum):
     COLD = "cold"  # workloads come up by an ordinary start; data: reason
     FINISHED = "finished"  # data: outcome
     HANDS_OFF = "hands-off"  # data: reason
-    NOTE = "note"  # figures for the report, e.g. blackout; no effect on the state
+    NOTE = "note"  # figures for the report, e.g. blackout; no effect on the state but that of RELEASED
+
+
+# Key of a NOTE record: an upgrade that was held goes on; its value says why ("at_once" beside it: see Terms).
+RELEASED = "released"
 
 
 class Outcome(enum.Enum):
@@ -120,6 +125,7 @@ class State:
     outcome: Outcome | None = None
     hands_off: str = ""
     last_seq: int = 0
+    terms: Terms = field(default_factory=Terms)
 
     @property
     def over(self) -> bool:

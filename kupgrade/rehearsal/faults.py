@@ -24,7 +24,8 @@ MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 # Steps that a kernel beside the other does on a snapshot of the disk, which goes when it is fenced.
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
-SERVING = ("take-disk", "thaw", "unlock-network", "start-system", "adopt-units", "release-units", "mark-good")
+_SYSTEM = ("take-disk", "start-system", "adopt-units")
+SERVING = (*_SYSTEM, "thaw", "unlock-network", "release-units", "soak", "mark-good", "settle-reboot")
 # Without a step, but made by kupgrade itself, which spends them: nothing in the virtual host was changed for them.
 _ONCE = ("restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.

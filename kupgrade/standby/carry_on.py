@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kupgrade import telling
 from kupgrade.errors import ExitCode, NeedsHumanError
-from kupgrade.machine import handover, host, new_root, standing, takeover
+from kupgrade.machine import handover, host, new_root, passing_on, standing, takeover
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
 from kupgrade.model.record import Record, RecordKind, State
@@ -53,12 +53,16 @@ def run() -> int:
         elif record.kind in (RecordKind.FAILED, RecordKind.HANDS_OFF, RecordKind.UNDO_REQUESTED):
             standing.fail(places, why or "a step failed")
 
-    state = host.run(journal, root=Path("/"), watch=watch)
+    state = host.run(journal, root=Path("/"), watch=watch, leaves=passing_on.LEFT)
+    passed_on = passing_on.left(state)
     if state.over:
         states.finish(state.plan.upgrade)
+    if state.over or passed_on:
         standing.put(places, Stage.OVER)
         _tell_metrics()
     journal.close()
+    if passed_on:
+        passing_on.pass_on()
     os.close(lock)
     sys.stdout.flush()
     return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.DONE

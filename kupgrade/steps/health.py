@@ -33,7 +33,10 @@ class Gate:
 
     def describe(self) -> str:
         """One clause."""
-        return "ask once more: same processes, room for the images, workloads healthy, within the budget"
+        return (
+            "ask once more: same processes, room for the images, workloads healthy, within the budget, and the policy:"
+            " window, inhibitors"
+        )
 
     def describe_undo(self) -> str:
         """One clause."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kupgrade.steps import (
+    after,
     beside,
     bootentry,
     checkpoint,
@@ -20,6 +21,7 @@ from kupgrade.steps import (
 from kupgrade.steps.base import kinds
 
 _ALL = (
+    after,
     beside,
     bootentry,
     checkpoint,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kupgrade.core import recovery
+from kupgrade.core import kinds, recovery
 from kupgrade.errors import KupgradeError
 from kupgrade.kernel import sysctl
 from kupgrade.machine import handover, host, serve_out, standing
@@ -220,7 +220,7 @@ def _units_not_held(patch: Patch) -> None:
 
 
 def _disk_taken_by_the_look_of_it(patch: Patch) -> None:
-    patch.setattr(recovery, "REPEATED", recovery.REPEATED - {"take-disk"})
+    patch.setattr(recovery, "REPEATED", kinds.REPEATED - {"take-disk"})
     patch.setattr(RealTakeover, "disk_taken", lambda _self: True)
 
 

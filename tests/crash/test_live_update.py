@@ -7,8 +7,9 @@ import pytest
 from kupgrade.model.record import Outcome, RecordKind
 from tests.crash.matrix import KINDS
 from tests.crash.test_matrix import clean
-from tests.fakes.drive import Run, play
+from tests.fakes.drive import play
 from tests.fakes.endings import Behaviour
+from tests.fakes.judge import Run
 
 GOOD = Behaviour("in memory", store="luo")
 DROPS = Behaviour("the new kernel takes over nothing", store="luo", drops_memory=True)

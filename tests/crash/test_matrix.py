@@ -13,8 +13,9 @@ import pytest
 
 from kupgrade.model.record import Outcome
 from tests.crash.matrix import BEHAVIOURS, GOOD, HELPLESS, KINDS, pairs, singles, trace
-from tests.fakes.drive import Run, one_life, play
+from tests.fakes.drive import one_life, play
 from tests.fakes.endings import Behaviour
+from tests.fakes.judge import Run
 from tests.fakes.logs import FileLog
 from tests.fakes.machine import Machine
 

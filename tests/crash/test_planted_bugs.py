@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kupgrade import executor
-from kupgrade.core import fold, recovery
+from kupgrade.core import fold, kinds, recovery
 from kupgrade.model.record import Verdict
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
 from kupgrade.steps.checkpoint import Dump, Restore
@@ -133,7 +133,7 @@ def _timer_counts_past_the_commit(patch: Patch) -> None:
 
 
 def _disarmed_by_the_look_of_it(patch: Patch) -> None:
-    patch.setattr(recovery, "REPEATED", recovery.REPEATED - {"disarm"})
+    patch.setattr(recovery, "REPEATED", kinds.REPEATED - {"disarm"})
     patch.setattr(Disarm, "verify", lambda *_: Verdict.DONE)
 
 

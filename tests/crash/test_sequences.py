@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.crash.matrix import BEHAVIOURS
-from tests.fakes.drive import Run, authority, begin, judge, one_life
+from tests.fakes.drive import begin, one_life
 from tests.fakes.endings import Behaviour
+from tests.fakes.judge import Run, authority, judge
 
 MAX_FAULTS = 6  # more would only use up the retries that are bounded on purpose
 

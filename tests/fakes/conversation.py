@@ -59,6 +59,7 @@ class Conversation:
         self._stores()
         self._kernel()
         self._boot_default()
+        self._after()
         self._network_and_units()
         self._freeze_and_dump()
         host = self.host
@@ -107,6 +108,20 @@ class Conversation:
         self.ask("what is stored has changed", lambda: boot.stored() != stored)
         self.ask("restore the default", lambda: boot.restore_default(stored))
         self.ask("what is stored is as it was", lambda: boot.stored() == stored)
+
+    def _after(self) -> None:
+        after, plan = self.host.after, self.plan
+        mine, newer = f"linux-image-{plan.new_release}", "linux-image-999.1"
+        self.ask("wait for what is over", lambda: after.wait_until(0.0))
+        self.ask("the clock goes forward", lambda: after.uptime() <= after.uptime())
+        for _ in range(2):
+            self.ask("name others", lambda: after.settle_reboot(plan.new_release, (newer, "dbus")))
+            self.ask("others are named", lambda: {newer, "dbus"} <= set(after.reboot_wishes().packages or ()))
+            self.ask("a restart is asked for", lambda: after.reboot_wishes().flag)
+            self.ask("not for the kernel that was settled", lambda: mine in (after.reboot_wishes().packages or ()))
+        self.ask("settle a newer one", lambda: after.settle_reboot("999.1", ()))
+        self.ask("it is gone", lambda: newer in (after.reboot_wishes().packages or ()))
+        self.ask("the other is not", lambda: "dbus" in (after.reboot_wishes().packages or ()))
 
     def _network_and_units(self) -> None:
         network, units, workloads = self.host.network, self.host.units, self.workloads

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pytest
 
 from kupgrade import executor
 from kupgrade.core import fold
 from kupgrade.core.planner import assemble, store_for, to_stop
-from kupgrade.core.recovery import Action, decide
 from kupgrade.core.stakes import jump_cut_short
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
@@ -21,12 +19,21 @@ from kupgrade.model.hook import Hook
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import WorkloadPolicy
-from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
+from kupgrade.model.record import Now, Record, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
-from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, Behaviour, Crossed, Hung, Kill, PowerCut, Restarted
-from tests.fakes.hooks import HOOKS, judge_hooks
+from tests.fakes.endings import (
+    REBOOT_ASKED,
+    Behaviour,
+    Crossed,
+    Hung,
+    Kill,
+    PowerCut,
+    Restarted,
+)
+from tests.fakes.hooks import HOOKS
+from tests.fakes.judge import BY_HAND, ENABLED, Run, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
 
@@ -38,7 +45,6 @@ WEB = Workload(
 )  # fmt: skip
 JOBS = Workload("jobs", "jobs.service", "/system.slice/jobs.service", 700, (700,), udp_ports=(5000,))
 WORKLOADS = (WEB, JOBS)
-ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by hand, no boot starts it
 
 
 @functools.cache
@@ -46,10 +52,16 @@ def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> P
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen, active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit), needed_services=(), hooks=hooks
+        workloads=seen,
+        active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit),
+        needed_services=(),
+        hooks=hooks,
+        reboot_packages=REBOOT_ASKED,
     )
     policy = fake_facts.policy(
-        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), stop_services=True
+        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
+        stop_services=True,
+        soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
     )
     target = fake_facts.target()
     store = store_for(UPGRADE, policy, kind)
@@ -93,46 +105,6 @@ class FakeClock:
 
     def uptime(self) -> float:
         return 100.0
-
-
-@dataclass
-class Run:
-    """How one scenario went."""
-
-    name: str
-    faults: Mapping[int, str]
-    machine: Machine
-    log: MemoryLog
-    state: State | None = None
-    advances: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ticks(self) -> int:
-        return len(self.machine.trace)
-
-    def report(self) -> str:
-        """Scenario, what was violated, and the journal."""
-        faults = ", ".join(
-            f"{kind} at {at} ({self.machine.trace[at - 1] if at <= self.ticks else 'never reached'})"
-            for at, kind in sorted(self.faults.items())
-        )
-        lines = [f"scenario {self.name}: {faults or 'no fault'}"]
-        lines += [f"  violated: {problem}" for problem in self.problems]
-        return "\n".join(
-            [*lines, "  journal:", *(f"    {line}" for line in journal_lines(self.log.records, self.machine.plan))]
-        )
-
-
-def journal_lines(records: Sequence[Record], of: Plan | None = None) -> list[str]:
-    """One line a record."""
-    kinds = [spec.kind for spec in (of or plan()).steps]
-    lines = []
-    for r in records:
-        step = "" if r.step is None else kinds[r.step]
-        detail = r.data.get("error") or r.data.get("reason") or r.data.get("outcome") or ""
-        lines.append(f"{r.seq:3} {r.boot_id} epoch {r.epoch} {r.kind.value} {step} {detail}".rstrip())
-    return lines
 
 
 def play(
@@ -211,105 +183,3 @@ def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
         machine.handed.fetch()
     if jump_cut_short(state):
         machine.host.crossing.thaw_filesystems()
-
-
-def judge(run: Run) -> None:
-    """Everything that must hold at the end."""
-    machine, state = run.machine, run.state
-    if state is None:
-        run.problems.append(f"it does not end: {run.advances} calls of advance")
-    else:
-        # tests/unit/core/test_fold.py: this state is what a new process folds from the journal.
-        if decide(state, machine.now(state)).action not in (Action.NOTHING, Action.ASK_HUMAN):
-            run.problems.append("asked once more after the end, something would be done")
-        machine.faults = {}
-        machine.work()
-        if state.hands_off:
-            _judge_hands_off(run, state)
-        elif state.outcome is None:
-            run.problems.append("advance came back without an end")
-        else:
-            _judge_end(run, state.outcome)
-    run.problems += authority(run.log.records)
-    run.problems += machine.violations
-
-
-def _judge_hands_off(run: Run, state: State) -> None:
-    machine = run.machine
-    if not machine.behaviour.hands_off:
-        run.problems.append(f"a person was asked without need: {state.hands_off}")
-    if machine.restored_or_running():
-        return
-    if not machine.excused and machine.sealed_in is None:
-        run.problems.append("hands off, but the evidence is gone: no copy and no complete images")
-
-
-def _judge_end(run: Run, outcome: Outcome) -> None:
-    machine = run.machine
-    wrong = run.problems.append
-    for workload in machine.workloads:
-        copy = machine.copies.get(workload.name)
-        if copy is None or not copy.running or not copy.adopted:
-            wrong(f"{workload.name} does not serve at the end: {copy}")
-        elif copy.lineage and not machine.excused:
-            wrong(f"{workload.name} lost its memory")
-    left = {
-        "network lock": machine.lock, "network lock of the next boots": machine.lock_file, "drop-ins": machine.holds,
-        "kexec image": machine.loaded, "images": machine.images, "image directory": machine.store_made,
-        "complete mark": machine.sealed_in, "staged initrds": machine.initrds, "watchdog": machine.watchdog,
-        "dead-man timer": machine.deadman, "frozen file systems": machine.filesystems_frozen,
-    }  # fmt: skip
-    for what, value in left.items():
-        if value:
-            wrong(f"left behind: {what} ({value})")
-    if machine.panic != ADMIN_PANIC:
-        wrong(f"kernel.panic is {machine.panic}, it was {ADMIN_PANIC}")
-    run.problems += judge_hooks(machine.host.hooks.outside, outcome, machine.behaviour)
-    cold = any(r.kind is RecordKind.COLD for r in run.log.records)
-    if outcome is Outcome.COMMITTED:
-        _judge_commit(run, cold)
-    else:
-        _judge_rollback(run)
-
-
-def _judge_commit(run: Run, cold: bool) -> None:
-    machine = run.machine
-    if not machine.committed:
-        run.problems.append("ended as committed without a commit")
-    if machine.release != machine.plan.new_release and not (cold and machine.excused):
-        run.problems.append(f"committed, but {machine.release} runs")
-    expected = NEW_ENTRY if machine.release == machine.plan.new_release else OLD_ENTRY
-    if machine.default() != expected:
-        run.problems.append(f"committed on {machine.release}, but the boot default is {machine.default()}")
-
-
-def _judge_rollback(run: Run) -> None:
-    machine = run.machine
-    if machine.committed:
-        run.problems.append("rolled back after the commit")
-    if machine.release != machine.plan.old_release and not machine.excused:
-        run.problems.append(f"rolled back, but {machine.release} runs")
-    if machine.stored_default != machine.behaviour.stored_default:
-        run.problems.append(f"the boot default is {machine.stored_default}, it was {machine.behaviour.stored_default}")
-    wanted = {ENABLED, BY_HAND} if machine.boots == 1 else {ENABLED}
-    if machine.active != wanted:
-        run.problems.append(f"services run: {sorted(machine.active)}, expected {sorted(wanted)}")
-
-
-CLAIMS = (RecordKind.CROSSED, RecordKind.FELL_BACK, RecordKind.COLD)
-
-
-def authority(records: Sequence[Record]) -> list[str]:
-    """One writer: every record is of the boot and epoch that hold authority; a claim raises the epoch by one."""
-    problems = []
-    boot, epoch = records[0].boot_id, records[0].epoch
-    for record in records[1:]:
-        if record.kind in CLAIMS:
-            if record.epoch != epoch + 1:
-                problems.append(f"record {record.seq}: a claim in epoch {record.epoch} after {epoch}")
-            boot, epoch = record.boot_id, record.epoch
-        elif record.kind is not RecordKind.HANDS_OFF and (record.boot_id, record.epoch) != (boot, epoch):
-            problems.append(f"record {record.seq}: {record.boot_id} epoch {record.epoch} has no authority")
-        if record.seq != records.index(record) + 1:
-            problems.append(f"record {record.seq} is out of sequence")
-    return problems

@@ -23,9 +23,10 @@ from kupgrade.model.workload import StoreKind
 from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes import facts as fake_facts
-from tests.fakes.drive import BY_HAND, ENABLED, UPGRADE, WORKLOADS, FakeClock, shared_plan
-from tests.fakes.endings import EndError, Kill, PowerCut, Restarted
+from tests.fakes.drive import UPGRADE, WORKLOADS, FakeClock, shared_plan
+from tests.fakes.endings import REBOOT_ASKED, EndError, Kill, PowerCut, Restarted
 from tests.fakes.hooks import HOOKS
+from tests.fakes.judge import BY_HAND, ENABLED
 from tests.fakes.judge_spawn import SpawnRun, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.two_kernels import BOX, Box
@@ -47,6 +48,7 @@ def spawn_plan() -> Plan:
         needed_services=(),
         spawn=fake_facts.spawn(),
         hooks=HOOKS,
+        reboot_packages=REBOOT_ASKED,
     )
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kupgrade.model.record import RecordKind
 
 OLD_ENTRY, NEW_ENTRY = "entry-old", "entry-new"
+REBOOT_ASKED = ("linux-image-7.3.4-amd64", "libc6")  # in /run/reboot-required.pkgs of the old kernel
 ADMIN_PANIC = 3  # kernel.panic of every boot whose command line does not say otherwise
 OPEN_INTENT = (RecordKind.STARTED, RecordKind.UNDO_STARTED, RecordKind.REENTERING)
 

@@ -9,6 +9,7 @@ from typing import Any
 from kupgrade.errors import NotNowError, RefusedError
 from kupgrade.model.hook import BLACKOUT, Hook, HookPoint
 from kupgrade.model.record import Outcome
+from tests.fakes.endings import NEW_ENTRY
 
 AFTER = (HookPoint.POST_RESUME, HookPoint.COMMIT)
 HOOKS = tuple(
@@ -52,6 +53,8 @@ class Hooks:
         m = self.m
         if (point in AFTER) is not m.committed:
             m.violate(f"the {point.value} hook was called {'after' if m.committed else 'before'} the commit")
+        if point is HookPoint.COMMIT and m.default() != NEW_ENTRY:
+            m.violate("the commit hook was called and the new kernel is not the default")
         copies = list(m.copies.values())
         still = bool(copies) and not any(copy.running for copy in copies)
         if point is HookPoint.PRE_RESTORE and copies:
@@ -75,11 +78,16 @@ class Hooks:
         return point in self.answered
 
 
-def judge_hooks(outside: Outside, outcome: Outcome, behaviour: Any) -> list[str]:
-    """After a commit all were called to their end and stay; after a rollback nothing of any of them is left."""
+def judge_hooks(outside: Outside, outcome: Outcome, behaviour: Any, *, default: bool) -> list[str]:
+    """After a commit all were called to their end and stay; after a rollback nothing of any of them is left.
+
+    `default`: the new kernel is the boot default. If it is not, because its soak time or its boot was cut short, those
+    that are told so are not called.
+    """
     if outcome is Outcome.ROLLED_BACK:
         return [f"left behind: what the {point.value} hook did ({how})" for point, how in outside.did.items()]
-    wrong = [f"the {point.value} hook was never called" for point in HookPoint if point not in outside.did]
+    due = [point for point in HookPoint if default or point is not HookPoint.COMMIT]
+    wrong = [f"the {point.value} hook was never called" for point in due if point not in outside.did]
     for point, how in outside.did.items():
         if how != DONE and not behaviour.hook_says.startswith(f"{point.value}: "):
             wrong.append(f"the {point.value} hook did not end")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from kupgrade.errors import KupgradeError
 from kupgrade.model.plan import Allowance, Plan
+from kupgrade.model.reboot import RebootWishes, left
 from kupgrade.model.workload import FileState, Store, Workload
 from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, Crossed, Loaded, Restarted
 from tests.fakes.hooks import Hooks, Outside
@@ -167,6 +168,24 @@ class Health(Port):
         return {}
 
 
+class After(Port):
+    """The clock stands still but for those who wait; who asks for a restart is forgotten with the boot."""
+
+    def uptime(self) -> float:
+        return self.m.uptime
+
+    def wait_until(self, uptime: float) -> None:
+        self.m.act("wait")
+        self.m.uptime = max(self.m.uptime, uptime)
+
+    def reboot_wishes(self) -> RebootWishes:
+        return RebootWishes(bool(self.m.reboot_packages), self.m.reboot_packages or None)
+
+    def settle_reboot(self, release: str, others: Sequence[str]) -> None:
+        self.m.act("settle reboot")
+        self.m.reboot_packages = tuple(dict.fromkeys((*left(self.m.reboot_packages, release), *others)))
+
+
 class Host:
     """The ports, each a few lines on the machine."""
 
@@ -181,6 +200,7 @@ class Host:
         self.boot = Boot(machine)
         self.crossing = Crossing(machine)
         self.health = Health(machine)
+        self.after = After(machine)
 
     def go_back(self) -> None:
         machine = self.machine

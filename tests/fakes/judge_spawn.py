@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from kupgrade.core.recovery import Action, decide
 from kupgrade.model.record import Outcome, Record, RecordKind, State
-from tests.fakes.drive import BY_HAND, ENABLED, authority
-from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY
+from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, REBOOT_ASKED
 from tests.fakes.hooks import judge_hooks
+from tests.fakes.judge import BY_HAND, ENABLED, authority
 from tests.fakes.two_kernels import Box
 
 PROMPT = 20.0  # seconds
@@ -96,7 +96,7 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
     for what, value in left.items():
         if value:
             wrong(f"left behind: {what} ({value})")
-    run.problems += judge_hooks(box.outside, outcome, box.behaviour)
+    run.problems += judge_hooks(box.outside, outcome, box.behaviour, default=kernel.default() == NEW_ENTRY)
     if box.unsaid and not any(r.kind in (RecordKind.COLD, RecordKind.FELL_BACK) for r in run.records):
         wrong("the machine was restarted and the journal does not say so")
     if any(box.drivers[name] is not kernel for name in box.drivers):
@@ -117,6 +117,9 @@ def _judge_commit(run: SpawnRun) -> None:
     expected = NEW_ENTRY if kernel.release == box.plan.new_release else OLD_ENTRY
     if kernel.default() != expected:
         run.problems.append(f"committed on {kernel.release}, but the boot default is {kernel.default()}")
+    same_boot = run.records[-1].boot_id == kernel.boot_id  # /run ends with its boot
+    if not cold and same_boot and kernel.reboot_packages != REBOOT_ASKED[1:]:
+        run.problems.append(f"committed, but a restart is asked for by {kernel.reboot_packages}")
     told = [r for r in run.records if r.data.get("retired") is not None]
     if not cold and kernel is box.new and box.old.alive and not any(r.data["retired"] == 0 for r in told):
         run.problems.append("the old kernel is still there and the journal does not say so")

@@ -22,6 +22,7 @@ from tests.fakes.endings import (
     ADMIN_PANIC,
     NEW_ENTRY,
     OPEN_INTENT,
+    REBOOT_ASKED,
     Behaviour,
     Copy,
     Hung,
@@ -102,6 +103,9 @@ class Machine:
         self.probing = ""
         self.gate_passed = False
         self.summoned = False
+        self.uptime = 100.0
+        # /run ends with the boot; in the first one packages have asked for a restart.
+        self.reboot_packages: tuple[str, ...] = REBOOT_ASKED if self.boots == 1 else ()
         self.stale_units: set[str] = set()  # systemd still goes by a drop-in that was removed
 
     def start_units(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from kupgrade.model.record import Now, Record, RecordKind, State
-from tests.fakes.endings import NEW_ENTRY, OPEN_INTENT, Copy, Image
+from tests.fakes.endings import NEW_ENTRY, OPEN_INTENT, REBOOT_ASKED, Copy, Image
 from tests.fakes.handed_over import HandedOver
 from tests.fakes.logs import check_commit
 from tests.fakes.machine import Machine
@@ -39,6 +39,8 @@ class Kernel:
         self.probed: set[str] = set()
         self.probing = ""
         self.pids_free = True
+        self.uptime = 100.0
+        self.reboot_packages: tuple[str, ...] = REBOOT_ASKED if boot_id == box.plan.boot_id else ()
         self.deadman = self.watchdog = False
         self.handed = HandedOver(cast(Machine, self), used=False)
         self.thaw_failures = self.behaviour.thaw_failures

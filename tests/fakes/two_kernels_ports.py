@@ -99,7 +99,7 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     clock.clock_settime, clock.CLOCK_REALTIME = (lambda *_: None), 0
     quiet = {"raising": False}
     patch.setattr(host, "Places", lambda _root: box().current)
-    patch.setattr(host, "compose", lambda _plan, places: Host(places))
+    patch.setattr(host, "compose", lambda _plan, places, _terms: Host(places))
     patch.setattr(host, "proc", SimpleNamespace(boot_id=lambda _root: box().current.boot_id))
     patch.setattr(host, "observe_now", lambda state, places, images: places.now(state))
     patch.setattr(host, "keep_pids_free", lambda *_: None)

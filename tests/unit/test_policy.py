@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.policy import Concern, NetworkMode, OnUnknown, Policy, SpawnOptions, seconds
+from kupgrade.model.schedule import Automation, Day, Mode, Window
 from kupgrade.model.workload import Fate, ProbeKind, StoreKind
 from kupgrade.policy import drop_ins, find_line, load, merge, parse
 
@@ -185,6 +186,45 @@ def test_wrong_options_of_the_spawn_engine(line: str, told: str) -> None:
     assert told in said and "line 2" in said
 
 
+def test_automation_and_windows_are_read() -> None:
+    """Modes, windows and the soak time reach the policy."""
+    policy = of(
+        """
+        soak = "10min"
+        respect_inhibitors = false
+        [automation]
+        mode = "apply"
+        with_users = true
+        [[window]]
+        days = ["sat", "sun"]
+        start = "02:30"
+        length = "2h"
+        time_zone = "Europe/Berlin"
+        [[window]]
+        start = "23:00"
+        length = "15min"
+        """
+    )
+    assert (policy.soak, policy.respect_inhibitors) == (600.0, False)
+    assert policy.automation == Automation(Mode.APPLY, with_users=True)
+    assert policy.windows == (
+        Window(150, 7200.0, (Day.SAT, Day.SUN), "Europe/Berlin"),
+        Window(1380, 900.0),
+    )
+    assert [str(each) for each in policy.windows] == [
+        "sat,sun 02:30 Europe/Berlin for 120 min",
+        "daily 23:00 UTC for 15 min",
+    ]
+
+
+@pytest.mark.parametrize("high", ["[[window]]\nstart='04:00'\nlength='1h'\n", "window = []\n"])
+def test_windows_of_a_later_file_replace_the_others(high: str) -> None:
+    """Two files never add up to more windows than their last author meant."""
+    low = parse(Path("a"), b"[[window]]\nstart='02:00'\nlength='2h'\n[[window]]\nstart='12:00'\nlength='2h'\n")
+    assert [w.start for w in merge((low, parse(Path("b"), high.encode()))).windows] == ([240] if "04" in high else [])
+    assert [w.start for w in merge((low, parse(Path("c"), b"deadline = 9\n"))).windows] == [120, 720]
+
+
 def test_layers_merge_by_file_name(tmp_path: Path) -> None:
     """Names order the files whatever their layer; tables and workloads of one name merge."""
     put(
@@ -254,6 +294,32 @@ def test_another_way_to_find_a_workload_replaces_the_first() -> None:
             ["line 6"],
         ),
         ("[[workload]]\nname='a'\nunit='a.service'\nprobe = 'tcp'", ["[workload.probe]"]),
+        ("soak = -1", ["line 1", "soak", "positive"]),
+        ("soak = true", ["soak", "time span"]),
+        ("respect_inhibitors = 'no'", ["respect_inhibitors", "true or false"]),
+        ("automation = 'apply'", ["automation", "[automation]"]),
+        ("[automation]\nmode = 'now'", ["line 2", "automation.mode", '"notify"', '"apply"']),
+        ("[automation]\nwith_users = 1", ["line 2", "automation.with_users", "true or false"]),
+        ("[automation]\nmodes = 1", ["automation.modes", "no such key", "mode, with_users"]),
+        ("window = 3", ["line 1", "window", "[[window]]"]),
+        ("[window]\nstart = '02:00'", ["window", "[[window]]"]),
+        ("window = [{start = '2:00', length = '1h'}]", ["line 1", "window.1.start", '"02:30"']),
+        ("[[window]]\nlength = '2h'", ["line 1", "window.1.start", "needs it"]),
+        ("[[window]]\nstart = '02:00'", ["window.1.length", "needs it"]),
+        ("[[window]]\nstart = '24:00'\nlength = '2h'", ["line 2", "window.1.start", '"02:30"']),
+        ("[[window]]\nstart = 02:00:00\nlength = '2h'", ["line 2", "window.1.start"]),
+        ("[[window]]\nstart = '02:00'\nlength = '5min'", ["line 3", "window.1.length", "15 minutes"]),
+        ("[[window]]\nstart = '02:00'\nlength = '8d'", ["line 3", "window.1.length", "7 days"]),
+        ("[[window]]\nstart = '02:00'\nlength = '2h'\ndays = ['Sunday']", ["line 4", "window.1.days", '"sun"']),
+        ("[[window]]\nstart = '02:00'\nlength = '2h'\ndays = []", ["line 4", "window.1.days", "1 or more"]),
+        ("[[window]]\nstart = '02:00'\nlength = '2h'\nzone = 'UTC'", ["line 4", "window.1.zone", "time_zone"]),
+        (
+            "[[window]]\nstart='02:00'\nlength='2h'\n[[window]]\nstart='02:00'\nlength='2h'\ntime_zone='Europe/Bonn'",
+            ["line 7", "window.2.time_zone", "IANA", "tzdata"],
+        ),
+        ("[[window]]\nstart='02:00'\nlength='2h'\ntime_zone='../../etc/passwd'", ["line 4", "window.1.time_zone"]),
+        ("[[window]]\nstart='02:00'\nlength='2h'\ntime_zone=''", ["line 4", "window.1.time_zone"]),
+        ("[[window]]\nstart='02:00'\nlength='2h'\ntime_zone=1", ["line 4", "window.1.time_zone"]),
         ("deadline = \n", ["not valid TOML", "line 1"]),
         ("deadline = 1\ndeadline = 2", ["not valid TOML"]),
     ],

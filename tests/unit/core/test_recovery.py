@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 
 from kupgrade.core.fold import UNOBSERVED, apply, fold
+from kupgrade.core.kinds import REPEATED
 from kupgrade.core.recovery import (
     MAX_FAILURES_AFTER_COMMIT,
     MAX_REENTRIES,
     MAX_UNDO_FAILURES,
-    REPEATED,
     Action,
     Decision,
     decide,
@@ -22,7 +23,8 @@ from kupgrade.core.recovery import (
 from kupgrade.core.stakes import armed, images_valid, jump_cut_short, step_index
 from kupgrade.model.codec import encode
 from kupgrade.model.ids import Ticket
-from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
+from kupgrade.model.record import RELEASED, Now, Outcome, Record, RecordKind, State
+from kupgrade.model.schedule import Terms
 from kupgrade.model.workload import StoreKind
 from kupgrade.steps import registry
 from tests.fakes.drive import plan
@@ -211,7 +213,46 @@ def test_every_decision_has_a_reason_in_words() -> None:
 
 def test_every_action_occurs_in_the_table() -> None:
     """No action is without a row; an instance stands, an upgrade never does (tests/steps/test_instance.py)."""
-    assert {action for _, _, action, _ in ROWS.values()} == set(Action) - {Action.STAND}
+    assert {action for _, _, action, _ in ROWS.values()} == set(Action) - {Action.STAND, Action.WAIT}
+
+
+HELD = replace(START, terms=Terms(hold=True))
+
+
+def test_an_upgrade_that_is_held_waits_before_anybody_notices() -> None:
+    """What is only written to disk is done; before the kernel is loaded it waits, until a note lets it go on."""
+    assert decide(HELD, HERE).action is Action.RUN
+    first = KINDS.index("load-kernel")
+    ready = after(*done(KINDS[first - 1]), state=HELD)
+    assert decide(ready, HERE).action is Action.WAIT
+    note = (RecordKind.NOTE, None, OLD_BOOT, {RELEASED: "the window is open"})
+    found = decide(after(note, state=ready), HERE)
+    assert (found.action, found.step) == (Action.RUN, first)
+    other = after((RecordKind.NOTE, None, OLD_BOOT, {"blackout": {"web": 1.0}}), state=ready)
+    assert decide(other, HERE).action is Action.WAIT
+
+
+def test_an_upgrade_that_is_held_can_be_taken_back_and_survives_a_reboot() -> None:
+    """A wish to roll back undoes it; another boot takes it back as any upgrade that never armed."""
+    ready = after(*done(KINDS[KINDS.index("load-kernel") - 1]), state=HELD)
+    undoing = after((RecordKind.UNDO_REQUESTED, None, OLD_BOOT, {"reason": "no"}), state=ready)
+    assert decide(undoing, HERE).action is Action.UNDO
+    assert decide(ready, BACK).action is Action.FALL_BACK
+
+
+def test_nothing_that_is_begun_is_held() -> None:
+    """A hold that comes too late stops nothing: no step stands half done for days."""
+    begun_already = after(*done("gate"), state=HELD)
+    assert decide(begun_already, HERE).action is Action.RUN
+
+
+def test_terms_come_from_the_first_record() -> None:
+    """On which terms an upgrade was begun is on disk; a journal without them has the ordinary ones."""
+    data = {"plan": encode(PLAN), "digest": PLAN.digest, "terms": encode(Terms(automatic=True, hold=True))}
+    assert fold([replace(FIRST, data=data)]).terms == Terms(automatic=True, hold=True)
+    assert START.terms == Terms()
+    at_once = after((RecordKind.NOTE, None, OLD_BOOT, {RELEASED: "now", "at_once": True}), state=HELD)
+    assert at_once.terms == Terms(at_once=True)
 
 
 def test_steps_that_are_repeated_exist() -> None:
