@@ -32,7 +32,10 @@ FORMAT = "kupgrade.report/1"
 UPGRADES = 5  # the last ones, whose plan and journal go in
 LINES = 2000  # of a log, at most
 _LARGEST = 4 << 20  # bytes of one member
-_UNITS = ("kupgrade-apply.service", "kupgrade-resume.service", "kupgrade-lock.service", "kupgrade-crossing.target")
+_UNITS = (
+    *("kupgrade-apply.service", "kupgrade-resume.service", "kupgrade-lock.service", "kupgrade-crossing.target"),
+    *("kupgrade-request.service", "kupgrade-request.path", "kupgrade-request.timer"),
+)
 # Nothing of a unit that its administrator wrote: no Environment=, no command lines.
 _PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainCode,NRestarts,StatusText,InvocationID,"

@@ -155,6 +155,10 @@ def _new_default_on_the_old_release(patch: Patch) -> None:
     patch.setattr(recovery, "_pointless", lambda _state, _index: False)
 
 
+def _commit_told_on_the_old_release(patch: Patch) -> None:
+    patch.setattr(recovery, "makes_default", lambda spec: spec.kind == kinds.MARK_GOOD)
+
+
 def _failure_after_commit_rolls_back(patch: Patch) -> None:
     patch.setattr(recovery, "MAX_FAILURES_AFTER_COMMIT", 0)
 
@@ -209,6 +213,7 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_default_always_the_old_one, "but the boot default is"),
     (_questions_not_asked_again, "the gate never said yes"),
     (_new_default_on_the_old_release, "but the boot default is"),
+    (_commit_told_on_the_old_release, "is not the default"),
     (_failure_after_commit_rolls_back, "a person was asked without need"),
     (_hooks_not_undone, "left behind: what the"),
     (_half_a_hook_counts, "hook was never called"),

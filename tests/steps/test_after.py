@@ -22,6 +22,8 @@ from tests.fakes.drive_spawn import spawn_plan
 from tests.fakes.endings import Behaviour
 from tests.fakes.facts import NEW, OLD
 
+MADE_GOOD = ("mark-good", "settle-reboot", "tell-hooks")
+
 
 @dataclass
 class After:
@@ -83,30 +85,30 @@ def kinds(of: Plan) -> list[str]:
 
 
 def test_without_a_soak_time_the_new_kernel_is_made_good_at_once() -> None:
-    """In both engines: right after the units are their own again, and the wish for a restart after that."""
+    """In both engines: right after the units are their own again, then the wish for a restart, then hooks are told."""
     for each in (plan(), spawn_plan()):
         found = kinds(each)
         at = found.index("mark-good")
-        assert found[at - 1 : at + 3] == ["release-units", "mark-good", "settle-reboot", "wipe-images"]
+        assert found[at - 1 : at + 4] == ["release-units", *MADE_GOOD, "wipe-images"]
         assert "soak" not in found
 
 
 def test_with_a_soak_time_it_comes_last() -> None:
     """Images are wiped and the old kernel has left before: nothing secret or needed lies about for that long."""
-    assert kinds(plan(StoreKind.LUO))[-3:] == ["soak", "mark-good", "settle-reboot"]
+    assert kinds(plan(StoreKind.LUO))[-4:] == ["soak", *MADE_GOOD]
     order: Any = SimpleNamespace(
         target=SimpleNamespace(image=SimpleNamespace(release=NEW)),
         policy=SimpleNamespace(soak=60.0),
-        facts=SimpleNamespace(reboot_packages=()),
+        facts=SimpleNamespace(reboot_packages=(), hooks=()),
     )
-    assert [each.kind for each in made_good(order)] == ["soak", "mark-good", "settle-reboot"]
+    assert [each.kind for each in made_good(order)] == ["soak", *MADE_GOOD[:-1]]
 
 
 def test_what_is_held_before_is_told() -> None:
     """A kernel to be loaded, or CPUs to be taken: what comes first in each engine is where an upgrade is held."""
-    assert prepared(plan()).endswith("stage-initrd, not yet: " + plan().steps[4].describe)
+    assert prepared(plan()).endswith("stage-initrd, not yet: " + plan().steps[5].describe)
     assert prepared(spawn_plan()).startswith(
-        "prepared: prepare-store, pin-boot-default, load-spawn-module, build-standby, not yet: "
+        "prepared: call-hooks, prepare-store, pin-boot-default, load-spawn-module, build-standby, not yet: "
     )
 
 

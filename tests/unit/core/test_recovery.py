@@ -26,7 +26,6 @@ from kupgrade.model.ids import Ticket
 from kupgrade.model.record import RELEASED, Now, Outcome, Record, RecordKind, State
 from kupgrade.model.schedule import Terms
 from kupgrade.model.workload import StoreKind
-from kupgrade.steps import registry
 from tests.fakes.drive import plan
 
 PLAN = plan(hooks=())
@@ -253,11 +252,6 @@ def test_terms_come_from_the_first_record() -> None:
     assert START.terms == Terms()
     at_once = after((RecordKind.NOTE, None, OLD_BOOT, {RELEASED: "now", "at_once": True}), state=HELD)
     assert at_once.terms == Terms(at_once=True)
-
-
-def test_steps_that_are_repeated_exist() -> None:
-    """The kinds that are done again after a crash are kinds of the plan."""
-    assert set(registry.names()) >= REPEATED
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS[: KINDS.index("cross")]) - {"stage-initrd"}))
