@@ -173,12 +173,12 @@ def test_the_blackout_is_told_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -
     original = host.run
     seen: list[Record] = []
 
-    def run(journal: Any, *, root: Path, watch: Any, **more: Any) -> State:
+    def run(journal: Any, *, watch: Any, **more: Any) -> State:
         def both(record: Record, state: State) -> None:
             seen.append(record)
             watch(record, state)
 
-        return original(journal, root=root, watch=both, **more)
+        return original(journal, watch=both, **more)
 
     with two_kernels():
         monkeypatch.setattr(host, "run", run)
