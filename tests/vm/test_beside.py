@@ -25,6 +25,7 @@ KILLS = ("", "take-memory:effect", "spawn-kernel:effect")
 KILLS_BACK = ("spawn-kernel:undo-intent",)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)
 def test_the_steps_give_everything_back_wherever_they_are_killed(beside: Guest) -> None:
     """Killed before and after effects and on the way back, gone on from the journal: all CPUs and memory come back."""

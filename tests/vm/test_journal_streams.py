@@ -62,6 +62,7 @@ def judge(found: dict[str, Any], name: str) -> None:
     assert found["states gone"] == 1
 
 
+@pytest.mark.extended
 def test_a_stream_joins_at_a_restart_of_the_journal(booting: Guest) -> None:
     """By the drop-in and, without one, in journald's own name: no line is lost or doubled, over later restarts too."""
     say(shell(booting.link, "systemctl show systemd-journald | grep -E '(InactiveExit|ExecMainStart).*Monotonic'"))
@@ -72,6 +73,7 @@ def test_a_stream_joins_at_a_restart_of_the_journal(booting: Guest) -> None:
         judge(inside(booting.link, "check", verb), verb)
 
 
+@pytest.mark.extended
 def test_a_stream_joins_at_the_first_start_of_the_journal(booting: Guest) -> None:
     """What a process wrote before PID 1 was systemd, while it came up and afterwards is all in the journal, once."""
     link = booting.link

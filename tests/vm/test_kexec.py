@@ -33,6 +33,7 @@ def lives(judged: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(each) for each in judged.get("generations", [judged])]
 
 
+@pytest.mark.extended
 def test_another_pair_of_releases_with_its_images_on_disk_works_as_well() -> None:
     """6.18 to 7.2 with a larger workload that dirties its memory commits with nothing lost."""
     judged = run(old="6.18", new="7.2", memory=128, dirty=1, store="disk")
@@ -52,6 +53,7 @@ def test_faults_one_after_the_other_never_cost_the_workload() -> None:
     assert last["workloads"][0]["pids_before"] == found[0]["workloads"][0]["pids_before"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("fault", "outcome"), [("panic-new-kernel", "rolled-back"), ("bad-initrd", "refused")])
 def test_a_new_kernel_that_cannot_be_used_changes_nothing(fault: str, outcome: str) -> None:
     """It panics, or its initrd is none: the old kernel has the workload as it was."""

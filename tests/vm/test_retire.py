@@ -78,6 +78,7 @@ def run(host: Guest, *further: str) -> tuple[str, str]:
     return host.log(ports[0]), host.log(ports[1])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("beside", [OLDER], ids=["older"], indirect=True)
 def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Guest) -> None:
     """All CPUs, nearly all memory, NIC and control port; the new kernel has no complaint and answers on the network.
@@ -91,6 +92,7 @@ def test_the_old_kernel_leaves_everything_to_the_new_one(beside: Guest) -> None:
         beside.network.connect(1, 10.0)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("beside", [NEWER], ids=["newer"], indirect=True)
 def test_the_new_kernel_leaves_in_its_turn(beside: Guest) -> None:
     """The third kernel has all that the first had; one that was fenced before had given everything back."""

@@ -13,6 +13,7 @@ from tests.vm.hosts import Guest
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.extended
 def test_a_file_system_is_written_merged_and_mapped_plainly_in_use(guest: Guest) -> None:
     """Origin untouched before, nothing lost after; refused tables and wrong nodes do no harm; faster than by tools."""
     done = guest.link.run(["/usr/bin/python3", guest.push(snapshot_inside)], timeout=300.0)

@@ -49,6 +49,7 @@ def check_facts(encoded: dict[str, Any]) -> None:
     assert (choice.cpus, choice.handed) == ((3, 2), (seen.root.ports[0], nic.port))
 
 
+@pytest.mark.extended
 def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Guest) -> None:
     """Three times in a row: it says hello, beats, answers, is fenced; all CPUs and all memory are as before."""
     found = inside(beside, "cycles", TIMES)
@@ -73,6 +74,7 @@ def test_a_kernel_comes_up_beside_this_one_and_leaves_nothing(beside: Guest) -> 
     print(f"hello after {hellos} s, ping {[cycle['ping ms']['median'] for cycle in found['cycles']]} ms")
 
 
+@pytest.mark.extended
 def test_the_end_of_the_new_kernel_is_not_the_end_of_this_one(beside: Guest) -> None:
     """A panic, a reset and a power-off there are told apart within moments; the machine goes on with all it had."""
     boots = len(beside.link.boots)

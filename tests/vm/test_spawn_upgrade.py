@@ -9,6 +9,7 @@ from tests.vm.test_kexec import lives, run
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.extended
 def test_taken_back_then_made_and_then_replaced_in_the_same_way() -> None:
     """An operator takes the first one back while the new kernel waits; then three generations in one life of the
     machine, over one connection, and each has all that the machine has.
