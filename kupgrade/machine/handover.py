@@ -46,7 +46,10 @@ IDLE_LIMIT = 5.0  # seconds in which a new kernel that was told begins
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A handover under way, for a worker that finds it: what was frozen and handed. `told`: the order was given."""
+    """A handover under way, for a worker that finds it: what was frozen and handed.
+
+    `told`: the order was given. `given`: after the commit the last buses have passed, or may have.
+    """
 
     instance: Instance
     ports: tuple[str, ...]
@@ -54,6 +57,7 @@ class Note:
     told: bool
     deadline: float  # CLOCK_MONOTONIC
     panic: int  # kernel.panic as it was: none may reset the machine under the kernel that takes over
+    given: bool = False
 
 
 @dataclass
@@ -173,7 +177,12 @@ class RealHandover:
         except KupgradeError:
             if not watch.channel.committed:
                 raise
-        ServeOut(watch, spawner, note.instance, note.store, self.places.root, self._end, self._say).run()
+
+        def remember(given: bool) -> None:
+            self._put(replace(note, told=True, given=given))
+
+        here = self.places.root
+        ServeOut(watch, spawner, note.instance, note.store, here, self._end, self._say, note.given, remember).run()
 
     def _await_commit(self, watch: Watch, note: Note) -> None:
         pulse = watch.pulse(STALL)

@@ -33,10 +33,15 @@ from kupgrade.model.standby import Legacy
 TABLE_TIMEOUT = 30.0  # seconds
 
 Told = Callable[[str, float], None]  # a part that is done, and the seconds it took
+Passing = Callable[[bool], None]  # True: the buses are about to pass; False: they did not
 
 
 def _untold(_part: str, _seconds: float) -> None:
     """Nobody listens."""
+
+
+def _unmarked(_passing: bool) -> None:
+    """Nobody remembers."""
 
 
 class BusesGivenError(KupgradeError):
@@ -54,6 +59,7 @@ class Retirement:
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     told: Told = _untold
+    passing: Passing = _unmarked
 
     @property
     def loop(self) -> Loop:
@@ -121,10 +127,12 @@ class Retirement:
         table = buses.table(movables, first_number, self.root)
         buses.keep_awake(movables, self.root)
         buses.quiesce(self.device, movables)
+        self.passing(True)
         try:
             self.client.ask(standby.LOAD_SSDT, TABLE_TIMEOUT, table=base64.b64encode(table).decode())
         except AgentError:  # it answered: it does not drive them
             buses.resume(self.device, movables)
+            self.passing(False)
             raise
         except KupgradeError as error:
             raise BusesGivenError("It is not known whether the last buses have passed", str(error)) from error
@@ -144,14 +152,15 @@ def retire(
     first_number: int = 1,
     root: Path = Path("/"),
     told: Told = _untold,
+    passing: Passing = _unmarked,
 ) -> NoReturn:
     """Pass on all that is left and end this kernel; nothing is synced. Returns never.
 
     `ports`: of the buses that have not passed; `first_number`: of their PCI segments, as in buses.table. `told` hears
-    of each part. Raises KupgradeError with this kernel alive; all may be tried again: after BusesGivenError
-    without ports.
+    of each part, `passing` before the buses pass, for whoever goes on after a kill. Raises KupgradeError with this
+    kernel alive; all may be tried again: after BusesGivenError without ports.
     """
-    retirement = Retirement(device, instance, client, root, told=told)
+    retirement = Retirement(device, instance, client, root, told=told, passing=passing)
     movables = buses.find(ports, root)
     began = time.monotonic()
     retirement.settle_cpus()

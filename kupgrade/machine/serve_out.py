@@ -50,6 +50,8 @@ class ServeOut:
     root: Path
     end: Callable[[Exception], NoReturn]
     say: Callable[[str], None]
+    given: bool = False  # the buses have passed, or may have, by a worker that was killed
+    remember: Callable[[bool], None] = lambda _given: None  # tells the worker after this one, if this one is killed
     pulse: Pulse = field(init=False)
     _wiped: bool = False
     _given: bool = False  # the buses have passed, or may have
@@ -59,6 +61,7 @@ class ServeOut:
     def __post_init__(self) -> None:
         """The new kernel is given its whole time."""
         self.pulse = self.watch.pulse(HANG_LIMIT)
+        self._given = self.given
 
     def run(self) -> NoReturn:
         """Until this kernel ends."""
@@ -97,8 +100,9 @@ class ServeOut:
         named = [] if self._given else [PciAddress.parse(port) for port in ports]
         try:
             retirement.retire(
-                self.spawner.device, self.instance, self.watch.client(), named, LATER_SEGMENT, self.root, self._told
-            )
+                self.spawner.device, self.instance, self.watch.client(), named, LATER_SEGMENT, self.root, self._told,
+                self.remember,
+            )  # fmt: skip
         except retirement.BusesGivenError:
             self._given = True
             raise

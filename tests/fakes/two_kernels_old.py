@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -230,7 +230,9 @@ def thawed(kernel: Kernel) -> None:
     kernel.filesystems_frozen = False
 
 
-def retire(_device: object, _instance: object, _client: object, named: Sequence[object], *_: object) -> None:
+def retire(
+    _device: object, _instance: object, _client: object, named: Sequence[object], *last: Callable[[bool], None]
+) -> None:
     here = box()
     for part in ("CPUs", "memory", "buses"):
         here.old.tick(f"give {part}")
@@ -238,6 +240,8 @@ def retire(_device: object, _instance: object, _client: object, named: Sequence[
             raise KupgradeError("Nothing can be given")
     if named and here.given:
         here.violate("buses were given twice")
+    if named:
+        last[-1](True)
     here.given = True
     if here.behaviour.retire_failures > here.failed:
         here.failed += 1

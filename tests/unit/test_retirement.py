@@ -292,17 +292,21 @@ def test_a_cpu_comes_back_to_a_spawned_kernel_through_its_loop(second: Machine) 
 
 
 def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused by the agent: driven here again. No answer at all: the new kernel may drive them, hands off."""
+    """Refused by the agent: driven here again. No answer at all: the new kernel may drive them, hands off.
+
+    What a worker that comes after a kill has to know is marked before they pass.
+    """
     done: list[str] = []
     monkeypatch.setattr(buses, "table", lambda *_: b"SSDT")
     for name in ("keep_awake", "quiesce", "resume"):
         monkeypatch.setattr(buses, name, lambda *_, name=name: done.append(name))
     movables: Any = ["bus"]
     found = a_retirement(first)
+    found.passing = lambda passing: done.append(f"passing {passing}")
     found.give_buses(movables, 1)
-    assert done == ["keep_awake", "quiesce"]
+    assert done == ["keep_awake", "quiesce", "passing True"]
     found.give_buses((), 1)
-    for error, end_of_it in ((1, "resume"), (0, "quiesce")):
+    for error, end_of_it in ((1, "passing False"), (0, "passing True")):
         first.errors[standby.LOAD_SSDT] = error
         with pytest.raises(KupgradeError):
             found.give_buses(movables, 1)
