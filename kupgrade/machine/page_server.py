@@ -1,0 +1,340 @@
+"""Whoever fills the memory of restored processes: a server, and a keeper that starts it again.
+
+They share one table of descriptors (clone(2), CLONE_FILES) and one log (fill_log.py), so that what the kernel
+puts into the table for one of them, the descriptor of a process that was just forked, is there when that one is killed.
+Each watches the other by a pidfd and puts a new one in its place. What neither can be guarded against is that both are
+killed at the same moment: then the kernel ends the registrations and what is missing reads as zeros.
+
+They are nobody's: out of every unit, the last that are ended for want of memory, deaf to signals that can be ignored.
+
+Crash windows: until criu has ended well the server's end is the end of the restore; from then on a new one goes on. A
+page that cannot be placed ends the workload by SIGKILL, the descriptors still open, so that nobody can have read zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host.memory_images import Memory
+from kupgrade.kernel import cgroup, proc, userfaultfd
+from kupgrade.kernel.libc import reported
+from kupgrade.kernel.userfaultfd import AgainError, GoneError
+from kupgrade.machine.fill_log import Field, FillLog, Stage
+from kupgrade.machine.fill_spaces import Source, Space, Spaces, load
+
+SOCKET = "lazy-pages.socket"  # criu's name for it, in its work directory
+FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED, criu/uffd.c
+RESTARTS = 20  # without a byte placed in between
+_POLL = 0.01
+_PATIENCE = 30.0  # seconds until killed processes must have ended
+_INT = struct.Struct("=i")
+_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}  # syscall_64.tbl; asm-generic/unistd.h
+_CLONE_FILES = 0x400
+_EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a server is to fill. `cgroup`: of the workload, for the end of processes that it forked."""
+
+    name: str
+    memories: tuple[Memory, ...]
+    cgroup: str
+    log: Path
+    work: Path  # criu's work directory
+    root: Path = Path("/")
+
+
+def start(charge: Charge) -> None:
+    """Fork keeper and server, and come back when criu can be started. Raises KupgradeError."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _detach(charge, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answers:
+        told = answers.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    if told != "ready":
+        raise KupgradeError("The memory cannot be filled in place", told or "its page server ended without a word")
+
+
+def _detach(charge: Charge, writer: int) -> NoReturn:
+    """In the child: a process of nobody's, with nothing open. `writer`: told when all is ready, or why it is not."""
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        os.chdir("/")
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        for path, text in (
+            (charge.root / "proc/self/oom_score_adj", _EXPENDABLE_LAST),
+            (charge.root / "sys/fs/cgroup/cgroup.procs", str(os.getpid())),
+        ):
+            with contextlib.suppress(OSError):  # before systemd mounts it there is no unit to leave
+                path.write_text(text)
+        pair = Pair(charge)
+        os.write(writer, b"ready")
+        os.close(writer)
+        pair.keep(pair.clone(pair.serve))
+    except BaseException as error:  # a forked process must never run on as its parent
+        with contextlib.suppress(OSError):
+            os.write(writer, f"{error}".encode())
+        _say(f"{charge.name}: {type(error).__name__}: {error}")
+    finally:
+        os._exit(1)
+
+
+class Pair:
+    """Keeper and server: both are this object, in two processes."""
+
+    def __init__(self, charge: Charge) -> None:
+        self.charge = charge
+        self.log = FillLog(charge.log, create=True)
+        self.log[Field.TOTAL] = sum(each.size for each in charge.memories)
+        sources: Mapping[int, Source] = load(charge.memories)
+        self.spaces = Spaces(self.log, sources, {each.pid: each.regions for each in charge.memories})
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        path = charge.work / SOCKET
+        path.unlink(missing_ok=True)
+        with reported("bind", path):
+            self.listener.bind(str(path))
+            path.chmod(0o600)
+            self.listener.listen(1)
+        self.kill_switch = _open_kill_switch(charge.cgroup)
+
+    def clone(self, role: Callable[[int], NoReturn]) -> int:
+        """A process with this one's descriptors, the same table, that plays `role` with our pidfd; its pidfd."""
+        ours = os.pidfd_open(os.getpid())
+        pid = _clone_files()
+        if pid == 0:
+            try:
+                role(ours)
+            except BaseException as error:
+                _say(f"{self.charge.name}: {type(error).__name__}: {error}")
+            finally:
+                os._exit(1)
+        return os.pidfd_open(pid)
+
+    def keep(self, server: int) -> NoReturn:
+        """Watch the server; put a new one in its place, and in the end one that ends the workload."""
+        self._note(Field.KEEPER, Field.KEEPER_SINCE)
+        placed, tries = -1, 0
+        while True:
+            _await_one([server], None)
+            os.close(server)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            if self.log.stage in (Stage.DONE, Stage.FAILED):
+                os._exit(0)
+            tries = tries + 1 if self.log[Field.PLACED] == placed else 0
+            placed = self.log[Field.PLACED]
+            if tries > 2 * RESTARTS:
+                os._exit(1)
+            self.log[Field.RESTARTS] += 1
+            server = self.clone(partial(self.go_on, hopeless=tries > RESTARTS))
+
+    def go_on(self, keeper: int, *, hopeless: bool = False) -> NoReturn:
+        """The role of a server that comes after another one. `hopeless`: after too many that achieved nothing."""
+
+        def work() -> None:
+            self._note(Field.SERVER, Field.SERVER_SINCE)
+            self.spaces.replay(answer=not hopeless)
+            if self.log.stage is not Stage.FILLING:
+                raise KupgradeError("The page server ended before criu had restored everything")
+            if hopeless:
+                raise KupgradeError("The page server does not come to place a page", f"{RESTARTS} ended at once")
+            self._fill(keeper)
+
+        self._guarded(work)
+
+    def serve(self, keeper: int) -> NoReturn:
+        """The role of the first server: from criu's connection on."""
+
+        def work() -> None:
+            self._note(Field.SERVER, Field.SERVER_SINCE)
+            self._receive()
+            self._fill(keeper)
+
+        self._guarded(work)
+
+    def _guarded(self, work: Callable[[], None]) -> NoReturn:
+        try:
+            work()
+        except (KupgradeError, OSError) as error:
+            self._end_workload(str(error))
+        os._exit(0)
+
+    def _note(self, who: Field, since: Field) -> None:
+        self.log[who] = os.getpid()
+        self.log[since] = proc.process(os.getpid()).starttime
+
+    def _receive(self) -> None:
+        """What criu sends: each task's PID and descriptor, a zombie's PID below zero, and a last word."""
+        line, _ = self.listener.accept()
+        (self.charge.work / SOCKET).unlink(missing_ok=True)
+        self.log[Field.STAGE] = Stage.RESTORING
+        while True:
+            ready = _await_one([line.fileno(), *(each.fd for each in self.spaces.all.values())], None)
+            for space in [each for each in self.spaces.all.values() if each.fd in ready]:
+                self.spaces.read(space)
+            if line.fileno() not in ready:
+                continue
+            data = line.recv(_INT.size, socket.MSG_WAITALL)
+            if len(data) < _INT.size:
+                raise KupgradeError("criu ended before it had restored everything", "it closed the connection")
+            number = _INT.unpack(data)[0]
+            if number == FINISHED:
+                break
+            if number > 0:
+                _, fds, _, _ = socket.recv_fds(line, 1, 1)
+                if len(fds) != 1:
+                    raise KupgradeError("criu sent no descriptor", f"process {number}")
+                self.spaces.add(fds[0], number, os.pidfd_open(number))
+        line.close()
+        self.listener.close()
+        self.log[Field.RESTORED_AT] = time.monotonic_ns()
+        self.log[Field.STAGE] = Stage.FILLING
+
+    def _fill(self, keeper: int) -> None:
+        while self.spaces.all:
+            keeper = self._look(keeper, self._work())
+        self.log[Field.FILLED_AT] = time.monotonic_ns()
+        self.log[Field.STAGE] = Stage.DONE
+
+    def _look(self, keeper: int, wait: float) -> int:
+        """Deal with all that has happened; the keeper's pidfd, of a new one when the old one has ended."""
+        by_fd = {each.fd: each for each in self.spaces.all.values()}
+        for fd in _await_one([keeper, *by_fd], wait):
+            if fd == keeper:
+                os.close(keeper)
+                keeper = self.clone(self.keep)
+                self.log[Field.RESTARTS] += 1
+            else:
+                while by_fd[fd].number in self.spaces.all and self.spaces.read(by_fd[fd]):
+                    pass
+        return keeper
+
+    def _work(self) -> float:
+        """Place one chunk, or close what is filled; milliseconds that may be waited for events then."""
+        space = next(iter(self.spaces.all.values()), None)
+        if space is None:
+            return 0
+        try:
+            if space.todo.first() is None:
+                self._close(space)
+            else:
+                self.spaces.place(space)
+        except AgainError:
+            return 1  # an event is on its way
+        except GoneError:
+            self.spaces.close(space)
+        return 0
+
+    def _close(self, space: Space) -> None:
+        """Only when no event is left unread: a process that is forking must find everything placed."""
+        while self.spaces.read(space):
+            pass
+        if space.todo.first() is None:
+            self.spaces.close(space)
+
+    def _end_workload(self, why: str) -> NoReturn:
+        """Nobody may read zeros: the processes end first, then the descriptors."""
+        _say(f"{self.charge.name}: {why}. Its processes are killed: they must not go on without their memory")
+        self.log.explain(why)
+        spaces = list(self.spaces.all.values())
+        for space in spaces:
+            with contextlib.suppress(OSError):
+                if space.pidfd >= 0:
+                    signal.pidfd_send_signal(space.pidfd, signal.SIGKILL)
+        if self.kill_switch >= 0 and any(each.pidfd < 0 for each in spaces):
+            with contextlib.suppress(OSError):
+                os.write(self.kill_switch, b"1")
+        deadline = time.monotonic() + _PATIENCE
+        while not all(userfaultfd.gone(each.fd) for each in spaces) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        self.log[Field.STAGE] = Stage.FAILED
+        os._exit(1)
+
+
+def _await_one(fds: Sequence[int], wait: float | None) -> list[int]:
+    """Those that can be read, or have ended; waits for one of them (milliseconds; None: for ever)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(wait)]
+
+
+def _open_kill_switch(path: str) -> int:
+    """cgroup.kill of a cgroup, opened ahead of the need; -1: there is none (Linux before 5.14)."""
+    try:
+        return os.open(cgroup.directory(path) / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+    except (OSError, KernelError):
+        return -1
+
+
+def _clone_files() -> int:
+    """fork(2), but with one table of descriptors for both: 0 in the child. Raises KernelError.
+
+    Python is told before and after, as with its own fork; this process has one thread.
+    """
+    number = _CLONE[platform.machine()]
+    python = ctypes.pythonapi
+    call = ctypes.PyDLL(None, use_errno=True).syscall
+    call.restype = ctypes.c_long
+    python.PyOS_BeforeFork()
+    arguments = (number, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    pid = int(call(*(ctypes.c_long(each) for each in arguments)))
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise KernelError("clone", "", ctypes.get_errno())
+    return pid
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"<2>kupgrade: page server of {text}\n")
+        sys.stderr.flush()
+
+
+def lives(log: FillLog) -> bool:
+    """Whether server or keeper is there: each puts the other in its place."""
+    pairs: Sequence[tuple[Field, Field]] = ((Field.SERVER, Field.SERVER_SINCE), (Field.KEEPER, Field.KEEPER_SINCE))
+    return any(_is(log[who], log[since]) for who, since in pairs)
+
+
+def _is(pid: int, since: int) -> bool:
+    if not pid:
+        return False
+    try:
+        found = proc.process(pid)
+    except KernelError:
+        return False
+    return found.starttime == since and found.state not in "ZX"
