@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kupgrade.core import planner
+from kupgrade.core import memory_mode, planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import store_refusals
 from kupgrade.engines.base import Engine, Order
@@ -26,6 +26,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
 
+USERFAULTFD = "CONFIG_USERFAULTFD"
 ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine(), "spawn": SpawnEngine()}
 
 
@@ -104,8 +105,9 @@ def make_plan(
         pid_floor=pid_floor([p for w in workloads for p in w.pids], facts.pid_max),
         staging=f"{planner.STATE}/staged/{upgrade}",
     )
+    remarks = (*fallbacks, *notes, *memory_mode.notes(policy, target))
     return planner.assemble(
-        upgrade, time.time(), facts, policy, target, chosen.name, where, chosen.phases(order), (*fallbacks, *notes)
+        upgrade, time.time(), facts, policy, target, chosen.name, where, chosen.phases(order), remarks
     )
 
 
@@ -193,6 +195,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
         initrd=initrd,
         missing_options=missing,
         config_known=config is not None,
+        userfaultfd=None if config is None else config.get(USERFAULTFD) == "y",
         missing_modules=tuple(n for n, found in presence.items() if found is kernels.Presence.MISSING),
         back_kernel=str(back.kernel),
         back_initrd=str(back.initrd),

@@ -14,6 +14,7 @@ from kupgrade.model.policy import (
     EngineOptions,
     KernelRules,
     KexecOptions,
+    MemoryMode,
     NetworkMode,
     OnUnknown,
     Policy,
@@ -144,7 +145,7 @@ _SPAWN: Mapping[str, Check] = {
     "retire": _flag,
     "refuse_on": _list(_one_of(Concern)),
 }
-_ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag}
+_ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag, "memory": _one_of(MemoryMode)}
 _KERNELS: Mapping[str, Check] = {"allow": _list(_glob), "block": _list(_glob)}
 _TOP: Mapping[str, Check] = {
     "max_blackout": _span,

@@ -11,12 +11,14 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
   thaw … unstage-initrd     output commit, then tidying; mark-good comes after the workloads serve
+  fill-memory               memory in place only: the images are needed, and nothing is good, before all is placed
 """
 
 from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.live_update import memory_misread
+from kupgrade.core.memory_mode import in_place
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
 from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
@@ -28,7 +30,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
-from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
+from kupgrade.steps.checkpoint import Dump, FillMemory, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
@@ -119,7 +121,8 @@ class KexecEngine:
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
         # Disarm last before the commit: a dead-man or watchdog that fires after it would kill serving workloads.
-        steps = [spec(Restore(order.store, order.workloads, order.policy.deadline))]
+        filled = in_place(order.policy, order.target)
+        steps = [spec(Restore(order.store, order.workloads, order.policy.deadline, filled))]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
             steps.append(spec(ProbeWorkloads(probed)))
@@ -131,6 +134,7 @@ class KexecEngine:
             spec(Thaw(order.workloads)),
             spec(UnlockNetwork(order.workloads, order.store)),
             *((spec(ReleaseUnits(units)),) if units else ()),
+            *((spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from kupgrade.core import spawn_checks
 from kupgrade.core.checks import KEXEC_RULES, host_refusals
+from kupgrade.core.memory_mode import in_place
 from kupgrade.core.predict import allowances
 from kupgrade.core.spawn_choice import SpawnChoice, choose
 from kupgrade.engines.base import CROSSING_TARGET, Order, with_unit
@@ -28,7 +29,7 @@ from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
-from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
+from kupgrade.steps.checkpoint import Dump, FillMemory, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.handover import AskStandby, HandOver, ReadyStandby, ShipImages
@@ -140,7 +141,8 @@ class SpawnEngine:
         )
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
-        steps = [spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline))]
+        filled = in_place(order.policy, order.target)
+        steps = [spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline, filled))]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
             steps.append(spec(ProbeWorkloads(probed)))
@@ -155,6 +157,7 @@ class SpawnEngine:
             spec(UnlockNetwork(order.workloads, order.store)),
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
+            *((spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()),
             spec(MarkGood(str(order.target.image.release))),
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),

@@ -14,6 +14,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
@@ -171,7 +172,7 @@ def _pagemap(path: Path) -> tuple[int, tuple[Entry, ...]]:
         numbers = _numbers(record)  # vaddr, number of pages in older images, in_parent, flags, number of pages
         flags = numbers.get(4, _IN_PARENT if numbers.get(3) else _PRESENT)
         entries.append(Entry(numbers.get(1, 0), numbers.get(5, 0) or numbers.get(2, 0), flags))
-    if any(one.end > two.start for one, two in zip(entries, entries[1:], strict=False)):
+    if any(one.end > two.start for one, two in pairwise(entries)):
         raise BadInputError("A checkpoint image is damaged", f"{path}: its entries are not in order")
     return _numbers(head).get(1, 0), tuple(entries)
 
@@ -246,7 +247,7 @@ def _marked(path: Path, regions: Sequence[tuple[int, int]]) -> bytes:
     parts = [_MAGIC.pack(_COMMON, _PAGEMAP), _record((1, number))]
     for each in entries:
         cuts = [each.start, *(border for border in borders if each.start < border < each.end), each.end]
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             lazy = any(low <= start < high for low, high in regions)
             flags = each.flags | _LAZY if lazy else each.flags & ~_LAZY
             parts.append(_record((1, start), (2, 0), (4, flags), (5, (end - start) // PAGE)))

@@ -181,7 +181,7 @@ def gone(fd: int) -> bool:
 
 
 def read_into(fd: int, place: memoryview) -> bool:
-    """Have the kernel write the next message right into `place` (32 bytes); False: there is none. Raises KernelError."""
+    """Have the kernel write the next message right into `place` (32 bytes); False: none there. Raises KernelError."""
     with reported("read", LINK):
         try:
             return os.readv(fd, [place]) == MESSAGE_SIZE
@@ -218,5 +218,5 @@ def map_file(fd: int, size: int) -> int:
 
 
 def fetch(address: int, length: int) -> None:
-    """Have mapped pages in hand, so that placing them has not to wait. What cannot be read is told when it is placed."""
+    """Have mapped pages in hand, so that placing them need not wait. What cannot be read is told when it is placed."""
     _LIBC.c.madvise(address, length, _MADV_POPULATE_READ)

@@ -17,12 +17,13 @@ from kupgrade.host.images import round_name, round_of
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
-from kupgrade.machine import network, restorer, streams
+from kupgrade.machine import fill, network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, Workload
+from kupgrade.steps.base import Figures
 
 WHOLE = "whole"  # in the directory of a round
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
@@ -68,6 +69,7 @@ class RealCheckpoints:
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         """See the port. The mark tells a whole round: one that was cut short had reset what counts as changed."""
+        self._refuse_unfilled(workload)
         images = store_of(store)
         if number == 1:
             images.forget_rounds(workload.name)
@@ -91,6 +93,7 @@ class RealCheckpoints:
 
     def dump(self, store: Store, workload: Workload) -> int:
         """The final dump, on top of the last complete round."""
+        self._refuse_unfilled(workload)
         images = store_of(store)
         found = journal_streams(workload.pids)
         last = _last_round(images.path / workload.name)
@@ -134,36 +137,39 @@ class RealCheckpoints:
             time.sleep(_POLL * 10)
         self.systemd.reset_failed([workload.unit])
 
-    def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
+    def restore(
+        self, store: Store, workloads: Sequence[Workload], timeout: float, *, in_place: bool = False
+    ) -> Figures:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
         if not self.systemd.running:
-            self._restore_forked(store, workloads, deadline)
-            return
+            return self._restore_forked(store, workloads, deadline, in_place=in_place)
         network.bring_up(self.places, self.network_timeout)
         units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
             self.systemd.start(units, now=True)
         for workload in workloads:
-            request = self._request(store, workload, deadline, unit=bool(workload.unit))
+            request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         network.learn(self.places, store, workloads)
-        for workload in workloads:
-            self._await(workload, deadline)
+        return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
 
-    def _restore_forked(self, store: Store, workloads: Sequence[Workload], deadline: float) -> None:
+    def _restore_forked(
+        self, store: Store, workloads: Sequence[Workload], deadline: float, *, in_place: bool
+    ) -> Figures:
         """Beside an old kernel: no system runs here yet, and the network comes up while criu is at work."""
         with network.foreign_addresses(self.places):
             for workload in workloads:
-                request = self._request(store, workload, deadline, unit=False)
+                request = self._request(store, workload, deadline, unit=False, in_place=in_place)
                 restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
             network.bring_up(self.places, self.network_timeout)
             network.learn(self.places, store, workloads)
-            for workload in workloads:
-                self._await(workload, deadline)
+            return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
 
-    def _request(self, store: Store, workload: Workload, deadline: float, *, unit: bool) -> restorer.Request:
+    def _request(
+        self, store: Store, workload: Workload, deadline: float, *, unit: bool, in_place: bool
+    ) -> restorer.Request:
         directory = store_of(store).path / workload.name / "final"
         meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
         pidfile = restorer.pidfile_path(self.places, workload.name)
@@ -175,11 +181,13 @@ class RealCheckpoints:
             cgroup=workload.cgroup,
             unit=unit,
             deadline=max(1.0, deadline - time.monotonic()),
+            in_place=in_place,
         )
 
-    def _await(self, workload: Workload, deadline: float) -> None:
+    def _await(self, workload: Workload, deadline: float) -> restorer.Answer:
         path = restorer.answer_path(self.places, workload.name)
         while not path.exists():
+            fill.check(self.places, (workload.name,))
             if time.monotonic() > deadline:
                 raise KupgradeError(f"{workload.name} was not restored in time", "its restorer gave no answer")
             time.sleep(_POLL)
@@ -192,6 +200,7 @@ class RealCheckpoints:
             if time.monotonic() > deadline:
                 raise KupgradeError(f"{workload.unit} did not adopt its process", "systemd did not take the PID file")
             time.sleep(_POLL * 4)
+        return answer
 
     def adopted_yet(self, workload: Workload) -> bool:
         """Whether systemd has taken the restored root as the unit's main process."""
@@ -217,12 +226,46 @@ class RealCheckpoints:
             if time.monotonic() > deadline:
                 raise KupgradeError("Restored copies could not be ended", "SIGKILL had no effect in 10 s")
             time.sleep(_POLL)
+        for workload in workloads:
+            fill.end(self.places, workload.name)
+
+    def sound(self, workloads: Sequence[Workload]) -> None:
+        """See the port."""
+        fill.check(self.places, [each.name for each in workloads])
+
+    def filled(self, workloads: Sequence[Workload]) -> bool | None:
+        """See the port."""
+        names = [each.name for each in workloads]
+        if fill.unfilled(self.places, names):
+            return False
+        try:
+            fill.check(self.places, names)
+        except KupgradeError:
+            return None
+        return True
+
+    def await_filled(self, workloads: Sequence[Workload]) -> Figures:
+        """See the port."""
+        by_name = {each.name: each for each in workloads}
+        return fill.await_filled(self.places, list(by_name), lambda name: self._kill_for_good(by_name[name]))
+
+    def _kill_for_good(self, workload: Workload) -> None:
+        """Every process of a workload that runs, also such as it forked since."""
+        with contextlib.suppress(KernelError):
+            for pid in cgroup.members(workload.cgroup):
+                _signal(pid, signal.SIGKILL)
+
+    def _refuse_unfilled(self, workload: Workload) -> None:
+        if fill.unfilled(self.places, (workload.name,)):
+            why = "the images of an earlier upgrade still fill it"
+            raise KupgradeError(f"{workload.name} cannot be dumped yet", why, "Wait until it is filled")
 
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
         """SIGCONT to every process, children first so that no parent waits for a stopped child; then the cgroup.
 
         A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
         """
+        fill.note_thaw(self.places, [each.name for each in workloads])
         for workload in workloads:
             for pid in sorted(workload.pids, reverse=True):
                 _signal(pid, signal.SIGCONT)
@@ -239,6 +282,15 @@ class RealCheckpoints:
         if cgroup.FreezerState.UNKNOWN in frozen:
             return None
         return not any(state in "Tt" for state in states) and cgroup.FreezerState.FROZEN not in frozen
+
+
+def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
+    """Of a restore: criu's seconds, and how the memory came."""
+    seconds = {"criu_seconds": round(max((each.seconds for each in answers), default=0.0), 4)}
+    if not in_place:
+        return seconds
+    copied = next((each.copied for each in answers if each.copied), "")
+    return {**seconds, "memory": f"copied: {copied}" if copied else "in place"}
 
 
 def _belongs(pid: int, workload: Workload) -> bool:

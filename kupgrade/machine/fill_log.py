@@ -9,6 +9,7 @@ true is written into the other one, and then one number says which half counts.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import mmap
 import os
@@ -35,10 +36,10 @@ class Field(enum.IntEnum):
     MAGIC = 0
     HALF = 1
     STAGE = 2
-    KEEPER = 3
-    KEEPER_SINCE = 4
-    SERVER = 5
-    SERVER_SINCE = 6
+    SERVER = 3  # and the two others of the ring, each followed by its start time, 0 for one that has not noted it yet
+    SERVER_SINCE = 4
+    KEEPER = 5
+    KEEPER_SINCE = 6
     TOTAL = 7
     PLACED = 8
     FAULTS = 9
@@ -47,6 +48,8 @@ class Field(enum.IntEnum):
     FILLED_AT = 12
     AT_THAW = 13  # bytes placed when the workload was let run
     EVENTS = 14
+    SPARE = 15
+    SPARE_SINCE = 16
 
 
 class Stage(enum.IntEnum):
@@ -69,6 +72,7 @@ class Kind(enum.IntEnum):
     CLOSING = 4
     CLOSED = 5
     COUNT = 6  # of spaces that there ever were
+    FILLED = 7  # start, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,11 @@ class FillLog:
         elif self[Field.MAGIC] != _MAGIC:
             raise KupgradeError(f"{path} is no log of a page server", "it does not begin like one")
         self.next = 0
+        self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+    def address(self, field: Field) -> int:
+        """Where a number is in our memory, for the kernel to write it."""
+        return self._begin + field * 8
 
     def __getitem__(self, field: Field) -> int:
         return int(_NUMBER.unpack_from(self.map, field * 8)[0])

@@ -60,9 +60,8 @@ def load(memories: Sequence[Memory]) -> dict[int, Source]:
         for extent in each.extents:
             if extent.file not in maps:
                 maps[extent.file] = _map(extent.file)
-            address, size = maps[extent.file]
-            if extent.offset + extent.end - extent.start > size:
-                raise KupgradeError("A checkpoint image is cut off", f"{extent.file}: {size} bytes")
+            if extent.offset + extent.end - extent.start > maps[extent.file][1]:
+                raise KupgradeError("A checkpoint image is cut off", str(extent.file))
         found[each.pid] = Source(
             tuple(extent.start for extent in each.extents),
             tuple(extent.end for extent in each.extents),
@@ -121,6 +120,8 @@ class Spaces:
                 self.all[entry.space] = Space(entry.space, fd, pid, pidfd - 1, Ranges())
             case Kind.RANGE:
                 self.all[entry.space].todo.add(Range(*entry.words))
+            case Kind.FILLED:
+                self.all[entry.space].todo.drop(entry.words[0], entry.words[1])
             case Kind.COUNT:
                 self._numbers = max(self._numbers, entry.words[0])
             case Kind.CLOSING:
@@ -236,6 +237,8 @@ class Spaces:
                     raise PlacingError(f"Memory of process {space.pid} cannot be placed", _why(done, why))
         finally:
             space.todo.drop(waiting.start, done)
+            self._make_room()
+            self.log.add(Kind.FILLED, space.number, waiting.start, done)
 
     def close(self, space: Space) -> None:
         """It waits for nothing any more: from now on it is memory like any other."""

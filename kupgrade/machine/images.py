@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kupgrade.errors import KupgradeError
 from kupgrade.host.images import ImageStore
 from kupgrade.host.manifest import Known
+from kupgrade.machine import fill
 from kupgrade.machine.live_update import LiveUpdate
 from kupgrade.machine.places import Places
 from kupgrade.model.workload import Store, StoreKind
@@ -130,6 +131,8 @@ class RealImages:
 
     def wipe(self, store: Store) -> None:
         """See the port. A device that is not mounted is mounted once more: images must not stay behind."""
+        if needed := fill.unfilled(self.live_update.places):
+            raise KupgradeError("The images are still needed", f"memory of {', '.join(needed)} is not filled yet")
         images = store_of(store)
         images.mount()
         images.wipe()

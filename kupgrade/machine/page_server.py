@@ -1,9 +1,9 @@
-"""Whoever fills the memory of restored processes: a server, and a keeper that starts it again.
+"""Whoever fills the memory of restored processes: a ring of three, of which one serves and each replaces another.
 
 They share one table of descriptors (clone(2), CLONE_FILES) and one log (fill_log.py), so that what the kernel
 puts into the table for one of them, the descriptor of a process that was just forked, is there when that one is killed.
-Each watches the other by a pidfd and puts a new one in its place. What neither can be guarded against is that both are
-killed at the same moment: then the kernel ends the registrations and what is missing reads as zeros.
+The keeper watches the server, the spare the keeper, the server the spare, each by a pidfd. Any two may be killed at
+once. All three at the same moment may not: then the kernel ends the registrations and what is missing reads as zeros.
 
 They are nobody's: out of every unit, the last that are ended for want of memory, deaf to signals that can be ignored.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import os
 import platform
 import resource
@@ -45,8 +46,26 @@ _POLL = 0.01
 _PATIENCE = 30.0  # seconds until killed processes must have ended
 _INT = struct.Struct("=i")
 _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}  # syscall_64.tbl; asm-generic/unistd.h
-_CLONE_FILES = 0x400
+_CLONE_FILES, _CLONE_PARENT_SETTID = 0x400, 0x100000  # include/uapi/linux/sched.h
 _EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
+
+
+class Role(enum.Enum):
+    """Of one of the ring: where the log says who plays it, and since when."""
+
+    SERVER = (Field.SERVER, Field.SERVER_SINCE)
+    KEEPER = (Field.KEEPER, Field.KEEPER_SINCE)
+    SPARE = (Field.SPARE, Field.SPARE_SINCE)
+
+    @property
+    def who(self) -> Field:
+        """Its PID."""
+        return self.value[0]
+
+    @property
+    def since(self) -> Field:
+        """Its start time."""
+        return self.value[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +116,10 @@ def _detach(charge: Charge, writer: int) -> NoReturn:
         ):
             with contextlib.suppress(OSError):  # before systemd mounts it there is no unit to leave
                 path.write_text(text)
-        pair = Pair(charge)
+        ring = Ring(charge)
         os.write(writer, b"ready")
         os.close(writer)
-        pair.keep(pair.clone(pair.serve))
+        ring.begin()
     except BaseException as error:  # a forked process must never run on as its parent
         with contextlib.suppress(OSError):
             os.write(writer, f"{error}".encode())
@@ -109,8 +128,8 @@ def _detach(charge: Charge, writer: int) -> NoReturn:
         os._exit(1)
 
 
-class Pair:
-    """Keeper and server: both are this object, in two processes."""
+class Ring:
+    """Server, keeper and spare: all are this object, in three processes."""
 
     def __init__(self, charge: Charge) -> None:
         self.charge = charge
@@ -127,58 +146,87 @@ class Pair:
             self.listener.listen(1)
         self.kill_switch = _open_kill_switch(charge.cgroup)
 
-    def clone(self, role: Callable[[int], NoReturn]) -> int:
-        """A process with this one's descriptors, the same table, that plays `role` with our pidfd; its pidfd."""
-        ours = os.pidfd_open(os.getpid())
-        pid = _clone_files()
+    def begin(self) -> NoReturn:
+        """The first process is the keeper."""
+        self._note(Role.KEEPER)
+        self._clone(Role.SPARE, self.hold)
+        self.keep(self._clone(Role.SERVER, self.serve))
+
+    def _clone(self, role: Role, work: Callable[[], NoReturn]) -> int:
+        """A process with this one's descriptors, the same table; its pidfd. The log names it before it runs."""
+        self.log[role.since] = 0
+        pid = _clone_files(self.log.address(role.who))
         if pid == 0:
             try:
-                role(ours)
+                self._note(role)
+                work()
             except BaseException as error:
                 _say(f"{self.charge.name}: {type(error).__name__}: {error}")
             finally:
                 os._exit(1)
         return os.pidfd_open(pid)
 
-    def keep(self, server: int) -> NoReturn:
-        """Watch the server; put a new one in its place, and in the end one that ends the workload."""
-        self._note(Field.KEEPER, Field.KEEPER_SINCE)
-        placed, tries = -1, 0
+    def _note(self, role: Role) -> None:
+        self.log[role.who] = os.getpid()
+        self.log[role.since] = proc.process(os.getpid()).starttime
+
+    def _watch(self, role: Role) -> int:
+        """The pidfd of whoever plays a role; -1: nobody."""
+        if not plays(self.log, role):
+            return -1
+        try:
+            return os.pidfd_open(self.log[role.who])
+        except ProcessLookupError:
+            return -1
+
+    def _await_end(self, pidfd: int) -> None:
+        """Of another one; this process ends, too, when there is nothing more to do."""
+        if pidfd >= 0:
+            _await_one([pidfd], None)
+            os.close(pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        if self.log.stage in (Stage.DONE, Stage.FAILED):
+            os._exit(0)
+        self.log[Field.RESTARTS] += 1
+
+    def hold(self) -> NoReturn:
+        """The role of the spare."""
         while True:
-            _await_one([server], None)
-            os.close(server)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
-            if self.log.stage in (Stage.DONE, Stage.FAILED):
-                os._exit(0)
+            self._await_end(self._watch(Role.KEEPER))
+            self._clone(Role.KEEPER, self.keep)
+
+    def keep(self, server: int = -1) -> NoReturn:
+        """The role of the keeper. Servers that achieve nothing are followed by one that ends the workload."""
+        placed, tries = -1, 0
+        server = server if server >= 0 else self._watch(Role.SERVER)
+        while True:
+            self._await_end(server)
             tries = tries + 1 if self.log[Field.PLACED] == placed else 0
             placed = self.log[Field.PLACED]
             if tries > 2 * RESTARTS:
                 os._exit(1)
-            self.log[Field.RESTARTS] += 1
-            server = self.clone(partial(self.go_on, hopeless=tries > RESTARTS))
+            server = self._clone(Role.SERVER, partial(self.go_on, hopeless=tries > RESTARTS))
 
-    def go_on(self, keeper: int, *, hopeless: bool = False) -> NoReturn:
+    def go_on(self, *, hopeless: bool = False) -> NoReturn:
         """The role of a server that comes after another one. `hopeless`: after too many that achieved nothing."""
 
         def work() -> None:
-            self._note(Field.SERVER, Field.SERVER_SINCE)
             self.spaces.replay(answer=not hopeless)
             if self.log.stage is not Stage.FILLING:
                 raise KupgradeError("The page server ended before criu had restored everything")
             if hopeless:
                 raise KupgradeError("The page server does not come to place a page", f"{RESTARTS} ended at once")
-            self._fill(keeper)
+            self._fill()
 
         self._guarded(work)
 
-    def serve(self, keeper: int) -> NoReturn:
+    def serve(self) -> NoReturn:
         """The role of the first server: from criu's connection on."""
 
         def work() -> None:
-            self._note(Field.SERVER, Field.SERVER_SINCE)
             self._receive()
-            self._fill(keeper)
+            self._fill()
 
         self._guarded(work)
 
@@ -188,10 +236,6 @@ class Pair:
         except (KupgradeError, OSError) as error:
             self._end_workload(str(error))
         os._exit(0)
-
-    def _note(self, who: Field, since: Field) -> None:
-        self.log[who] = os.getpid()
-        self.log[since] = proc.process(os.getpid()).starttime
 
     def _receive(self) -> None:
         """What criu sends: each task's PID and descriptor, a zombie's PID below zero, and a last word."""
@@ -220,24 +264,23 @@ class Pair:
         self.log[Field.RESTORED_AT] = time.monotonic_ns()
         self.log[Field.STAGE] = Stage.FILLING
 
-    def _fill(self, keeper: int) -> None:
+    def _fill(self) -> None:
+        spare = self._watch(Role.SPARE)
         while self.spaces.all:
-            keeper = self._look(keeper, self._work())
+            spare = self._look(spare, self._work())
         self.log[Field.FILLED_AT] = time.monotonic_ns()
         self.log[Field.STAGE] = Stage.DONE
 
-    def _look(self, keeper: int, wait: float) -> int:
-        """Deal with all that has happened; the keeper's pidfd, of a new one when the old one has ended."""
+    def _look(self, spare: int, wait: float) -> int:
+        """Deal with all that has happened; the spare's pidfd, of a new one when the old one has ended."""
         by_fd = {each.fd: each for each in self.spaces.all.values()}
-        for fd in _await_one([keeper, *by_fd], wait):
-            if fd == keeper:
-                os.close(keeper)
-                keeper = self.clone(self.keep)
-                self.log[Field.RESTARTS] += 1
-            else:
-                while by_fd[fd].number in self.spaces.all and self.spaces.read(by_fd[fd]):
-                    pass
-        return keeper
+        if spare < 0 or _await_one([spare], 0):
+            self._await_end(spare)
+            spare = self._clone(Role.SPARE, self.hold)
+        for fd in _await_one([*by_fd], wait):
+            while by_fd[fd].number in self.spaces.all and self.spaces.read(by_fd[fd]):
+                pass
+        return spare
 
     def _work(self) -> float:
         """Place one chunk, or close what is filled; milliseconds that may be waited for events then."""
@@ -297,18 +340,19 @@ def _open_kill_switch(path: str) -> int:
         return -1
 
 
-def _clone_files() -> int:
+def _clone_files(place: int) -> int:
     """fork(2), but with one table of descriptors for both: 0 in the child. Raises KernelError.
 
-    Python is told before and after, as with its own fork; this process has one thread.
+    `place`: where the kernel writes the child's PID before it runs. Python is told before and after, as with its own
+    fork; this process has one thread.
     """
     number = _CLONE[platform.machine()]
     python = ctypes.pythonapi
     call = ctypes.PyDLL(None, use_errno=True).syscall
     call.restype = ctypes.c_long
     python.PyOS_BeforeFork()
-    arguments = (number, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
-    pid = int(call(*(ctypes.c_long(each) for each in arguments)))
+    flags = _CLONE_FILES | _CLONE_PARENT_SETTID | signal.SIGCHLD
+    pid = int(call(*(ctypes.c_long(each) for each in (number, flags, 0, place, 0, 0))))
     if pid == 0:
         python.PyOS_AfterFork_Child()
         return 0
@@ -325,16 +369,17 @@ def _say(text: str) -> None:
 
 
 def lives(log: FillLog) -> bool:
-    """Whether server or keeper is there: each puts the other in its place."""
-    pairs: Sequence[tuple[Field, Field]] = ((Field.SERVER, Field.SERVER_SINCE), (Field.KEEPER, Field.KEEPER_SINCE))
-    return any(_is(log[who], log[since]) for who, since in pairs)
+    """Whether one of the ring is there: it puts the others in their places."""
+    return any(plays(log, role) for role in Role)
 
 
-def _is(pid: int, since: int) -> bool:
+def plays(log: FillLog, role: Role) -> bool:
+    """Whether somebody plays a role."""
+    pid, since = log[role.who], log[role.since]
     if not pid:
         return False
     try:
         found = proc.process(pid)
     except KernelError:
         return False
-    return found.starttime == since and found.state not in "ZX"
+    return since in (0, found.starttime) and found.state not in "ZX"

@@ -19,4 +19,5 @@ class Target:
     back_kernel: str
     back_initrd: str
     handover: tuple[str, ...] = ("it was not looked at",)  # why it cannot take over what the running kernel leaves it
+    userfaultfd: bool | None = None  # whether memory can be filled in place; None: unknown
     problems: tuple[str, ...] = ()  # what could not be determined, in words

@@ -170,10 +170,12 @@ class Restore:
     store: Store
     workloads: tuple[Workload, ...]
     timeout: float
+    in_place: bool = False  # without their memory, which is filled while they run
 
     def describe(self) -> str:
         """One clause."""
-        return "verify the images and restore the workloads, stopped, into their units"
+        memory = " without their memory, which begins to be filled in place" if self.in_place else ""
+        return f"verify the images and restore the workloads, stopped, into their units{memory}"
 
     def describe_undo(self) -> str:
         """One clause."""
@@ -185,9 +187,10 @@ class Restore:
 
     def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
         """Verify, restore."""
+        figures: Figures = {}
         if not host.checkpoints.restored(self.workloads):
-            _restore(host, self.store, self.workloads, self.timeout)
-        return host.images.fetched(self.store)
+            figures = _restore(host, self.store, self.workloads, self.timeout, in_place=self.in_place)
+        return {**host.images.fetched(self.store), **figures}
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
         """End the copies; they have neither sent nor written anything."""
@@ -198,8 +201,53 @@ class Restore:
         if not host.checkpoints.restored(self.workloads):
             return Verdict.NOT_DONE
         host.images.verified(self.store)
+        host.checkpoints.sound(self.workloads)
         _check_adopted(host, self.workloads)
         return Verdict.DONE
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class FillMemory:
+    """Waits until workloads that were restored without their memory have all of it: images are needed until then.
+
+    Crash windows: it only asks. Whoever fills is nobody's child, so a worker that is killed asks again. Memory that
+    cannot be filled ends its workload before it could be read as zeros.
+    """
+
+    kind: ClassVar[str] = "fill-memory"
+    scope: ClassVar[Scope] = Scope.BOOT
+    irreversible: ClassVar[bool] = True
+    before: ClassVar[type] = Nothing
+    workloads: tuple[Workload, ...]
+
+    def describe(self) -> str:
+        """One clause."""
+        return "wait until the workloads' memory is filled from the images, while they run"
+
+    def describe_undo(self) -> str:
+        """One clause."""
+        return "none"
+
+    def observe(self, host: HasCheckpoints) -> Nothing:
+        """Nothing to remember."""
+        return Nothing()
+
+    def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
+        """Wait."""
+        return host.checkpoints.await_filled(self.workloads)
+
+    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
+        """Irreversible; never called."""
+
+    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
+        """Nothing waits for an image."""
+        match host.checkpoints.filled(self.workloads):
+            case True:
+                return Verdict.DONE
+            case False:
+                return Verdict.NOT_DONE
+        return Verdict.UNKNOWN
 
 
 @register
@@ -242,13 +290,15 @@ class Thaw:
         return Verdict.UNKNOWN
 
 
-def _restore(host: HasCheckpoints, store: Store, workloads: tuple[Workload, ...], timeout: float) -> None:
+def _restore(
+    host: HasCheckpoints, store: Store, workloads: tuple[Workload, ...], timeout: float, *, in_place: bool = False
+) -> Figures:
     if host.checkpoints.restored(workloads) is None:
         host.checkpoints.kill(workloads)  # half a tree from an attempt that was cut short; it never ran
     host.checkpoints.summon(workloads)
     host.images.prepare(store)
     host.images.verify(store)
-    host.checkpoints.restore(store, workloads, timeout)
+    return host.checkpoints.restore(store, workloads, timeout, in_place=in_place)
 
 
 def _check_adopted(host: HasCheckpoints, workloads: tuple[Workload, ...]) -> None:

@@ -56,6 +56,8 @@ class Behaviour:
     ticket_lost: bool = False
     store: str = "disk"
     drops_memory: bool = False  # the new kernel takes over no memory, whatever the old one hands it
+    in_place: bool = False  # memory is filled while the workloads run
+    unplaceable: str = ""  # a page of it cannot be placed: before, after the commit
     hands_off: bool = False  # a person is the right answer
 
 
