@@ -93,11 +93,12 @@ class FillLog:
     """The file, mapped."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Raises KernelError, or KupgradeError when it is none."""
+        """A new one has no name before `publish`. Raises KernelError, or KupgradeError when it is none."""
         self.path = path
         size = _HEAD + 2 * RECORDS * _RECORD.size
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
         with reported("open", path):
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+            fd = os.open(self._unpublished if create else path, flags, 0o600)
         try:
             if create:
                 os.ftruncate(fd, size)
@@ -112,6 +113,15 @@ class FillLog:
             raise KupgradeError(f"{path} is no log of a page server", "it does not begin like one")
         self.next = 0
         self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+    @property
+    def _unpublished(self) -> Path:
+        return self.path.with_suffix(".new")
+
+    def publish(self) -> None:
+        """Give a new one its name: whoever asks finds all that is true. Raises KernelError."""
+        with reported("rename", self.path):
+            self._unpublished.rename(self.path)
 
     def address(self, field: Field) -> int:
         """Where a number is in our memory, for the kernel to write it."""

@@ -145,10 +145,11 @@ class Ring:
             path.chmod(0o600)
             self.listener.listen(1)
         self.kill_switch = _open_kill_switch(charge.cgroup)
+        self._note(Role.KEEPER)
+        self.log.publish()
 
     def begin(self) -> NoReturn:
         """The first process is the keeper."""
-        self._note(Role.KEEPER)
         self._clone(Role.SPARE, self.hold)
         self.keep(self._clone(Role.SERVER, self.serve))
 
@@ -172,12 +173,7 @@ class Ring:
 
     def _watch(self, role: Role) -> int:
         """The pidfd of whoever plays a role; -1: nobody."""
-        if not plays(self.log, role):
-            return -1
-        try:
-            return os.pidfd_open(self.log[role.who])
-        except ProcessLookupError:
-            return -1
+        return _pidfd(self.log[role.who]) if plays(self.log, role) else -1
 
     def _await_end(self, pidfd: int) -> None:
         """Of another one; this process ends, too, when there is nothing more to do."""
@@ -258,7 +254,7 @@ class Ring:
                 _, fds, _, _ = socket.recv_fds(line, 1, 1)
                 if len(fds) != 1:
                     raise KupgradeError("criu sent no descriptor", f"process {number}")
-                self.spaces.add(fds[0], number, os.pidfd_open(number))
+                self.spaces.add(fds[0], number, _pidfd(number))
         line.close()
         self.listener.close()
         self.log[Field.RESTORED_AT] = time.monotonic_ns()
@@ -322,6 +318,14 @@ class Ring:
             time.sleep(_POLL)
         self.log[Field.STAGE] = Stage.FAILED
         os._exit(1)
+
+
+def _pidfd(pid: int) -> int:
+    """-1: it has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
 
 
 def _await_one(fds: Sequence[int], wait: float | None) -> list[int]:

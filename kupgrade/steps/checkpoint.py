@@ -274,7 +274,8 @@ class Thaw:
         return Nothing()
 
     def do(self, host: HasCheckpoints, before: Nothing) -> None:
-        """Thaw."""
+        """Thaw what has its memory, or will have it."""
+        host.checkpoints.sound(self.workloads)
         host.checkpoints.thaw_restored(self.workloads)
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:

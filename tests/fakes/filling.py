@@ -16,13 +16,13 @@ LASTS = 60  # ticks
 class Filling:
     """What still waits for pages of the images, by workload: ticks left."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.m = machine
+    def __init__(self, machine: Machine, lasts: int = LASTS) -> None:
+        self.m, self.lasts = machine, lasts
         self.left: dict[str, int] = {}
         self.failed: set[str] = set()
 
     def begin(self, name: str) -> None:
-        self.left[name] = LASTS
+        self.left[name] = self.lasts
 
     def ended(self, name: str) -> None:
         self.left.pop(name, None)

@@ -42,7 +42,7 @@ class Kernel:
         self.pids_free = True
         self.deadman = self.watchdog = False
         self.handed = HandedOver(cast(Machine, self), used=False)
-        self.filling = Filling(cast(Machine, self))
+        self.filling = Filling(cast(Machine, self), lasts=300)
         self.thaw_failures = self.behaviour.thaw_failures
         # Only of one beside another.
         self.agent = True
