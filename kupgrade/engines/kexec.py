@@ -30,8 +30,9 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
-from kupgrade.steps.checkpoint import Dump, FillMemory, PreDump, Restore, Thaw
+from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
+from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
 from kupgrade.steps.images import PrepareStore, Preserve, WipeImages

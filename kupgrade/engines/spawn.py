@@ -29,8 +29,9 @@ from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
 from kupgrade.steps.bootentry import MarkGood, PinBootDefault
-from kupgrade.steps.checkpoint import Dump, FillMemory, PreDump, Restore, Thaw
+from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import UnstageInitrd
+from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.handover import AskStandby, HandOver, ReadyStandby, ShipImages
 from kupgrade.steps.health import Gate, ProbeWorkloads

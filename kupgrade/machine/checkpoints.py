@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from kupgrade.host.images import round_name, round_of
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
-from kupgrade.machine import fill, network, restorer, streams
+from kupgrade.machine import copies, fill, network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.streams import META
@@ -131,7 +130,7 @@ class RealCheckpoints:
         with contextlib.suppress(KernelError):
             if proc.process(pid).cgroup != workload.cgroup or pid in workload.pids:
                 return
-            _signal(pid, signal.SIGKILL)
+            copies.send(pid, signal.SIGKILL)
         deadline = time.monotonic() + _STARTER_TIMEOUT
         while self.systemd.show(workload.unit).active == "activating" and time.monotonic() < deadline:
             time.sleep(_POLL * 10)
@@ -209,7 +208,7 @@ class RealCheckpoints:
 
     def restored(self, workloads: Sequence[Workload]) -> bool | None:
         """All there and in their cgroup: True; none: False; some: None."""
-        there = [pid for w in workloads for pid in w.pids if _belongs(pid, w)]
+        there = [pid for w in workloads for pid in w.pids if copies.belongs(pid, w)]
         wanted = sum(len(w.pids) for w in workloads)
         if len(there) == wanted:
             return True
@@ -217,15 +216,7 @@ class RealCheckpoints:
 
     def kill(self, workloads: Sequence[Workload]) -> None:
         """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in."""
-        for workload in workloads:
-            for pid in workload.pids:
-                if _belongs(pid, workload):
-                    _signal(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10.0
-        while any(_belongs(pid, w) for w in workloads for pid in w.pids):
-            if time.monotonic() > deadline:
-                raise KupgradeError("Restored copies could not be ended", "SIGKILL had no effect in 10 s")
-            time.sleep(_POLL)
+        copies.end(workloads)
         for workload in workloads:
             fill.end(self.places, workload.name)
 
@@ -247,13 +238,7 @@ class RealCheckpoints:
     def await_filled(self, workloads: Sequence[Workload]) -> Figures:
         """See the port."""
         by_name = {each.name: each for each in workloads}
-        return fill.await_filled(self.places, list(by_name), lambda name: self._kill_for_good(by_name[name]))
-
-    def _kill_for_good(self, workload: Workload) -> None:
-        """Every process of a workload that runs, also such as it forked since."""
-        with contextlib.suppress(KernelError):
-            for pid in cgroup.members(workload.cgroup):
-                _signal(pid, signal.SIGKILL)
+        return fill.await_filled(self.places, list(by_name), lambda name: copies.end_all_of(by_name[name]))
 
     def _refuse_unfilled(self, workload: Workload) -> None:
         if fill.unfilled(self.places, (workload.name,)):
@@ -268,7 +253,7 @@ class RealCheckpoints:
         fill.note_thaw(self.places, [each.name for each in workloads])
         for workload in workloads:
             for pid in sorted(workload.pids, reverse=True):
-                _signal(pid, signal.SIGCONT)
+                copies.send(pid, signal.SIGCONT)
             if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
                 cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
 
@@ -291,21 +276,6 @@ def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
         return seconds
     copied = next((each.copied for each in answers if each.copied), "")
     return {**seconds, "memory": f"copied: {copied}" if copied else "in place"}
-
-
-def _belongs(pid: int, workload: Workload) -> bool:
-    try:
-        found = proc.process(pid)
-    except KernelError:
-        return False
-    return found.state not in "ZX" and (found.cgroup + "/").startswith(workload.cgroup + "/")
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def _bytes(directory: Path) -> int:

@@ -18,7 +18,9 @@ from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.host import memory_images
 from kupgrade.kernel import userfaultfd
 from kupgrade.machine.fill_log import Field, FillLog, Stage
-from kupgrade.machine.page_server import Charge, Role, lives, plays, start
+from kupgrade.machine.fill_roles import Role, lives, plays
+from kupgrade.machine.fill_start import start
+from kupgrade.machine.page_server import Charge
 from kupgrade.machine.places import Places
 from kupgrade.steps.base import Figures
 
@@ -64,6 +66,14 @@ def end(places: Places, name: str) -> None:
                         os.kill(log[role.who], signal.SIGKILL)
         _log(places, name).unlink(missing_ok=True)
     shutil.rmtree(_view(places, name), ignore_errors=True)
+
+
+def forget(places: Places) -> None:
+    """Nothing is left of workloads that have everything. Raises KupgradeError while one has not."""
+    if needed := unfilled(places):
+        raise KupgradeError("The images are still needed", f"memory of {', '.join(needed)} is not filled yet")
+    for path in places.memory.glob("*.images"):
+        end(places, path.stem)
 
 
 def _open(places: Places, name: str) -> FillLog | None:

@@ -105,6 +105,7 @@ class Spaces:
     def replay(self, *, answer: bool = True) -> None:
         """Everything as the log says. A fault that nobody has dealt with is dealt with now, if it is to be answered."""
         self.all.clear()
+        self._numbers = 0
         for entry in self.log.entries():
             self._numbers = max(self._numbers, entry.space)
             self._replayed(entry, answer)

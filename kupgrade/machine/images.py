@@ -131,8 +131,7 @@ class RealImages:
 
     def wipe(self, store: Store) -> None:
         """See the port. A device that is not mounted is mounted once more: images must not stay behind."""
-        if needed := fill.unfilled(self.live_update.places):
-            raise KupgradeError("The images are still needed", f"memory of {', '.join(needed)} is not filled yet")
+        fill.forget(self.live_update.places)
         images = store_of(store)
         images.mount()
         images.wipe()

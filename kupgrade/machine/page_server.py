@@ -14,11 +14,7 @@ page that cannot be placed ends the workload by SIGKILL, the descriptors still o
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import enum
 import os
-import platform
-import resource
 import select
 import signal
 import socket
@@ -33,10 +29,11 @@ from typing import NoReturn
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.memory_images import Memory
-from kupgrade.kernel import cgroup, proc, userfaultfd
+from kupgrade.kernel import cgroup, proc, shared_table, userfaultfd
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.userfaultfd import AgainError, GoneError
-from kupgrade.machine.fill_log import Field, FillLog, Stage
+from kupgrade.machine.fill_log import Field, FillLog, Kind, Stage
+from kupgrade.machine.fill_roles import Role, plays
 from kupgrade.machine.fill_spaces import Source, Space, Spaces, load
 
 SOCKET = "lazy-pages.socket"  # criu's name for it, in its work directory
@@ -45,27 +42,6 @@ RESTARTS = 20  # without a byte placed in between
 _POLL = 0.01
 _PATIENCE = 30.0  # seconds until killed processes must have ended
 _INT = struct.Struct("=i")
-_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}  # syscall_64.tbl; asm-generic/unistd.h
-_CLONE_FILES, _CLONE_PARENT_SETTID = 0x400, 0x100000  # include/uapi/linux/sched.h
-_EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
-
-
-class Role(enum.Enum):
-    """Of one of the ring: where the log says who plays it, and since when."""
-
-    SERVER = (Field.SERVER, Field.SERVER_SINCE)
-    KEEPER = (Field.KEEPER, Field.KEEPER_SINCE)
-    SPARE = (Field.SPARE, Field.SPARE_SINCE)
-
-    @property
-    def who(self) -> Field:
-        """Its PID."""
-        return self.value[0]
-
-    @property
-    def since(self) -> Field:
-        """Its start time."""
-        return self.value[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,54 +54,6 @@ class Charge:
     log: Path
     work: Path  # criu's work directory
     root: Path = Path("/")
-
-
-def start(charge: Charge) -> None:
-    """Fork keeper and server, and come back when criu can be started. Raises KupgradeError."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _detach(charge, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answers:
-        told = answers.read().decode(errors="replace")
-    os.waitpid(child, 0)
-    if told != "ready":
-        raise KupgradeError("The memory cannot be filled in place", told or "its page server ended without a word")
-
-
-def _detach(charge: Charge, writer: int) -> NoReturn:
-    """In the child: a process of nobody's, with nothing open. `writer`: told when all is ready, or why it is not."""
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        os.chdir("/")
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        for path, text in (
-            (charge.root / "proc/self/oom_score_adj", _EXPENDABLE_LAST),
-            (charge.root / "sys/fs/cgroup/cgroup.procs", str(os.getpid())),
-        ):
-            with contextlib.suppress(OSError):  # before systemd mounts it there is no unit to leave
-                path.write_text(text)
-        ring = Ring(charge)
-        os.write(writer, b"ready")
-        os.close(writer)
-        ring.begin()
-    except BaseException as error:  # a forked process must never run on as its parent
-        with contextlib.suppress(OSError):
-            os.write(writer, f"{error}".encode())
-        _say(f"{charge.name}: {type(error).__name__}: {error}")
-    finally:
-        os._exit(1)
 
 
 class Ring:
@@ -156,13 +84,13 @@ class Ring:
     def _clone(self, role: Role, work: Callable[[], NoReturn]) -> int:
         """A process with this one's descriptors, the same table; its pidfd. The log names it before it runs."""
         self.log[role.since] = 0
-        pid = _clone_files(self.log.address(role.who))
+        pid = shared_table.clone(self.log.address(role.who))
         if pid == 0:
             try:
                 self._note(role)
                 work()
             except BaseException as error:
-                _say(f"{self.charge.name}: {type(error).__name__}: {error}")
+                say(f"{self.charge.name}: {type(error).__name__}: {error}")
             finally:
                 os._exit(1)
         return os.pidfd_open(pid)
@@ -201,8 +129,15 @@ class Ring:
             tries = tries + 1 if self.log[Field.PLACED] == placed else 0
             placed = self.log[Field.PLACED]
             if tries > 2 * RESTARTS:
-                os._exit(1)
+                self._end_blindly()
             server = self._clone(Role.SERVER, partial(self.go_on, hopeless=tries > RESTARTS))
+
+    def _end_blindly(self) -> NoReturn:
+        """When not even the log can be followed: whoever criu restored ends, and with its cgroup what that forked."""
+        for entry in self.log.entries():
+            if entry.kind is Kind.SPACE and entry.words[2]:
+                _kill(entry.words[2] - 1)
+        self._end_workload("its page servers end at once")
 
     def go_on(self, *, hopeless: bool = False) -> NoReturn:
         """The role of a server that comes after another one. `hopeless`: after too many that achieved nothing."""
@@ -303,14 +238,12 @@ class Ring:
 
     def _end_workload(self, why: str) -> NoReturn:
         """Nobody may read zeros: the processes end first, then the descriptors."""
-        _say(f"{self.charge.name}: {why}. Its processes are killed: they must not go on without their memory")
+        say(f"{self.charge.name}: {why}. Its processes are killed: they must not go on without their memory")
         self.log.explain(why)
         spaces = list(self.spaces.all.values())
         for space in spaces:
-            with contextlib.suppress(OSError):
-                if space.pidfd >= 0:
-                    signal.pidfd_send_signal(space.pidfd, signal.SIGKILL)
-        if self.kill_switch >= 0 and any(each.pidfd < 0 for each in spaces):
+            _kill(space.pidfd)
+        if self.kill_switch >= 0 and (not spaces or any(each.pidfd < 0 for each in spaces)):
             with contextlib.suppress(OSError):
                 os.write(self.kill_switch, b"1")
         deadline = time.monotonic() + _PATIENCE
@@ -318,6 +251,12 @@ class Ring:
             time.sleep(_POLL)
         self.log[Field.STAGE] = Stage.FAILED
         os._exit(1)
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(OSError):
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 def _pidfd(pid: int) -> int:
@@ -344,46 +283,8 @@ def _open_kill_switch(path: str) -> int:
         return -1
 
 
-def _clone_files(place: int) -> int:
-    """fork(2), but with one table of descriptors for both: 0 in the child. Raises KernelError.
-
-    `place`: where the kernel writes the child's PID before it runs. Python is told before and after, as with its own
-    fork; this process has one thread.
-    """
-    number = _CLONE[platform.machine()]
-    python = ctypes.pythonapi
-    call = ctypes.PyDLL(None, use_errno=True).syscall
-    call.restype = ctypes.c_long
-    python.PyOS_BeforeFork()
-    flags = _CLONE_FILES | _CLONE_PARENT_SETTID | signal.SIGCHLD
-    pid = int(call(*(ctypes.c_long(each) for each in (number, flags, 0, place, 0, 0))))
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-        return 0
-    python.PyOS_AfterFork_Parent()
-    if pid < 0:
-        raise KernelError("clone", "", ctypes.get_errno())
-    return pid
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line for the system log."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"<2>kupgrade: page server of {text}\n")
         sys.stderr.flush()
-
-
-def lives(log: FillLog) -> bool:
-    """Whether one of the ring is there: it puts the others in their places."""
-    return any(plays(log, role) for role in Role)
-
-
-def plays(log: FillLog, role: Role) -> bool:
-    """Whether somebody plays a role."""
-    pid, since = log[role.who], log[role.since]
-    if not pid:
-        return False
-    try:
-        found = proc.process(pid)
-    except KernelError:
-        return False
-    return since in (0, found.starttime) and found.state not in "ZX"

@@ -208,50 +208,6 @@ class Restore:
 
 @register
 @dataclass(frozen=True, slots=True)
-class FillMemory:
-    """Waits until workloads that were restored without their memory have all of it: images are needed until then.
-
-    Crash windows: it only asks. Whoever fills is nobody's child, so a worker that is killed asks again. Memory that
-    cannot be filled ends its workload before it could be read as zeros.
-    """
-
-    kind: ClassVar[str] = "fill-memory"
-    scope: ClassVar[Scope] = Scope.BOOT
-    irreversible: ClassVar[bool] = True
-    before: ClassVar[type] = Nothing
-    workloads: tuple[Workload, ...]
-
-    def describe(self) -> str:
-        """One clause."""
-        return "wait until the workloads' memory is filled from the images, while they run"
-
-    def describe_undo(self) -> str:
-        """One clause."""
-        return "none"
-
-    def observe(self, host: HasCheckpoints) -> Nothing:
-        """Nothing to remember."""
-        return Nothing()
-
-    def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
-        """Wait."""
-        return host.checkpoints.await_filled(self.workloads)
-
-    def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
-        """Irreversible; never called."""
-
-    def verify(self, host: HasCheckpoints, before: Nothing) -> Verdict:
-        """Nothing waits for an image."""
-        match host.checkpoints.filled(self.workloads):
-            case True:
-                return Verdict.DONE
-            case False:
-                return Verdict.NOT_DONE
-        return Verdict.UNKNOWN
-
-
-@register
-@dataclass(frozen=True, slots=True)
 class Thaw:
     """Output commit: the restored workloads run. From its intent on, the images are dead."""
 

@@ -21,9 +21,10 @@ from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.host.memory_images import Extent, Memory
 from kupgrade.kernel import userfaultfd
 from kupgrade.kernel.userfaultfd import PAGE
-from kupgrade.machine import fill, fill_spaces, page_server
+from kupgrade.machine import fill, fill_roles, fill_spaces, fill_start
 from kupgrade.machine.fill_log import Field, FillLog, Kind, Stage
-from kupgrade.machine.page_server import FINISHED, SOCKET, Charge, Role
+from kupgrade.machine.fill_roles import Role
+from kupgrade.machine.page_server import FINISHED, SOCKET, Charge
 from kupgrade.machine.places import Places
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +80,7 @@ class Lab:
         )
         memory = Memory(self.pid, ((self.at, self.at + PAGES * PAGE),), extents)
         log = self.places.memory / f"{NAME}.log"
-        page_server.start(Charge(NAME, (memory,), "/no-such-cgroup", log, self.work, self.places.root))
+        fill_start.start(Charge(NAME, (memory,), "/no-such-cgroup", log, self.work, self.places.root))
 
     def run(self, body: Callable[[int], int], *, finish: bool = True) -> None:
         """A process that registers its memory, hands its descriptor over as criu does, and runs `body`.
@@ -206,7 +207,7 @@ def changes_protection(at: int) -> int:
 
 def all_there(log: FillLog, but: set[int]) -> bool:
     """Three that are none of those that were killed."""
-    return all(page_server.plays(log, role) and log[role.who] not in but for role in Role)
+    return all(fill_roles.plays(log, role) and log[role.who] not in but for role in Role)
 
 
 @pytest.mark.parametrize("body", [forks, moves, gives_up, changes_protection])
@@ -272,9 +273,9 @@ def test_if_all_who_fill_are_gone_it_is_known(lab: Lab) -> None:
     lab.run(lambda _at: signal.pause() or 0)
     assert fill.unfilled(lab.places) == (NAME,)
     log = lab.log
-    while any(page_server.plays(log, role) for role in Role):
+    while any(fill_roles.plays(log, role) for role in Role):
         for role in Role:
-            if page_server.plays(log, role):
+            if fill_roles.plays(log, role):
                 os.kill(log[role.who], signal.SIGKILL)
     ended: list[str] = []
     with pytest.raises(NeedsHumanError, match="was killed"):
