@@ -51,8 +51,8 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
 
 def stores(
     facts: Facts, policy: Policy, kernel: str | None, root: Path
-) -> tuple[str, Mapping[str, tuple[Refusal, ...]]]:
-    """The release that was looked at, and for each of the policy's stores why images cannot go to it.
+) -> tuple[str, Mapping[str, tuple[Refusal, ...]], Mapping[str, str]]:
+    """The release that was looked at, why images cannot go to each of the policy's stores, and of memory in place.
 
     Without `kernel` the newest installed one; what only a target can tell is left out when there is none to be read.
     Raises BadInputError for a `kernel` that cannot be read.
@@ -64,7 +64,7 @@ def stores(
         if kernel is not None:
             raise
     found = {kind.value: store_refusals(facts, policy, kind, target) for kind in policy.engine.kexec.stores}
-    return "" if target is None else str(target.image.release), found
+    return "" if target is None else str(target.image.release), found, memory_mode.told(policy, target)
 
 
 def make_plan(

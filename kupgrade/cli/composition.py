@@ -15,6 +15,7 @@ import click
 from kupgrade.errors import RefusedError
 
 if TYPE_CHECKING:
+    from kupgrade.core.explain import StoreChoice
     from kupgrade.journal import Journal
     from kupgrade.machine.instances import Line
     from kupgrade.model.facts import Facts
@@ -83,9 +84,7 @@ def _capabilities(facts: Facts, policy: Policy) -> Mapping[str, Sequence[Refusal
     return planning.capabilities(facts, policy)
 
 
-def _stores(
-    facts: Facts, policy: Policy, kernel: str | None, root: Path
-) -> tuple[str, Mapping[str, Sequence[Refusal]]]:
+def _stores(facts: Facts, policy: Policy, kernel: str | None, root: Path) -> StoreChoice:
     from kupgrade import planning
 
     return planning.stores(facts, policy, kernel, root)
@@ -175,7 +174,7 @@ class Composition:
     probe: Callable[[Path, Policy], Facts] = _probe
     make_plan: MakePlan = _make_plan
     capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities
-    stores: Callable[[Facts, Policy, str | None, Path], tuple[str, Mapping[str, Sequence[Refusal]]]] = _stores
+    stores: Callable[[Facts, Policy, str | None, Path], StoreChoice] = _stores
     run: Callable[..., State] = _run
     observe: Callable[[State, Path], Now] = _observe
     resume: Callable[[list[str]], int] = _resume

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kupgrade.model.policy import MemoryMode, Policy
 from kupgrade.model.target import Target
 
@@ -15,6 +17,12 @@ UNKNOWN = (
 def in_place(policy: Policy, target: Target) -> bool:
     """Whether the plan fills memory in place: wished, and not known to be impossible."""
     return policy.engine.memory is MemoryMode.IN_PLACE and target.userfaultfd is not False
+
+
+def told(policy: Policy, target: Target | None) -> Mapping[str, str]:
+    """For the preflight: what the policy wishes, and whether memory could be filled in place: yes, no, unknown."""
+    known = None if target is None else target.userfaultfd
+    return {"policy": policy.engine.memory.value, "in_place": {True: "yes", False: "no", None: "unknown"}[known]}
 
 
 def notes(policy: Policy, target: Target) -> tuple[str, ...]:
