@@ -9,6 +9,7 @@ all pages of the larger anonymous mappings are marked so.
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from bisect import bisect_right
@@ -20,7 +21,7 @@ from pathlib import Path
 from kupgrade.errors import BadInputError
 from kupgrade.host.images import make_private
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 LEAST = 1 << 20  # bytes of a mapping: smaller ones (stacks, thread areas) are touched at once and are copied by criu
 PARENT = "parent"
 
