@@ -76,6 +76,15 @@ def forget(places: Places) -> None:
         end(places, path.stem)
 
 
+def strike(places: Places, *, everyone: bool) -> None:
+    """For a rehearsal: kill whoever serves, or all of the ring."""
+    for path in places.memory.glob("*.log"):
+        log = _open(places, path.stem)
+        for role in Role if everyone else (Role.SERVER,):
+            if log is not None and plays(log, role):
+                os.kill(log[role.who], signal.SIGKILL)
+
+
 def _open(places: Places, name: str) -> FillLog | None:
     """None: nothing fills it, nor did."""
     try:

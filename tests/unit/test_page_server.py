@@ -272,11 +272,8 @@ def test_if_all_who_fill_are_gone_it_is_known(lab: Lab) -> None:
     """Then the workload is ended by whoever asks, and the images are no longer kept for it."""
     lab.run(lambda _at: signal.pause() or 0)
     assert fill.unfilled(lab.places) == (NAME,)
-    log = lab.log
-    while any(fill_roles.plays(log, role) for role in Role):
-        for role in Role:
-            if fill_roles.plays(log, role):
-                os.kill(log[role.who], signal.SIGKILL)
+    while fill_roles.lives(lab.log):
+        fill.strike(lab.places, everyone=True)
     ended: list[str] = []
     with pytest.raises(NeedsHumanError, match="was killed"):
         fill.await_filled(lab.places, [NAME], ended.append)

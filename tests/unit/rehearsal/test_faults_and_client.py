@@ -19,6 +19,7 @@ from kupgrade.rehearsal.options import Options, Trial
     [
         ("kill-tool@freeze", {"fault": "kill-tool", "step": "freeze", "moment": "intent"}),
         ("power-cut@dump:effect", {"fault": "power-cut", "step": "dump", "moment": "effect"}),
+        ("kill-page-server@thaw", {"fault": "kill-page-server", "step": "thaw", "moment": "intent"}),
         ("restore-fails", {"fault": "restore-fails", "step": "", "moment": ""}),
         ("panic-new-kernel", {}),
         ("bad-initrd", {}),
