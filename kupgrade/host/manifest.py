@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.errors import BadInputError
+from kupgrade.model.codec import decode
+
 MANIFEST = "manifest.json"
-FORMAT = "kupgrade.images/1"
-_CHUNK = 1 << 20
+FORMAT = "kupgrade.images/2"
+CHUNK = 1 << 18  # bytes with a checksum of their own, in files that hold memory
+PAGES = "pages-"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file: size in bytes and CRC-32."""
+    """One file: size in bytes and CRC-32. Of one that holds memory the sum is of those of its `chunks`."""
 
     size: int
     crc32: int
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +49,31 @@ class Manifest:
 def checksum(path: Path) -> ImageFile:
     """Size and CRC-32 of a file. One buffer for all of it: fresh memory for each chunk costs as much as the sum."""
     crc, size = 0, 0
-    buffer = memoryview(bytearray(_CHUNK))
+    chunks: list[int] = []
+    memory = path.name.startswith(PAGES)
+    buffer = memoryview(bytearray(CHUNK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            crc = zlib.crc32(buffer[:count], crc)
+            while count < CHUNK and (more := file.readinto(buffer[count:])):
+                count += more
             size += count
-    return ImageFile(size, crc)
+            if memory:
+                chunks.append(zlib.crc32(buffer[:count]))
+            else:
+                crc = zlib.crc32(buffer[:count], crc)
+    if memory:
+        crc = zlib.crc32(struct.pack(f"<{len(chunks)}I", *chunks))
+    return ImageFile(size, crc, tuple(chunks))
+
+
+def sums(top: Path) -> Mapping[Path, ImageFile]:
+    """What the manifest in a store's directory says of each file that holds memory; paths without links in them.
+
+    Raises BadInputError.
+    """
+    try:
+        found = decode(Manifest, json.loads((top / MANIFEST).read_bytes()), "manifest")
+    except (OSError, ValueError) as error:
+        raise BadInputError("The checkpoint's manifest cannot be read", str(error)) from error
+    here = top.resolve()
+    return {here / name: file for name, file in found.files.items() if Path(name).name.startswith(PAGES)}

@@ -88,7 +88,21 @@ def processes(directory: Path) -> tuple[int, ...]:
 def memory(directory: Path, pid: int) -> Memory:
     """What criu would leave out of a process. Raises BadInputError for images that are damaged or not complete."""
     regions = _regions(directory / f"mm-{pid}.img")
-    return Memory(pid, regions, tuple(_clip(_extents(directory, pid), regions)))
+    return Memory(pid, regions, tuple(_clip(_extents(directory, f"pagemap-{pid}.img"), regions)))
+
+
+def left_to_criu(directory: Path, memories: Sequence[Memory]) -> tuple[Extent, ...]:
+    """Every page in the images that is none of these memories': criu reads it, and also what processes share.
+
+    Raises BadInputError.
+    """
+    regions = {f"pagemap-{each.pid}.img": each.regions for each in memories}
+    found: list[Extent] = []
+    for path in sorted(directory.glob("pagemap-*.img")):
+        held = regions.get(path.name, ())
+        edges = [0, *(border for region in held for border in region), 1 << 64]
+        found += _clip(_extents(directory, path.name), list(zip(edges[::2], edges[1::2], strict=True)))
+    return tuple(found)
 
 
 def make_view(directory: Path, view: Path, memories: Sequence[Memory]) -> None:
@@ -197,13 +211,13 @@ def _regions(path: Path) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found))
 
 
-def _extents(directory: Path, pid: int) -> list[Extent]:
-    """Every page of a process: where the newest round that has it keeps it."""
-    path = directory / f"pagemap-{pid}.img"
+def _extents(directory: Path, name: str) -> list[Extent]:
+    """Every page of a pagemap: where the newest round that has it keeps it."""
+    path = directory / name
     number, entries = _pagemap(path)
     parent: list[Extent] = []
     if any(not each.flags & _PRESENT and each.flags & _IN_PARENT for each in entries):
-        parent = _extents(directory / PARENT, pid)
+        parent = _extents(directory / PARENT, name)
     pages, offset = directory / f"pages-{number}.img", 0
     found: list[Extent] = []
     for each in entries:

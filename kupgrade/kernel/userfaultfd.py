@@ -217,6 +217,11 @@ def map_file(fd: int, size: int) -> int:
     return int(address)
 
 
-def fetch(address: int, length: int) -> None:
-    """Have mapped pages in hand, so that placing them need not wait. What cannot be read is told when it is placed."""
-    _LIBC.c.madvise(address, length, _MADV_POPULATE_READ)
+def fetch(address: int, length: int) -> bool:
+    """Have mapped pages in hand, so that placing them need not wait; whether they can be read. Before Linux 5.14: yes.
+
+    `address`: need not be that of a page.
+    """
+    begin = address & ~(PAGE - 1)
+    done = _LIBC.c.madvise(begin, address + length - begin, _MADV_POPULATE_READ) == 0
+    return done or ctypes.get_errno() == errno.EINVAL

@@ -21,7 +21,7 @@ from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
-from kupgrade.model.workload import Store, Workload
+from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.base import Figures
 
 WHOLE = "whole"  # in the directory of a round
@@ -181,6 +181,7 @@ class RealCheckpoints:
             unit=unit,
             deadline=max(1.0, deadline - time.monotonic()),
             in_place=in_place,
+            checked=store.kind is StoreKind.WINDOW,
         )
 
     def _await(self, workload: Workload, deadline: float) -> restorer.Answer:

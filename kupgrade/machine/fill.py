@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
-from kupgrade.host import memory_images
+from kupgrade.host import manifest, memory_images
 from kupgrade.kernel import userfaultfd
+from kupgrade.machine.fill_files import check_now
 from kupgrade.machine.fill_log import Field, FillLog, Stage
 from kupgrade.machine.fill_roles import Role, lives, plays
 from kupgrade.machine.fill_start import start
@@ -37,18 +38,24 @@ def _view(places: Places, name: str) -> Path:
     return places.memory / f"{name}.images"
 
 
-def begin(places: Places, name: str, directory: Path, cgroup: str, work: Path) -> Path:
+def begin(places: Places, name: str, directory: Path, cgroup: str, work: Path, *, checked: bool) -> Path:
     """Start what fills a workload; the images from which criu restores the rest.
 
+    Unless all images were `checked`, what criu reads of earlier rounds is summed here, the rest before it is placed.
     Raises KupgradeError when memory cannot be filled in place here; nothing is left then, and all may be copied.
+    BadInputError: images are damaged, and nothing may be restored from them.
     """
     if userfaultfd.available() is False:
         raise KupgradeError("Memory cannot be filled in place", "this kernel has no userfaultfd")
     end(places, name)
     memories = tuple(memory_images.memory(directory, pid) for pid in memory_images.processes(directory))
+    sums = None if checked else manifest.sums(directory.parents[1])
+    if sums is not None:
+        left = memory_images.left_to_criu(directory, memories)
+        check_now([each for each in left if each.file.parent != directory], sums)
     memory_images.make_view(directory, _view(places, name), memories)
     try:
-        start(Charge(name, memories, cgroup, _log(places, name), work, places.root))
+        start(Charge(name, memories, cgroup, _log(places, name), work, places.root, sums))
     except KupgradeError:
         end(places, name)
         raise
@@ -74,6 +81,12 @@ def forget(places: Places) -> None:
         raise KupgradeError("The images are still needed", f"memory of {', '.join(needed)} is not filled yet")
     for path in places.memory.glob("*.images"):
         end(places, path.stem)
+
+
+def checks(places: Places, name: str) -> bool:
+    """Whether a workload is, or was, filled with memory that is summed before it is placed."""
+    log = _open(places, name)
+    return log is not None and bool(log[Field.CHECKS])
 
 
 def strike(places: Places, *, everyone: bool) -> None:

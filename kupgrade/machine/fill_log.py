@@ -50,6 +50,7 @@ class Field(enum.IntEnum):
     EVENTS = 14
     SPARE = 15
     SPARE_SINCE = 16
+    CHECKS = 17  # 1: what is placed is summed before
 
 
 class Stage(enum.IntEnum):

@@ -9,75 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kupgrade.core.ranges import Range, Ranges
-from kupgrade.errors import KupgradeError
-from kupgrade.host.memory_images import Memory
 from kupgrade.kernel import userfaultfd
-from kupgrade.kernel.libc import reported
 from kupgrade.kernel.userfaultfd import PAGE, AgainError, Event, GoneError, Message
+from kupgrade.machine.fill_files import Files, PlacingError, Source
 from kupgrade.machine.fill_log import Entry, Field, FillLog, Kind
 
 CHUNK = 1 << 20  # bytes placed between two looks for faults
 AROUND = 16 * PAGE  # and for a fault: what is behind the page that somebody waits for is likely the next one
-
-
-class PlacingError(KupgradeError):
-    """A page cannot be placed: whoever waits for it must not go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Pages of one process in our memory: extents by address, `at` is where each one's file is mapped for us."""
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
-    at: tuple[int, ...]
-
-    def find(self, address: int) -> tuple[int, int, int]:
-        """The pages at an address, or the next ones after it: their address, where they are, and how many bytes.
-
-        No bytes: none come.
-        """
-        number = bisect_right(self.starts, address) - 1
-        if number < 0 or self.ends[number] <= address:
-            number += 1
-            if number == len(self.starts):
-                return address, 0, 0
-            address = self.starts[number]
-        return address, self.at[number] + address - self.starts[number], self.ends[number] - address
-
-
-def load(memories: Sequence[Memory]) -> dict[int, Source]:
-    """Map every file with pages, for reading; by PID. Raises KernelError, and KupgradeError for files too short."""
-    maps: dict[Path, tuple[int, int]] = {}
-    found = {}
-    for each in memories:
-        for extent in each.extents:
-            if extent.file not in maps:
-                maps[extent.file] = _map(extent.file)
-            if extent.offset + extent.end - extent.start > maps[extent.file][1]:
-                raise KupgradeError("A checkpoint image is cut off", str(extent.file))
-        found[each.pid] = Source(
-            tuple(extent.start for extent in each.extents),
-            tuple(extent.end for extent in each.extents),
-            tuple(maps[extent.file][0] + extent.offset for extent in each.extents),
-        )
-    return found
-
-
-def _map(path: Path) -> tuple[int, int]:
-    with reported("open", path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        return (userfaultfd.map_file(fd, size) if size else 0), size
-    finally:
-        os.close(fd)
 
 
 @dataclass
@@ -98,6 +40,7 @@ class Spaces:
 
     log: FillLog
     sources: Mapping[int, Source]
+    files: Files
     regions: Mapping[int, Sequence[tuple[int, int]]]
     all: dict[int, Space] = field(default_factory=dict)
     _numbers: int = 0
@@ -198,6 +141,7 @@ class Spaces:
         with contextlib.suppress(AgainError, GoneError):  # it waits on and is told again, or it waits no more
             if waiting is not None and size and at == waiting.image:
                 around = min(AROUND, size, waiting.end - waiting.start)
+                self.files.check(source, around)
                 placed, why = userfaultfd.copy(space.fd, page, source, around)
                 if why == errno.ENOENT and around > PAGE:  # a mapping ends within
                     placed, why = userfaultfd.copy(space.fd, page, source, PAGE)
@@ -221,7 +165,7 @@ class Spaces:
             space.todo.drop(waiting.start, waiting.end)
             return
         end = min(begin + size, waiting.end, begin + limit)
-        userfaultfd.fetch(source, end - begin)
+        self.files.check(source, end - begin)
         done, step = begin, end - begin
         try:
             while done < end:

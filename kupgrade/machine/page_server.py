@@ -28,13 +28,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.host.manifest import ImageFile
 from kupgrade.host.memory_images import Memory
 from kupgrade.kernel import cgroup, proc, shared_table, userfaultfd
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.userfaultfd import AgainError, GoneError
+from kupgrade.machine.fill_files import load
 from kupgrade.machine.fill_log import Field, FillLog, Kind, Stage
 from kupgrade.machine.fill_roles import Role, plays
-from kupgrade.machine.fill_spaces import Source, Space, Spaces, load
+from kupgrade.machine.fill_spaces import Space, Spaces
 
 SOCKET = "lazy-pages.socket"  # criu's name for it, in its work directory
 FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED, criu/uffd.c
@@ -54,6 +56,7 @@ class Charge:
     log: Path
     work: Path  # criu's work directory
     root: Path = Path("/")
+    sums: Mapping[Path, ImageFile] | None = None  # of every file with memory; None: what it holds was read already
 
 
 class Ring:
@@ -63,8 +66,9 @@ class Ring:
         self.charge = charge
         self.log = FillLog(charge.log, create=True)
         self.log[Field.TOTAL] = sum(each.size for each in charge.memories)
-        sources: Mapping[int, Source] = load(charge.memories)
-        self.spaces = Spaces(self.log, sources, {each.pid: each.regions for each in charge.memories})
+        sources, files = load(charge.memories, charge.sums)
+        self.log[Field.CHECKS] = int(charge.sums is not None)
+        self.spaces = Spaces(self.log, sources, files, {each.pid: each.regions for each in charge.memories})
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         path = charge.work / SOCKET
         path.unlink(missing_ok=True)

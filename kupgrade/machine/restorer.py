@@ -47,6 +47,7 @@ class Request:
     unit: bool
     deadline: float  # seconds from the request on
     in_place: bool = False
+    checked: bool = False  # what holds memory was read and summed since it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
             inherit = _streams(pid, request.streams)
         begun = time.monotonic()
         if request.in_place:
-            directory, copied = _begin_filling(places, name, directory, where, logs)
+            directory, copied = _begin_filling(places, name, request, where, logs)
         cgroup.enter(where)
         root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=request.in_place and not copied))
         Path(request.pidfile).write_text(f"{root}\n")
@@ -194,10 +195,11 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
     return Answer(root, time.monotonic() - begun, "", copied)
 
 
-def _begin_filling(places: Places, name: str, directory: Path, where: str, logs: Path) -> tuple[Path, str]:
+def _begin_filling(places: Places, name: str, request: Request, where: str, logs: Path) -> tuple[Path, str]:
     """Where criu finds its images, and why memory is copied all the same. It goes on without a page server then."""
+    directory = Path(request.directory)
     try:
-        return fill.begin(places, name, directory, where, logs), ""
+        return fill.begin(places, name, directory, where, logs, checked=request.checked), ""
     except BadInputError:
         raise
     except KupgradeError as error:

@@ -254,7 +254,7 @@ def _restore(
         host.checkpoints.kill(workloads)  # half a tree from an attempt that was cut short; it never ran
     host.checkpoints.summon(workloads)
     host.images.prepare(store)
-    host.images.verify(store)
+    host.images.verify(store, in_place=in_place)
     return host.checkpoints.restore(store, workloads, timeout, in_place=in_place)
 
 

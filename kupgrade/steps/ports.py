@@ -30,10 +30,11 @@ class Images(Protocol):
     def sealed(self, store: Store) -> bool:
         """Whether the complete mark is there."""
 
-    def verify(self, store: Store) -> None:
+    def verify(self, store: Store, *, in_place: bool = False) -> None:
         """Raise BadInputError unless the images are as sealed: the last round as a whole, of the rest the sizes.
 
-        The rest is read while its caller goes on: nothing may be let run before `verified` has come back.
+        The rest is read while its caller goes on: nothing may be let run before `verified` has come back. With
+        `in_place` the memory in it is read by whoever places it, chunk by chunk, before it is placed.
         """
 
     def verified(self, store: Store) -> None:

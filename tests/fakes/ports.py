@@ -53,7 +53,7 @@ class Images(Port):
     def sealed(self, store: Store) -> bool:
         return self.m.sealed_in is not None and self.m.handed.visible
 
-    def verify(self, store: Store) -> None:
+    def verify(self, store: Store, *, in_place: bool = False) -> None:
         self.m.handed.check()
         if self.m.sealed_in is None:
             raise BadInputError("The checkpoint images are not complete")

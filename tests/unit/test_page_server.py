@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import KupgradeError, NeedsHumanError
+from kupgrade.host.manifest import checksum
 from kupgrade.host.memory_images import Extent, Memory
 from kupgrade.kernel import userfaultfd
 from kupgrade.kernel.userfaultfd import PAGE
 from kupgrade.machine import fill, fill_roles, fill_spaces, fill_start
+from kupgrade.machine.fill_files import Files
 from kupgrade.machine.fill_log import Field, FillLog, Kind, Stage
 from kupgrade.machine.fill_roles import Role
 from kupgrade.machine.page_server import FINISHED, SOCKET, Charge
@@ -70,6 +72,7 @@ class Lab:
         self.area = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.at = ctypes.addressof(ctypes.c_char.from_buffer(self.area))
         self.pid = 0
+        self.sums = {self.image: checksum(self.image)}
 
     def start(self) -> None:
         """The ring, for the PID that the next process will tell: ours is played by any number."""
@@ -80,7 +83,7 @@ class Lab:
         )
         memory = Memory(self.pid, ((self.at, self.at + PAGES * PAGE),), extents)
         log = self.places.memory / f"{NAME}.log"
-        fill_start.start(Charge(NAME, (memory,), "/no-such-cgroup", log, self.work, self.places.root))
+        fill_start.start(Charge(NAME, (memory,), "/no-such-cgroup", log, self.work, self.places.root, self.sums))
 
     def run(self, body: Callable[[int], int], *, finish: bool = True) -> None:
         """A process that registers its memory, hands its descriptor over as criu does, and runs `body`.
@@ -251,6 +254,18 @@ def test_an_image_that_cannot_be_read_ends_the_workload(lab: Lab) -> None:
         fill.await_filled(lab.places, [NAME], lambda _: None)
 
 
+def test_a_page_whose_checksum_is_wrong_is_never_placed(lab: Lab) -> None:
+    """What was dumped and what is there now differ by one bit."""
+    with lab.image.open("r+b") as file:
+        file.seek(1400 * PAGE)
+        file.write(b"\xff")
+    lab.run(lambda at: read(at + 1416 * PAGE))
+    assert lab.ended() == -signal.SIGKILL
+    lab.until(Stage.FAILED)
+    with pytest.raises(KupgradeError, match="checksum of 262144 bytes"):
+        fill.check(lab.places, [NAME])
+
+
 def test_a_restore_that_ends_before_its_last_word_ends_its_processes(lab: Lab) -> None:
     """criu was killed: half a tree must not be taken for a whole one."""
     lab.run(lambda at: signal.pause() or 0, finish=False)
@@ -284,7 +299,7 @@ def test_a_full_log_is_begun_anew_with_what_is_true(lab: Lab, monkeypatch: pytes
     """A replay gives the same ranges before and after."""
     log = FillLog(lab.places.memory / "other.log", create=True)
     log.publish()
-    spaces = fill_spaces.Spaces(log, {}, {5: ((PAGE, 9 * PAGE), (20 * PAGE, 30 * PAGE))})
+    spaces = fill_spaces.Spaces(log, {}, Files(()), {5: ((PAGE, 9 * PAGE), (20 * PAGE, 30 * PAGE))})
     space = spaces.add(3, 5, -1)
     space.todo.drop(2 * PAGE, 4 * PAGE)
     log.add(Kind.FILLED, space.number, 2 * PAGE, 4 * PAGE)
@@ -292,7 +307,7 @@ def test_a_full_log_is_begun_anew_with_what_is_true(lab: Lab, monkeypatch: pytes
     for compact in (False, True):
         if compact:
             log.compact(spaces.truth())
-        again = fill_spaces.Spaces(FillLog(log.path), {}, {})
+        again = fill_spaces.Spaces(FillLog(log.path), {}, Files(()), {})
         again.replay()
         assert list(again.all[space.number].todo) == wanted
         assert again.log.next == log.next
