@@ -9,6 +9,7 @@ from kupgrade.model.record import Outcome, Record, RecordKind
 from tests.crash.matrix import KINDS
 from tests.crash.spawn_matrix import KINDS as SPAWN_KINDS
 from tests.crash.test_matrix import clean
+from tests.fakes import filling
 from tests.fakes.drive import Run, play
 from tests.fakes.drive_spawn import play_spawn, two_kernels
 from tests.fakes.endings import Behaviour
@@ -61,11 +62,16 @@ def test_a_page_that_cannot_be_placed_after_the_commit_ends_with_a_person() -> N
     assert run.machine.images
 
 
-def test_images_that_rot_on_their_way_are_never_committed() -> None:
-    """Every image is read before the commit, whoever places it when."""
+@pytest.mark.parametrize(("ticks", "committed"), [(3, False), (40, True)])
+def test_a_round_that_rots_on_its_way_is_never_placed(
+    monkeypatch: pytest.MonkeyPatch, ticks: int, committed: bool
+) -> None:
+    """Met before the commit it is taken back; met after it the workload is ended, and a person is told why."""
+    monkeypatch.setattr(filling, "ROTTEN", ticks)
     run = play(Behaviour("rots", in_place=True, damaged_images="a round", hands_off=True), {})
     assert run.problems == []
-    assert not run.log.committed
+    assert run.log.committed is committed
+    assert not committed or "The memory was not filled to the end" in {r.data["error"] for r in errors(run)}
 
 
 def test_beside_another_kernel_a_fault_at_any_point_loses_nothing() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.fakes.machine import Machine
 
 LASTS = 60  # ticks
+ROTTEN = 40  # ticks until a damaged chunk is met
 
 
 class Filling:
@@ -20,9 +21,11 @@ class Filling:
         self.m, self.lasts = machine, lasts
         self.left: dict[str, int] = {}
         self.failed: set[str] = set()
+        self.sums = False  # what is placed is read before it is, and not all of it before the commit
 
     def begin(self, name: str) -> None:
         self.left[name] = self.lasts
+        self.sums = True
 
     def ended(self, name: str) -> None:
         self.left.pop(name, None)
@@ -32,6 +35,7 @@ class Filling:
         """Every process ends with its kernel."""
         self.left.clear()
         self.failed.clear()
+        self.sums = False
 
     def work(self) -> None:
         """One tick of whoever fills."""
@@ -40,7 +44,9 @@ class Filling:
             if name not in self.m.images:
                 self.m.violate(f"{name} waits for memory and its image is gone")
             self.left[name] -= 1
-            if fails and name == self.m.workloads[0].name and (fails == "before" or self.m.committed):
+            rotten = self.m.behaviour.damaged_images == "a round" and self.left[name] < self.lasts - ROTTEN
+            chosen = fails and name == self.m.workloads[0].name
+            if rotten or (chosen and (fails == "before" or self.m.committed)):
                 self._fail(name)
             elif self.left[name] <= 0:
                 del self.left[name]

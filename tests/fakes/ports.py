@@ -63,7 +63,7 @@ class Images(Port):
     def verified(self, store: Store) -> None:
         if self.m.sealed_in is None:
             raise BadInputError("The checkpoint images are not complete")
-        if self.m.behaviour.damaged_images:
+        if self.m.behaviour.damaged_images and not self.m.filling.sums:
             raise BadInputError("A checkpoint image is damaged")
 
     def recheck(self, store: Store) -> None:
