@@ -14,17 +14,23 @@ from kupgrade.model.codec import decode
 
 MANIFEST = "manifest.json"
 FORMAT = "kupgrade.images/2"
-CHUNK = 1 << 18  # bytes with a checksum of their own, in files that hold memory
+CHUNK = 1 << 16  # bytes with a checksum of their own, in files that hold memory
 PAGES = "pages-"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file: size in bytes and CRC-32. Of one that holds memory the sum is of those of its `chunks`."""
+    """One file: size in bytes and CRC-32. Of one that holds memory the sum is of those of its `chunks`, in hex."""
 
     size: int
     crc32: int
-    chunks: tuple[int, ...] = ()
+    chunks: str = ""  # one text: many numbers would cost the blackout
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """CRC-32 of each chunk."""
+        packed = bytes.fromhex(self.chunks)
+        return struct.unpack(f"<{len(packed) // 4}I", packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,9 @@ def checksum(path: Path) -> ImageFile:
             else:
                 crc = zlib.crc32(buffer[:count], crc)
     if memory:
-        crc = zlib.crc32(struct.pack(f"<{len(chunks)}I", *chunks))
-    return ImageFile(size, crc, tuple(chunks))
+        packed = struct.pack(f"<{len(chunks)}I", *chunks)
+        return ImageFile(size, zlib.crc32(packed), packed.hex())
+    return ImageFile(size, crc)
 
 
 def sums(top: Path) -> Mapping[Path, ImageFile]:

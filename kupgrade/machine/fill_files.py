@@ -129,5 +129,5 @@ def _map(path: Path, sums: Mapping[Path, ImageFile] | None) -> Mapped:
         os.close(fd)
     if known is not None and known.size != size:
         raise BadInputError("A checkpoint image is damaged", f"{path}: {size} bytes, recorded are {known.size}")
-    chunks = known.chunks if known is not None else ()
+    chunks = known.sums if known is not None else ()
     return Mapped(path, at, size, chunks, bytearray(len(chunks)))

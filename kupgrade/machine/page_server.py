@@ -42,6 +42,7 @@ SOCKET = "lazy-pages.socket"  # criu's name for it, in its work directory
 FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED, criu/uffd.c
 RESTARTS = 20  # without a byte placed in between
 _POLL = 0.01
+_NEXT_FAULT, _IN_A_ROW = 3.0, 8  # milliseconds; and looks that found faults, until the rest has its turn
 _PATIENCE = 30.0  # seconds until killed processes must have ended
 _INT = struct.Struct("=i")
 
@@ -200,9 +201,14 @@ class Ring:
         self.log[Field.STAGE] = Stage.FILLING
 
     def _fill(self) -> None:
-        spare = self._watch(Role.SPARE)
+        spare, wait, row = self._watch(Role.SPARE), 0.0, 0
         while self.spaces.all:
-            spare = self._look(spare, self._work())
+            faults = self.log[Field.FAULTS]
+            spare = self._look(spare, wait)
+            # Whoever waits for one page is likely to wait for the next one soon; but the rest must come, too.
+            row = row + 1 if self.log[Field.FAULTS] != faults else _IN_A_ROW
+            wait = self._work() if row >= _IN_A_ROW else _NEXT_FAULT
+            row %= _IN_A_ROW
         self.log[Field.FILLED_AT] = time.monotonic_ns()
         self.log[Field.STAGE] = Stage.DONE
 

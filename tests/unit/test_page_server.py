@@ -262,7 +262,7 @@ def test_a_page_whose_checksum_is_wrong_is_never_placed(lab: Lab) -> None:
     lab.run(lambda at: read(at + 1416 * PAGE))
     assert lab.ended() == -signal.SIGKILL
     lab.until(Stage.FAILED)
-    with pytest.raises(KupgradeError, match="checksum of 262144 bytes"):
+    with pytest.raises(KupgradeError, match="checksum of 65536 bytes"):
         fill.check(lab.places, [NAME])
 
 
