@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kupgrade.core import planner
+from kupgrade.core import memory_mode, planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import store_refusals
 from kupgrade.core.errata import Finding, errata_refusals, errata_warnings, findings
@@ -28,6 +28,7 @@ from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
 
+USERFAULTFD = "CONFIG_USERFAULTFD"
 ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine(), "spawn": SpawnEngine()}
 
 
@@ -53,8 +54,8 @@ def capabilities(facts: Facts, policy: Policy) -> dict[str, tuple[Refusal, ...]]
 
 def stores(
     facts: Facts, policy: Policy, kernel: str | None, root: Path
-) -> tuple[str, Mapping[str, tuple[Refusal, ...]]]:
-    """The release that was looked at, and for each of the policy's stores why images cannot go to it.
+) -> tuple[str, Mapping[str, tuple[Refusal, ...]], Mapping[str, str]]:
+    """The release that was looked at, why images cannot go to each of the policy's stores, and of memory in place.
 
     Without `kernel` the newest installed one; what only a target can tell is left out when there is none to be read.
     Raises BadInputError for a `kernel` that cannot be read.
@@ -66,7 +67,7 @@ def stores(
         if kernel is not None:
             raise
     found = {kind.value: store_refusals(facts, policy, kind, target) for kind in policy.engine.kexec.stores}
-    return "" if target is None else str(target.image.release), found
+    return "" if target is None else str(target.image.release), found, memory_mode.told(policy, target)
 
 
 def errata(facts: Facts, policy: Policy, kernel: str | None, root: Path) -> Mapping[str, tuple[Finding, ...]]:
@@ -118,9 +119,8 @@ def make_plan(
     )
     known = errata_warnings(facts, policy, target, chosen.name)
     phases = chosen.phases(order)
-    return planner.assemble(
-        upgrade, time.time(), facts, policy, target, chosen.name, where, phases, (*fallbacks, *notes), known
-    )
+    remarks = (*fallbacks, *notes, *memory_mode.notes(policy, target))
+    return planner.assemble(upgrade, time.time(), facts, policy, target, chosen.name, where, phases, remarks, known)
 
 
 def _require_newer(facts: Facts, root: Path) -> None:
@@ -218,6 +218,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
         missing_options=missing,
         config_known=config is not None,
         config=config,
+        userfaultfd=None if config is None else config.get(USERFAULTFD) == "y",
         missing_modules=tuple(n for n, found in presence.items() if found is kernels.Presence.MISSING),
         back_kernel=str(back.kernel),
         back_initrd=str(back.initrd),

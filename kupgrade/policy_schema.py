@@ -13,6 +13,7 @@ from kupgrade.model.policy import (
     HookOptions,
     KernelRules,
     KexecOptions,
+    MemoryMode,
     MetricsOptions,
     NetworkMode,
     OnUnknown,
@@ -64,7 +65,7 @@ _SPAWN: Mapping[str, Check] = {
     "retire": _flag,
     "refuse_on": _list(_one_of(Concern)),
 }
-_ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag}
+_ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag, "memory": _one_of(MemoryMode)}
 _KERNELS: Mapping[str, Check] = {"allow": _list(_glob), "block": _list(_glob)}
 _HOOKS: Mapping[str, Check] = {"timeout": _span, "blackout_timeout": _span}
 _ERRATA: Mapping[str, Check] = {"ignore": _list(_text(re.compile(r"[a-z0-9.-]+"), "the id of a known problem"))}

@@ -16,6 +16,7 @@ from kupgrade.errors import RefusedError
 
 if TYPE_CHECKING:
     from kupgrade.core.errata import Finding
+    from kupgrade.core.explain import StoreChoice
     from kupgrade.core.permission import Hindrances
     from kupgrade.journal import Journal
     from kupgrade.machine.instances import Line
@@ -86,9 +87,7 @@ def _capabilities(facts: Facts, policy: Policy) -> Mapping[str, Sequence[Refusal
     return planning.capabilities(facts, policy)
 
 
-def _stores(
-    facts: Facts, policy: Policy, kernel: str | None, root: Path
-) -> tuple[str, Mapping[str, Sequence[Refusal]]]:
+def _stores(facts: Facts, policy: Policy, kernel: str | None, root: Path) -> StoreChoice:
     from kupgrade import planning
 
     return planning.stores(facts, policy, kernel, root)
@@ -214,7 +213,7 @@ class Composition:
     probe: Callable[[Path, Policy], Facts] = _probe
     make_plan: MakePlan = _make_plan
     capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities
-    stores: Callable[[Facts, Policy, str | None, Path], tuple[str, Mapping[str, Sequence[Refusal]]]] = _stores
+    stores: Callable[[Facts, Policy, str | None, Path], StoreChoice] = _stores
     errata: Callable[[Facts, Policy, str | None, Path], Mapping[str, Sequence[Finding]]] = _errata
     run: Callable[..., State] = _run
     tell_metrics: Callable[[Path], str] = _tell_metrics

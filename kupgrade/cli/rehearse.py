@@ -48,6 +48,13 @@ if TYPE_CHECKING:
     default=0,
     help="So many upgrades are taken back (at --rollback, else ready-standby) before one that is not.",
 )
+@click.option(
+    "--memory-mode",
+    type=click.Choice(["copy", "in-place"]),
+    default="copy",
+    show_default=True,
+    help="Workloads get all memory before they run, or what they touch, and the rest while they run.",
+)
 @click.option("--connections", type=click.IntRange(1, 64), default=3, show_default=True, help="Of the client outside.")
 @click.option(
     "--boot",
@@ -71,6 +78,7 @@ def rehearse(
     given: tuple[str, ...],
     rollback: str,
     cycles: int,
+    memory_mode: str,
     connections: int,
     boot: str,
     measured: bool,
@@ -106,6 +114,7 @@ def rehearse(
         faults=_faults(given, rollback, engine),
         rollback=rollback,
         cycles=cycles,
+        memory_mode=memory_mode,
         keep=keep,
         boot=boot,
         measured=measured,

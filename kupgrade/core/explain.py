@@ -102,17 +102,22 @@ def changed_facts(planned: Mapping[str, str], found: Mapping[str, str]) -> tuple
     )
 
 
-# The release that was looked at ("": none), and by store why images cannot go to it.
-StoreChoice = tuple[str, Mapping[str, Sequence[Refusal]]]
+# The release that was looked at ("": none), by store why images cannot go to it, and what memory_mode.told() says.
+StoreChoice = tuple[str, Mapping[str, Sequence[Refusal]], Mapping[str, str]]
 
 
 def preflight_text(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], stores: StoreChoice) -> str:
     """What was found: engines and stores that can and cannot, workloads and their obstacles, what nobody could tell."""
     lines = [f"Running {facts.release} ({facts.architecture}), boot {facts.boot_id}", "", "Engines"]
     lines += _able(capabilities)
-    target, by_store = stores
+    target, by_store, memory = stores
     lines += ["", f"Image stores of the kexec engine, {f'to {target}' if target else 'as far as this host goes'}"]
     lines += _able(by_store)
+    lines += [
+        "",
+        "Memory of restored workloads",
+        f"  in place: {memory['in_place']}; the policy says {memory['policy']}",
+    ]
     lines += ["", "Workloads"]
     for workload in facts.workloads:
         lines += _workload(workload)
@@ -168,6 +173,7 @@ def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], 
         "engines": {name: encode(tuple(refusals)) for name, refusals in capabilities.items()},
         "target": stores[0],
         "stores": {name: encode(tuple(refusals)) for name, refusals in stores[1].items()},
+        "memory": dict(stores[2]),
         "workloads": workloads,
         "unknown": encode(facts.unknown),
     }

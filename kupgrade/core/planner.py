@@ -9,6 +9,7 @@ from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import losses, store_refusals, target_refusals, warnings, workload_refusals
 from kupgrade.core.hooks import blackout_seconds, hook_warnings
 from kupgrade.core.live_update import memory_misread
+from kupgrade.core.memory_mode import known_in_place
 from kupgrade.core.predict import budget, images_on
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
@@ -88,7 +89,8 @@ def _why(
     able = [each for each in preferred if each is kind or not store_refusals(facts, policy, each, target)]
     if len(able) < 2:
         return ()
-    told = {each.value: images_on(facts, each) for each in able}
+    placed = target is not None and known_in_place(policy, target)
+    told = {each.value: images_on(facts, each, placed=placed) for each in able}
     seconds = ", ".join(f"{name} {'unknown' if s is None else f'{s:.2f} s'}" for name, s in told.items())
     return (f"store {kind.value} taken, first of those that can; predicted for the images: {seconds}",)
 
@@ -124,6 +126,7 @@ def assemble(
 ) -> Plan:
     """The plan as it is stored; `known`: warnings of known problems."""
     beside = store.kind is StoreKind.WINDOW
+    placed, hooks = known_in_place(policy, target), blackout_seconds(facts, policy)
     workloads = kept(facts, policy)
     names = {w.name for w in workloads}
     return Plan(
@@ -138,7 +141,7 @@ def assemble(
         facts=facts.values,
         phases=phases,
         budgets=tuple(
-            budget(facts, w, policy.deadline, beside=beside, hooks=blackout_seconds(facts, policy))
+            budget(facts, w, policy.deadline, beside=beside, placed=placed, hooks=hooks)
             for w in facts.workloads
             if w.name in names
         ),

@@ -23,7 +23,13 @@ DUMP = "freeze and final dump"
 
 
 def allowances(
-    facts: Facts, workloads: Iterable[Workload], deadline: float, *, beside: bool = False, hooks: float = 0.0
+    facts: Facts,
+    workloads: Iterable[Workload],
+    deadline: float,
+    *,
+    beside: bool = False,
+    placed: bool = False,
+    hooks: float = 0.0,
 ) -> tuple[Allowance, ...]:
     """What is left of each limited workload's blackout for freeze and dump, by the prediction of the rest."""
     by_name = {workload.name: workload for workload in facts.workloads}
@@ -31,35 +37,50 @@ def allowances(
     for workload in workloads:
         if workload.max_blackout is None:
             continue
-        terms = budget(facts, by_name[workload.name], deadline, beside=beside, hooks=hooks).terms
+        terms = budget(facts, by_name[workload.name], deadline, beside=beside, placed=placed, hooks=hooks).terms
         rest = sum(term.seconds for term in terms if term.name != DUMP)
         found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
     return tuple(found)
 
 
-def images_on(facts: Facts, kind: StoreKind) -> float | None:
+def images_on(facts: Facts, kind: StoreKind, *, placed: bool = False) -> float | None:
     """Seconds of the blackout in which images are written to a store and read from it; None: it cannot be told.
 
-    By what was measured here: how fast memory is summed, how fast the disk is read.
+    By what was measured here: how fast memory is summed, how fast the disk is read. `placed`: see `budget`.
     """
-    size = sum(each.anonymous_bytes + each.shared_bytes for each in facts.workloads)
+    size = sum(_DIRTY_SHARE * _memory(each) + _read(each, placed=placed) for each in facts.workloads)
     rate: float | None = facts.checksum_rate
     if kind is StoreKind.DISK:
         rate = None if facts.stores.disk_rate is None else min(facts.stores.disk_rate, facts.checksum_rate)
-    return None if not rate else round(size * (1 + _DIRTY_SHARE) / rate, 3)
+    return None if not rate else round(size / rate, 3)
+
+
+def _memory(workload: WorkloadFacts) -> int:
+    return workload.anonymous_bytes + workload.shared_bytes
+
+
+def _read(workload: WorkloadFacts, *, placed: bool) -> float:
+    """Bytes of images that are read in the blackout: all, or what the last dump holds and what cannot be placed."""
+    return workload.anonymous_bytes * _DIRTY_SHARE + workload.shared_bytes if placed else _memory(workload)
 
 
 def budget(
-    facts: Facts, workload: WorkloadFacts, deadline: float, *, beside: bool = False, hooks: float = 0.0
+    facts: Facts,
+    workload: WorkloadFacts,
+    deadline: float,
+    *,
+    beside: bool = False,
+    placed: bool = False,
+    hooks: float = 0.0,
 ) -> Budget:
     """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory.
 
-    `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted. `hooks`:
-    seconds that those called in the blackout may take together.
+    `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted. `placed`:
+    memory of its own is filled while it runs. `hooks`: seconds that those called in the blackout may take together.
     """
     slow = max(1.0, _REFERENCE_RATE / facts.checksum_rate)
-    size = workload.anonymous_bytes + workload.shared_bytes
-    mib = size >> 20
+    size, read = _memory(workload), _read(workload, placed=placed)
+    memory = f"{int(read) >> 20} MiB{', the rest while it runs' if placed else ''}"
     rate = f"this host checksums {facts.checksum_rate / 1e6:.0f} MB/s"
     boot = facts.boot_seconds or min(deadline, 10.0 * slow)
     basis = "this boot's kernel and initrd took that long" if facts.boot_seconds else "no measurement of this boot"
@@ -72,7 +93,7 @@ def budget(
     terms = (
         BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
         *between,
-        BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * size / _COPY_RATE), f"{mib} MiB; {rate}"),
+        BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * read / _COPY_RATE), f"{memory}; {rate}"),
         *((BlackoutTerm("hooks", hooks, "if each takes all of its time"),) if hooks else ()),
     )
     limit = workload.workload.max_blackout if workload.workload else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kupgrade.core.hooks import hooks_at, timeout_at
+from kupgrade.core.memory_mode import in_place
 from kupgrade.model.facts import Facts
 from kupgrade.model.hook import IN_NEW_KERNEL, HookPoint
 from kupgrade.model.ids import UpgradeId
@@ -16,6 +17,7 @@ from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.after import SettleReboot, Soak
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood
+from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
@@ -53,6 +55,11 @@ class Engine(Protocol):
     def phases(self, order: Order) -> tuple[Phase, ...]:
         """The steps."""
         ...
+
+
+def filled(order: Order) -> tuple[StepSpec, ...]:
+    """The wait for memory in place: images are needed, and nothing is good, before it ends; empty for copied memory."""
+    return (spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()
 
 
 def made_good(order: Order) -> tuple[StepSpec, ...]:

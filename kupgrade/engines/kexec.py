@@ -13,6 +13,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
   thaw … unstage-initrd     output commit, then tidying; mark-good after the workloads serve (with a soak time: last)
+  fill-memory               memory in place only: the images are needed, and nothing is good, before all is placed
   tell-hooks                post-resume when they serve, commit after mark-good: nobody can say no any more
 """
 
@@ -21,9 +22,18 @@ from __future__ import annotations
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.hooks import blackout_seconds
 from kupgrade.core.live_update import memory_misread
+from kupgrade.core.memory_mode import in_place, known_in_place
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
-from kupgrade.engines.base import CROSSING_TARGET, Order, hooks_after_commit, hooks_before_commit, made_good, with_unit
+from kupgrade.engines.base import (
+    CROSSING_TARGET,
+    Order,
+    filled,
+    hooks_after_commit,
+    hooks_before_commit,
+    made_good,
+    with_unit,
+)
 from kupgrade.model.facts import Facts
 from kupgrade.model.hook import HookPoint
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
@@ -87,7 +97,8 @@ class KexecEngine:
         if rounds:
             steps.append(spec(PreDump(order.store, order.workloads, rounds)))
         steps += hooks_before_commit(order, HookPoint.GATE)
-        limits = allowances(facts, order.workloads, policy.deadline, hooks=blackout_seconds(facts, policy))
+        placed, hooks = known_in_place(policy, target), blackout_seconds(facts, policy)
+        limits = allowances(facts, order.workloads, policy.deadline, placed=placed, hooks=hooks)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
 
@@ -130,7 +141,7 @@ class KexecEngine:
         # Disarm last before the commit: a dead-man or watchdog that fires after it would kill serving workloads.
         steps = [
             *hooks_before_commit(order, HookPoint.PRE_RESTORE),
-            spec(Restore(order.store, order.workloads, order.policy.deadline)),
+            spec(Restore(order.store, order.workloads, order.policy.deadline, in_place(order.policy, order.target))),
         ]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
@@ -147,6 +158,7 @@ class KexecEngine:
             spec(UnlockNetwork(order.workloads, order.store)),
             *hooks_after_commit(order, HookPoint.POST_RESUME),
             *((spec(ReleaseUnits(units)),) if units else ()),
+            *filled(order),
             *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),

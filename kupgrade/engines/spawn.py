@@ -12,6 +12,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   take-disk                 the flag for the old kernel, then the first write: now the commit is on disk
   thaw, unlock-network      output commit
   start-system … wipe       the host's init around running workloads; units, boot default, and the rest of the machine
+  fill-memory               memory in place only, before anything is good: the images are needed until all is placed
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from __future__ import annotations
 from kupgrade.core import spawn_checks
 from kupgrade.core.checks import KEXEC_RULES, host_refusals
 from kupgrade.core.hooks import blackout_seconds
+from kupgrade.core.memory_mode import in_place, known_in_place
 from kupgrade.core.predict import allowances
 from kupgrade.core.spawn_choice import SpawnChoice, choose
 from kupgrade.engines.base import (
     CROSSING_TARGET,
     Order,
     answer_for_hooks,
+    filled,
     hooks_after_commit,
     hooks_before_commit,
     made_good,
@@ -118,8 +121,14 @@ class SpawnEngine:
             steps.append(spec(PreDump(order.store, order.workloads, 1)))
             steps.append(spec(ShipImages(order.store, order.workloads, options.predump_rounds)))
         steps += hooks_before_commit(order, HookPoint.GATE)
-        hooks = blackout_seconds(order.facts, order.policy)
-        limits = allowances(order.facts, order.workloads, options.restore_deadline, beside=True, hooks=hooks)
+        limits = allowances(
+            order.facts,
+            order.workloads,
+            options.restore_deadline,
+            beside=True,
+            placed=known_in_place(order.policy, order.target),
+            hooks=blackout_seconds(order.facts, order.policy),
+        )
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         steps.append(spec(AskStandby(ASK_TIMEOUT)))
         return tuple(steps)
@@ -157,9 +166,10 @@ class SpawnEngine:
         )
 
     def _verifying(self, order: Order) -> tuple[StepSpec, ...]:
+        deadline, lazy = order.policy.engine.spawn.restore_deadline, in_place(order.policy, order.target)
         steps = [
             *hooks_before_commit(order, HookPoint.PRE_RESTORE),
-            spec(Restore(order.store, order.workloads, order.policy.engine.spawn.restore_deadline)),
+            spec(Restore(order.store, order.workloads, deadline, lazy)),
         ]
         probed = tuple(w for w in order.workloads if w.probe.kind is not ProbeKind.NONE)
         if probed:
@@ -179,6 +189,7 @@ class SpawnEngine:
             *hooks_after_commit(order, HookPoint.POST_RESUME),
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
+            *filled(order),
             *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),

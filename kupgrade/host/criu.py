@@ -47,12 +47,16 @@ class DumpOptions:
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place."""
+    """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place.
+
+    `lazy`: criu leaves out the pages that are marked so; a server waits in `log_directory` for their descriptors.
+    """
 
     directory: Path
     inherit: Mapping[str, int]
     log_directory: Path
     leave_stopped: bool = True
+    lazy: bool = False
 
 
 class Criu:
@@ -111,6 +115,7 @@ class Criu:
             opts.network_lock = _rpc().SKIP
             opts.shell_job = False
             opts.leave_stopped = options.leave_stopped
+            opts.lazy_pages = options.lazy
             opts.ext_unix_sk = True
             opts.file_locks = True
             opts.link_remap = True

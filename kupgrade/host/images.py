@@ -17,7 +17,7 @@ from pathlib import Path
 from kupgrade.errors import BadInputError
 from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
-from kupgrade.host.manifest import MANIFEST, ImageFile, Known, Manifest, checksum
+from kupgrade.host.manifest import MANIFEST, PAGES, ImageFile, Known, Manifest, checksum
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
@@ -181,7 +181,8 @@ class ImageStore:
         for name, expected in manifest.files.items():
             path = self.path / name
             try:
-                found = checksum(path) if contents(Path(name)) else ImageFile(self._stat(path).st_size, expected.crc32)
+                known = ImageFile(self._stat(path).st_size, expected.crc32, expected.chunks)
+                found = checksum(path) if contents(Path(name)) else known
             except OSError as error:
                 raise BadInputError("A checkpoint image cannot be read", f"{name}: {error.strerror}") from error
             if found != expected:
@@ -237,7 +238,7 @@ def last_dump(image: Path) -> bool:
 
 def pages(image: Path) -> bool:
     """Whether an image holds memory, and nothing that criu is steered by."""
-    return image.name.startswith("pages-")
+    return image.name.startswith(PAGES)
 
 
 def round_name(number: int) -> str:

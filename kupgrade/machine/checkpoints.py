@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -18,12 +17,13 @@ from kupgrade.host.images import round_name, round_of
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
-from kupgrade.machine import network, restorer, streams
+from kupgrade.machine import copies, fill, network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
-from kupgrade.model.workload import Store, Workload
+from kupgrade.model.workload import Store, StoreKind, Workload
+from kupgrade.steps.base import Figures
 
 WHOLE = "whole"  # in the directory of a round
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
@@ -69,6 +69,7 @@ class RealCheckpoints:
 
     def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
         """See the port. The mark tells a whole round: one that was cut short had reset what counts as changed."""
+        self._refuse_unfilled(workload)
         images = store_of(store)
         if number == 1:
             images.forget_rounds(workload.name)
@@ -92,6 +93,7 @@ class RealCheckpoints:
 
     def dump(self, store: Store, workload: Workload) -> int:
         """The final dump, on top of the last complete round."""
+        self._refuse_unfilled(workload)
         images = store_of(store)
         found = journal_streams(workload.pids)
         last = _last_round(images.path / workload.name)
@@ -129,45 +131,48 @@ class RealCheckpoints:
         with contextlib.suppress(KernelError):
             if proc.process(pid).cgroup != workload.cgroup or pid in workload.pids:
                 return
-            _signal(pid, signal.SIGKILL)
+            copies.send(pid, signal.SIGKILL)
         deadline = time.monotonic() + _STARTER_TIMEOUT
         while self.systemd.show(workload.unit).active == "activating" and time.monotonic() < deadline:
             time.sleep(_POLL * 10)
         self.systemd.reset_failed([workload.unit])
 
-    def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
+    def restore(
+        self, store: Store, workloads: Sequence[Workload], timeout: float, *, in_place: bool = False
+    ) -> Figures:
         """Wait for the addresses and for systemd, then restore all at once; raises naming the first that fails."""
         deadline = time.monotonic() + timeout
         if not self.systemd.running:
-            self._restore_forked(store, workloads, deadline)
-            return
+            return self._restore_forked(store, workloads, deadline, in_place=in_place)
         network.bring_up(self.places, self.network_timeout)
         units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
             self.systemd.start(units, now=True)
         for workload in workloads:
-            request = self._request(store, workload, deadline, unit=bool(workload.unit))
+            request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         network.learn(self.places, store, workloads)
-        for workload in workloads:
-            self._await(workload, deadline)
+        return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
 
-    def _restore_forked(self, store: Store, workloads: Sequence[Workload], deadline: float) -> None:
+    def _restore_forked(
+        self, store: Store, workloads: Sequence[Workload], deadline: float, *, in_place: bool
+    ) -> Figures:
         """Beside an old kernel: no system runs here yet, and the network comes up while criu is at work.
 
         Both by what the first process has in memory: the disk came a moment ago, and nothing of it was read yet.
         """
         with network.foreign_addresses(self.places), tools_of(self.places.root / "proc/1/root", self.places.root):
             for workload in workloads:
-                request = self._request(store, workload, deadline, unit=False)
+                request = self._request(store, workload, deadline, unit=False, in_place=in_place)
                 restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
             network.bring_up(self.places, self.network_timeout)
             network.learn(self.places, store, workloads)
-            for workload in workloads:
-                self._await(workload, deadline)
+            return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
 
-    def _request(self, store: Store, workload: Workload, deadline: float, *, unit: bool) -> restorer.Request:
+    def _request(
+        self, store: Store, workload: Workload, deadline: float, *, unit: bool, in_place: bool
+    ) -> restorer.Request:
         directory = store_of(store).path / workload.name / "final"
         meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
         pidfile = restorer.pidfile_path(self.places, workload.name)
@@ -179,11 +184,14 @@ class RealCheckpoints:
             cgroup=workload.cgroup,
             unit=unit,
             deadline=max(1.0, deadline - time.monotonic()),
+            in_place=in_place,
+            checked=store.kind is StoreKind.WINDOW,
         )
 
-    def _await(self, workload: Workload, deadline: float) -> None:
+    def _await(self, workload: Workload, deadline: float) -> restorer.Answer:
         path = restorer.answer_path(self.places, workload.name)
         while not path.exists():
+            fill.check(self.places, (workload.name,))
             if time.monotonic() > deadline:
                 raise KupgradeError(f"{workload.name} was not restored in time", "its restorer gave no answer")
             time.sleep(_POLL)
@@ -196,6 +204,7 @@ class RealCheckpoints:
             if time.monotonic() > deadline:
                 raise KupgradeError(f"{workload.unit} did not adopt its process", "systemd did not take the PID file")
             time.sleep(_POLL * 4)
+        return answer
 
     def adopted_yet(self, workload: Workload) -> bool:
         """Whether systemd has taken the restored root as the unit's main process."""
@@ -204,7 +213,7 @@ class RealCheckpoints:
 
     def restored(self, workloads: Sequence[Workload]) -> bool | None:
         """All there and in their cgroup: True; none: False; some: None."""
-        there = [pid for w in workloads for pid in w.pids if _belongs(pid, w)]
+        there = [pid for w in workloads for pid in w.pids if copies.belongs(pid, w)]
         wanted = sum(len(w.pids) for w in workloads)
         if len(there) == wanted:
             return True
@@ -212,24 +221,44 @@ class RealCheckpoints:
 
     def kill(self, workloads: Sequence[Workload]) -> None:
         """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in."""
+        copies.end(workloads)
         for workload in workloads:
-            for pid in workload.pids:
-                if _belongs(pid, workload):
-                    _signal(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10.0
-        while any(_belongs(pid, w) for w in workloads for pid in w.pids):
-            if time.monotonic() > deadline:
-                raise KupgradeError("Restored copies could not be ended", "SIGKILL had no effect in 10 s")
-            time.sleep(_POLL)
+            fill.end(self.places, workload.name)
+
+    def sound(self, workloads: Sequence[Workload]) -> None:
+        """See the port."""
+        fill.check(self.places, [each.name for each in workloads])
+
+    def filled(self, workloads: Sequence[Workload]) -> bool | None:
+        """See the port."""
+        names = [each.name for each in workloads]
+        if fill.unfilled(self.places, names):
+            return False
+        try:
+            fill.check(self.places, names)
+        except KupgradeError:
+            return None
+        return True
+
+    def await_filled(self, workloads: Sequence[Workload]) -> Figures:
+        """See the port."""
+        by_name = {each.name: each for each in workloads}
+        return fill.await_filled(self.places, list(by_name), lambda name: copies.end_all_of(by_name[name]))
+
+    def _refuse_unfilled(self, workload: Workload) -> None:
+        if fill.unfilled(self.places, (workload.name,)):
+            why = "the images of an earlier upgrade still fill it"
+            raise KupgradeError(f"{workload.name} cannot be dumped yet", why, "Wait until it is filled")
 
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
         """SIGCONT to every process, children first so that no parent waits for a stopped child; then the cgroup.
 
         A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
         """
+        fill.note_thaw(self.places, [each.name for each in workloads])
         for workload in workloads:
             for pid in sorted(workload.pids, reverse=True):
-                _signal(pid, signal.SIGCONT)
+                copies.send(pid, signal.SIGCONT)
             if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
                 cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
 
@@ -245,19 +274,13 @@ class RealCheckpoints:
         return not any(state in "Tt" for state in states) and cgroup.FreezerState.FROZEN not in frozen
 
 
-def _belongs(pid: int, workload: Workload) -> bool:
-    try:
-        found = proc.process(pid)
-    except KernelError:
-        return False
-    return found.state not in "ZX" and (found.cgroup + "/").startswith(workload.cgroup + "/")
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
+    """Of a restore: criu's seconds, and how the memory came."""
+    seconds = {"criu_seconds": round(max((each.seconds for each in answers), default=0.0), 4)}
+    if not in_place:
+        return seconds
+    copied = next((each.copied for each in answers if each.copied), "")
+    return {**seconds, "memory": f"copied: {copied}" if copied else "in place"}
 
 
 def _bytes(directory: Path) -> int:

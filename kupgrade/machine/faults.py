@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
+from kupgrade.machine import fill
 from kupgrade.machine.places import Places
 from kupgrade.model.spawn import WINDOW_PARAMETER
 
@@ -84,6 +85,9 @@ def strike(places: Places, step: str, moment: str) -> None:
                 _relay(places, "panic-old-kernel\n")
             else:
                 (places.root / "proc/sysrq-trigger").write_text("c")
+        case "kill-page-server" | "kill-page-ring" if (step, moment) == (fault.step, fault.moment):
+            _spend(fault)
+            fill.strike(places, everyone=fault.fault == "kill-page-ring")
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.host.images import ImageStore, last_dump, pages
 from kupgrade.host.manifest import Known
+from kupgrade.machine import fill
 from kupgrade.machine.live_update import LiveUpdate
 from kupgrade.machine.places import Places
 from kupgrade.model.workload import Store, StoreKind
@@ -24,11 +25,13 @@ def store_of(store: Store) -> ImageStore:
 class _Check:
     """Reads what criu is not steered by, in a process of its own: while it does, criu restores.
 
-    That is the memory in the last dump, and the rounds before it, which through a window came with checksums. A process
+    That is the memory in the last dump, and the rounds before it, which through a window came with checksums. Of
+    rounds whose memory is `placed` by who reads it first (see fill.py), the rest was read before criu began. A process
     and no thread: the restorers are forked from here while it reads.
     """
 
-    def __init__(self, images: ImageStore) -> None:
+    def __init__(self, images: ImageStore, *, placed: bool = False) -> None:
+        self.placed = placed
         self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
         self._pid = os.fork()
         if self._pid == 0:
@@ -42,9 +45,9 @@ class _Check:
 
     def _read(self, images: ImageStore) -> str:
         """What is wrong, as JSON; empty when nothing is."""
-        through_window = images.store.kind is StoreKind.WINDOW
+        rounds = images.store.kind is not StoreKind.WINDOW and not self.placed
         try:
-            images.verify(lambda image: pages(image) if last_dump(image) else not through_window)
+            images.verify(lambda image: pages(image) if last_dump(image) else rounds)
         except KupgradeError as error:
             return json.dumps([error.what, error.why])
         return ""
@@ -126,8 +129,8 @@ class RealImages:
         """See the port."""
         return store_of(store).sealed()
 
-    def verify(self, store: Store) -> None:
-        """See the port: at once what criu is steered by, the rest while it is at work."""
+    def verify(self, store: Store, *, in_place: bool = False) -> None:
+        """See the port: at once what criu and the page server are steered by, the rest while they are at work."""
         images = store_of(store)
         if store.kind is StoreKind.LUO and not images.sealed():
             raise KupgradeError(
@@ -135,20 +138,29 @@ class RealImages:
                 self.live_update.missing(store),
                 "The workloads' memory is lost; their units start anew",
             )
-        images.verify(lambda image: last_dump(image) and not pages(image))
+        placed = in_place and store.kind is not StoreKind.WINDOW
+        images.verify(lambda image: not pages(image) and (placed or last_dump(image)))
         if before := self._checks.pop(store.path, None):
             before.drop()
-        self._checks[store.path] = _Check(images)
+        self._checks[store.path] = _Check(images, placed=placed)
 
     def verified(self, store: Store) -> None:
         """See the port."""
-        check = self._checks.pop(store.path, None)
+        check, images = self._checks.pop(store.path, None), store_of(store)
         if check is not None:
             check.result()
+            if check.placed and not self._checked_when_placed(store):
+                images.verify(lambda image: pages(image) and not last_dump(image))  # it was copied after all
         elif store.kind is StoreKind.WINDOW:
-            store_of(store).verify(last_dump)
+            images.verify(last_dump)
         else:
-            store_of(store).verify()
+            placed = self._checked_when_placed(store)
+            images.verify(lambda image: not (placed and pages(image)) or last_dump(image))
+
+    def _checked_when_placed(self, store: Store) -> bool:
+        """Whether every workload's memory is being filled, chunk by chunk that was summed before."""
+        names = [path.name for path in store_of(store).path.iterdir() if path.is_dir()]
+        return bool(names) and all(fill.checks(self.live_update.places, name) for name in names)
 
     def recheck(self, store: Store) -> None:
         """See the port. Files in memory are where they were when they were checksummed: their sizes are compared."""
@@ -161,6 +173,7 @@ class RealImages:
 
     def wipe(self, store: Store) -> None:
         """See the port. A device that is not mounted is mounted once more: images must not stay behind."""
+        fill.forget(self.live_update.places)
         images = store_of(store)
         images.mount()
         images.wipe()

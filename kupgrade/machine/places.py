@@ -38,6 +38,11 @@ class Places:
         return self.run / "restore"
 
     @property
+    def memory(self) -> Path:
+        """Logs of page servers, and the images that criu sees then."""
+        return self.run / "memory"
+
+    @property
     def rollback_request(self) -> Path:
         """The operator's wish to roll back, for the worker at work."""
         return self.run / "rollback-requested"

@@ -19,11 +19,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.host.command import environment
 from kupgrade.host.criu import Criu, RestoreOptions
 from kupgrade.kernel import cgroup, proc
 from kupgrade.kernel.libc import Libc
+from kupgrade.machine import fill
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
 
@@ -35,7 +36,8 @@ _POLL = 0.01
 class Request:
     """What to restore: `streams` are image keys (socket:[inode]) to the standard descriptor that replaces them.
 
-    `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits.
+    `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
+    its memory is filled while it runs already.
     """
 
     directory: str
@@ -44,15 +46,18 @@ class Request:
     cgroup: str
     unit: bool
     deadline: float  # seconds from the request on
+    in_place: bool = False
+    checked: bool = False  # what holds memory was read and summed since it came
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How it went; `seconds` is criu's own share."""
+    """How it went; `seconds` is criu's own share. `copied`: why memory was copied that was to be filled in place."""
 
     pid: int
     seconds: float
     error: str
+    copied: str = ""
 
 
 def request_path(places: Places, name: str, token: str) -> Path:
@@ -166,6 +171,7 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
     logs = places.run / "logs" / name
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = time.monotonic()
+    directory, copied = Path(request.directory), ""
     try:
         where = request.cgroup
         if request.unit:
@@ -175,16 +181,30 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
             pid = int(starter.read_text())
             where = proc.process(pid).cgroup
             inherit = _streams(pid, request.streams)
-        cgroup.enter(where)
         begun = time.monotonic()
-        root = Criu().restore(RestoreOptions(Path(request.directory), inherit, logs))
+        if request.in_place:
+            directory, copied = _begin_filling(places, name, request, where, logs)
+        cgroup.enter(where)
+        root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=request.in_place and not copied))
         Path(request.pidfile).write_text(f"{root}\n")
     except (KupgradeError, OSError) as error:
         return Answer(0, time.monotonic() - begun, str(error))
     finally:
         for fd in inherit.values():
             os.close(fd)
-    return Answer(root, time.monotonic() - begun, "")
+    return Answer(root, time.monotonic() - begun, "", copied)
+
+
+def _begin_filling(places: Places, name: str, request: Request, where: str, logs: Path) -> tuple[Path, str]:
+    """Where criu finds its images, and why memory is copied all the same. It goes on without a page server then."""
+    directory = Path(request.directory)
+    try:
+        return fill.begin(places, name, directory, where, logs, checked=request.checked), ""
+    except BadInputError:
+        raise
+    except KupgradeError as error:
+        sys.stderr.write(f"<4>kupgrade: memory of {name} is copied: {error}\n")
+        return directory, str(error)
 
 
 def _streams(pid: int, wanted: dict[str, int]) -> dict[str, int]:

@@ -52,6 +52,13 @@ class NetworkMode(enum.Enum):
     WAIT = "wait"  # the network manager; kupgrade waits for it
 
 
+class MemoryMode(enum.Enum):
+    """When restored workloads get their memory."""
+
+    COPY = "copy"  # all of it before they run
+    IN_PLACE = "in-place"  # what they touch at once, the rest while they run (userfaultfd)
+
+
 @dataclass(frozen=True, slots=True)
 class KexecOptions:
     """Options of the kexec engine. `network_timeout`: seconds."""
@@ -115,6 +122,7 @@ class EngineOptions:
 
     order: tuple[str, ...] = ("kexec",)
     fallback: bool = False
+    memory: MemoryMode = MemoryMode.COPY
     kexec: KexecOptions = KexecOptions()
     spawn: SpawnOptions = SpawnOptions()
 

@@ -21,4 +21,5 @@ class Target:
     back_initrd: str
     handover: tuple[str, ...] = ("it was not looked at",)  # why it cannot take over what the running kernel leaves it
     config: Mapping[str, str] | None = None  # its configuration; None: unknown
+    userfaultfd: bool | None = None  # whether memory can be filled in place; None: unknown
     problems: tuple[str, ...] = ()  # what could not be determined, in words

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kupgrade.errors import UsageError
 
 AT_STEP = ("kill-tool", "power-cut")
+# Of memory that is filled in place: who serves it is killed, or all who could take its place, too.
+FILLING = ("kill-page-server", "kill-page-ring")
 WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
 # Of images in memory (store luo): whoever holds them in the new kernel is killed; that kernel takes no memory over.
 IN_MEMORY = ("holder-dies", "memory-not-taken")
@@ -25,7 +27,7 @@ MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
 _SYSTEM = ("take-disk", "start-system", "adopt-units")
-SERVING = (*_SYSTEM, "thaw", "unlock-network", "release-units", "soak", "mark-good", "settle-reboot")
+SERVING = (*_SYSTEM, "thaw", "unlock-network", "release-units", "fill-memory", "soak", "mark-good", "settle-reboot")
 # Without a step, but made by kupgrade itself, which spends them: nothing in the virtual host was changed for them.
 _ONCE = ("restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
@@ -85,7 +87,7 @@ class Fault:
     @property
     def relayed(self) -> bool:
         """Whether it strikes in a kernel beside the one that works at the step, by the hook on its console."""
-        return bool(self.step) and self.kind not in AT_STEP
+        return bool(self.step) and self.kind not in (*AT_STEP, *FILLING)
 
     @property
     def armed(self) -> dict[str, str]:
@@ -106,7 +108,7 @@ def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Faul
     step, _, moment = rest.partition(":")
     if beside and text == AFTER_COMMIT:
         return Fault(kind, "commit", "effect")
-    if kind in at_step and at and step:
+    if kind in (*at_step, *FILLING) and at and step:
         moment = moment or "intent"
         if steps and step not in {*steps, "commit"}:
             raise UsageError(f"{step!r} is no step", "", f"Known are commit, {', '.join(sorted(steps))}")
@@ -114,5 +116,7 @@ def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Faul
             return Fault(kind, step, moment)
     elif kind in whole and not at:
         return Fault(kind)
-    known = ", ".join((*(f"{k}@STEP[:intent|:effect]" for k in at_step), *whole, *([AFTER_COMMIT] if beside else ())))
+    known = ", ".join(
+        (*(f"{k}@STEP[:intent|:effect]" for k in (*at_step, *FILLING)), *whole, *([AFTER_COMMIT] if beside else ()))
+    )
     raise UsageError(f"{text!r} is no fault of {engine}", "", f"Known are {known}")

@@ -68,6 +68,8 @@ def prepare(link: Link, options: Options) -> None:
     """Policy and workload."""
     policy = POLICY + (POLICY_SPAWN if options.beside else "")
     link.write("/etc/kupgrade/policy.d/50-rehearsal.toml", policy.encode())
+    memory = f'[engine]\nmemory = "{options.memory_mode}"\n'
+    link.write("/etc/kupgrade/policy.d/51-memory.toml", memory.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
     shell(link, "systemctl enable --quiet demo.service; systemctl restart demo.service")
     shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1", 150.0)

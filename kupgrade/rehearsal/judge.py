@@ -131,6 +131,17 @@ def carried(journal: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found | {key: value for key, value in done.get("restore", {}).items() if key.startswith("retrieve")}
 
 
+MEMORY = ("placed_before_thaw", "placed_after_thaw", "faults", "events", "restarts", "fill_seconds")
+
+
+def memory(journal: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the workloads got their memory: criu's seconds, and what was placed in it when, if it was filled in place."""
+    kinds = _kinds(journal)
+    done = {kinds[r["step"]]: r["data"] for r in journal if r["kind"] == "done" and r.get("step") is not None}
+    found = {key: value for key, value in done.get("restore", {}).items() if key in ("criu_seconds", "memory")}
+    return found | {key: value for key, value in done.get("fill-memory", {}).items() if key in MEMORY}
+
+
 def _outcome(evidence: Evidence) -> str:
     if evidence.refused:
         return "refused"
@@ -243,6 +254,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "steps": steps(evidence.journal),
         "handover": next((r["data"]["handover"] for r in evidence.journal if "handover" in r["data"]), {}),
         "carried": carried(evidence.journal),
+        "memory": memory(evidence.journal),
         "fault": evidence.fault or None,
         "cold_start_expected": evidence.cold_expected,
         **({"resources": seen} if evidence.beside else {}),

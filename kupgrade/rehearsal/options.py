@@ -43,6 +43,7 @@ class Options:
     measured: bool = False  # the virtual host gets its memory at once, so that no pause is this machine's
     machine_memory: int = 0  # MiB; 0: by the size of the workload
     cpus: int = 0  # 0: as many as the engine needs
+    memory_mode: str = "copy"  # or "in-place", as in a policy
 
     @property
     def fault(self) -> Fault | None:

@@ -63,6 +63,16 @@ def _upgrade(judged: Mapping[str, Any]) -> str:
             f"  in memory: {carried['files']} files, {carried['bytes'] / 1e6:.0f} MB, left there in"
             f" {carried['preserve_seconds']:.2f} s{found}"
         )
+    filled = judged.get("memory", {})
+    if "fill_seconds" in filled:
+        lines.append(
+            f"  memory in place: criu {filled.get('criu_seconds', 0.0):.2f} s; placed"
+            f" {filled['placed_before_thaw'] / 1e6:.0f} MB before the workloads ran,"
+            f" {filled['placed_after_thaw'] / 1e6:.0f} MB after, all in {filled['fill_seconds']:.2f} s,"
+            f" {filled['faults']} times because somebody waited"
+        )
+    elif filled.get("memory"):
+        lines.append(f"  memory {filled['memory']}")
     return "\n".join(lines)
 
 

@@ -32,6 +32,7 @@ def rehearse(plan: Plan) -> tuple[str, str]:
         store=plan.store if plan.store in _STORES else "auto",
         old=plan.old_release,
         new=plan.new_release,
+        memory_mode="in-place" if any(step.kind == "fill-memory" for step in plan.steps) else "copy",
     )
     try:
         judged = scenario.rehearse(options, lambda text: print(text, file=sys.stderr, flush=True)).judged  # noqa: T201

@@ -170,10 +170,12 @@ class Restore:
     store: Store
     workloads: tuple[Workload, ...]
     timeout: float
+    in_place: bool = False  # without their memory, which is filled while they run
 
     def describe(self) -> str:
         """One clause."""
-        return "verify the images and restore the workloads, stopped, into their units"
+        memory = " without their memory, which begins to be filled in place" if self.in_place else ""
+        return f"verify the images and restore the workloads, stopped, into their units{memory}"
 
     def describe_undo(self) -> str:
         """One clause."""
@@ -185,9 +187,10 @@ class Restore:
 
     def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
         """Verify, restore."""
+        figures: Figures = {}
         if not host.checkpoints.restored(self.workloads):
-            _restore(host, self.store, self.workloads, self.timeout)
-        return host.images.fetched(self.store)
+            figures = _restore(host, self.store, self.workloads, self.timeout, in_place=self.in_place)
+        return {**host.images.fetched(self.store), **figures}
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
         """End the copies; they have neither sent nor written anything."""
@@ -198,6 +201,7 @@ class Restore:
         if not host.checkpoints.restored(self.workloads):
             return Verdict.NOT_DONE
         host.images.verified(self.store)
+        host.checkpoints.sound(self.workloads)
         _check_adopted(host, self.workloads)
         return Verdict.DONE
 
@@ -226,7 +230,8 @@ class Thaw:
         return Nothing()
 
     def do(self, host: HasCheckpoints, before: Nothing) -> None:
-        """Thaw."""
+        """Thaw what has its memory, or will have it."""
+        host.checkpoints.sound(self.workloads)
         host.checkpoints.thaw_restored(self.workloads)
 
     def undo(self, host: HasCheckpoints, before: Nothing, context: UndoContext) -> None:
@@ -242,13 +247,15 @@ class Thaw:
         return Verdict.UNKNOWN
 
 
-def _restore(host: HasCheckpoints, store: Store, workloads: tuple[Workload, ...], timeout: float) -> None:
+def _restore(
+    host: HasCheckpoints, store: Store, workloads: tuple[Workload, ...], timeout: float, *, in_place: bool = False
+) -> Figures:
     if host.checkpoints.restored(workloads) is None:
         host.checkpoints.kill(workloads)  # half a tree from an attempt that was cut short; it never ran
     host.checkpoints.summon(workloads)
     host.images.prepare(store)
-    host.images.verify(store)
-    host.checkpoints.restore(store, workloads, timeout)
+    host.images.verify(store, in_place=in_place)
+    return host.checkpoints.restore(store, workloads, timeout, in_place=in_place)
 
 
 def _check_adopted(host: HasCheckpoints, workloads: tuple[Workload, ...]) -> None:

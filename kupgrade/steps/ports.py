@@ -30,10 +30,11 @@ class Images(Protocol):
     def sealed(self, store: Store) -> bool:
         """Whether the complete mark is there."""
 
-    def verify(self, store: Store) -> None:
+    def verify(self, store: Store, *, in_place: bool = False) -> None:
         """Raise BadInputError unless the images are as sealed: what criu is steered by, of the rest the sizes.
 
-        The rest is read while its caller goes on: nothing may be let run before `verified` has come back.
+        The rest is read while its caller goes on: nothing may be let run before `verified` has come back. With
+        `in_place` the memory in it is read by whoever places it, chunk by chunk, before it is placed.
         """
 
     def verified(self, store: Store) -> None:
@@ -85,8 +86,22 @@ class Checkpoints(Protocol):
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start what will restore, ahead of time: it waits for `restore`. No effect on the workloads."""
 
-    def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
-        """Restore all, stopped, each in its unit. Raises when one fails (seconds)."""
+    def restore(
+        self, store: Store, workloads: Sequence[Workload], timeout: float, *, in_place: bool = False
+    ) -> Mapping[str, float | int | str]:
+        """Restore all, stopped, each in its unit; figures. Raises when one fails (seconds).
+
+        `in_place`: without their memory, which is filled from the images meanwhile and while they run.
+        """
+
+    def sound(self, workloads: Sequence[Workload]) -> None:
+        """Raise KupgradeError when memory is being filled in place and it is known that some of it will not come."""
+
+    def filled(self, workloads: Sequence[Workload]) -> bool | None:
+        """Whether nothing waits for images any more; None: it never will, and whoever lacks something was killed."""
+
+    def await_filled(self, workloads: Sequence[Workload]) -> Mapping[str, float | int | str]:
+        """Wait for that; figures. Raises NeedsHumanError when it cannot be."""
 
     def restored(self, workloads: Sequence[Workload]) -> bool | None:
         """Whether all processes of all workloads are there; None: some are, some not."""

@@ -1,5 +1,7 @@
 """The engines side by side in one run: kexec with images in persistent memory, and the new kernel beside the old one.
 
+ENGINE-in-place: the same with memory that is filled while the workload runs.
+
     packaging/bootstrap run python tests/bench/engines.py [--runs N] [--memory MIB ...] [--engines ENGINE ...]
 
 Runs alternate, so that a machine that is busy for a while is so for both. Each size is upgraded N times per engine, the
@@ -26,7 +28,10 @@ from kupgrade.steps import registry
 ENGINES = {
     "kexec": Options(engine="kexec", store="pmem", measured=True),
     "spawn": Options(engine="spawn", measured=True),
+    "kexec-in-place": Options(engine="kexec", store="pmem", memory_mode="in-place", measured=True),
+    "spawn-in-place": Options(engine="spawn", memory_mode="in-place", measured=True),
 }
+USUAL = ("kexec", "spawn")
 FIGURES = ("gap_s", "blackout_s", "whole_s", "rolling_back_s")
 LEAST = 0.05  # seconds; shorter steps are not told
 
@@ -105,7 +110,9 @@ def told(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         if not values:
             continue
         shown = "  ".join(f"{engine} {value:.2f} {found[engine]['spread'][key]}" for engine, value in values.items())
-        both = f"  ratio {values['spawn'] / values['kexec']:.3f}" if len(values) == 2 and values["kexec"] else ""
+        both = (
+            f"  ratio {values['spawn'] / values['kexec']:.3f}" if set(values) == set(USUAL) and values["kexec"] else ""
+        )
         lines.append(f"  {key:16}{shown}{both}")
     for engine in found:
         lines += [
@@ -121,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3, help="of each engine and case (%(default)s)")
     parser.add_argument("--memory", type=int, nargs="+", default=[64, 1024], help="MiB of the workload (%(default)s)")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(USUAL))
     parser.add_argument("--rollback", default="pre-dump", help="step after which the operator takes it back; '': never")
     parser.add_argument("--fault", default="probe-fails", help="in the blackout, of the smallest; '': none")
     parser.add_argument("--from", dest="old", default="trixie")

@@ -1,5 +1,7 @@
 """The stores of the kexec engine side by side in one run: disk, persistent memory, memory that stays (luo), and naive.
 
+STORE-in-place: the same with memory that is filled while the workload runs.
+
     packaging/bootstrap run python tests/bench/stores.py [--memory MIB ...] [--stores STORE ...] [--plot FILE]
 
 Runs alternate between the stores, on one pair of kernels that can do all of them, with the same command line and the
@@ -25,7 +27,9 @@ from tests.bench.engines import figures, medians, steps
 from tests.bench.naive import naive
 
 NAIVE = "naive"
-STORES = (NAIVE, "disk", "pmem", "luo")
+IN_PLACE = "-in-place"  # of a store's name: memory is filled while the workload runs
+STORES = (NAIVE, "disk", "pmem", "luo", "disk-in-place", "pmem-in-place", "luo-in-place")
+USUAL = (NAIVE, "disk", "pmem", "luo", "luo-in-place")
 MIB_PER_GIB = 1024
 # Phases of the blackout, as sums of steps; what is left is the way to the new kernel's agent.
 PHASES = {
@@ -49,7 +53,8 @@ def once(options: Options, store: str) -> dict[str, Any]:
             found = naive(host, options, options.keep)
             say(f"naive: gap {found['gap_s']:.2f} s")
             return {"good": True, "figures": {"gap_s": found["gap_s"]}, "steps": {}, "problems": found["problems"]}
-        result = scenario.rehearse(replace(options, store=store), say)
+        mode, kind = "in-place" if store.endswith(IN_PLACE) else "copy", store.removesuffix(IN_PLACE)
+        result = scenario.rehearse(replace(options, store=kind, memory_mode=mode), say)
     except KupgradeError as error:
         say(f"failed: {error}")
         return {"good": False, "figures": {}, "steps": {}, "problems": [str(error)]}
@@ -58,7 +63,8 @@ def once(options: Options, store: str) -> dict[str, Any]:
         scenario.write_evidence(result, options.keep)
     told = figures(result)
     say(f"{store}: {judged['outcome']}, gap {told['gap_s']:.2f} s {judged['findings'] or ''}")
-    good = judged["outcome"] == "committed" and judged["store"] == store
+    good = judged["outcome"] == "committed" and judged["store"] == kind
+    good &= mode == "copy" or judged["memory"].get("memory") == "in place"
     return {"good": good, "figures": told, "steps": steps(judged), "problems": judged["findings"]}
 
 
@@ -100,6 +106,7 @@ def table(results: Mapping[int, Mapping[str, Mapping[str, Any]]], stores: Sequen
 
 
 COLOURS = {NAIVE: "#888", "disk": "#c40", "pmem": "#07a", "luo": "#080"}
+COLOURS |= {"disk-in-place": "#f96", "pmem-in-place": "#5cf", "luo-in-place": "#4c4"}
 
 
 def plot(results: Mapping[int, Mapping[str, Mapping[str, Any]]], stores: Sequence[str]) -> str:
@@ -128,7 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=1, help="of each store and size (%(default)s)")
     parser.add_argument("--memory", type=int, nargs="+", default=[64, 512, 2048], help="MiB of the workload")
-    parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=list(USUAL))
     parser.add_argument("--from", dest="old", default="khokernel-7.2")
     parser.add_argument("--to", dest="new", default="khokernel-7.3")
     parser.add_argument("--dirty", type=int, default=0, help="percent of the memory rewritten a second")

@@ -18,7 +18,7 @@ from kupgrade.executor import Loop, advance, start
 from kupgrade.model.hook import Hook
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Plan
-from kupgrade.model.policy import WorkloadPolicy
+from kupgrade.model.policy import EngineOptions, MemoryMode, WorkloadPolicy
 from kupgrade.model.record import Now, Record, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
@@ -48,7 +48,7 @@ WORKLOADS = (WEB, JOBS)
 
 
 @functools.cache
-def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> Plan:
+def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS, *, in_place: bool = False) -> Plan:
     """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
@@ -62,6 +62,7 @@ def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> P
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
         stop_services=True,
         soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
+        engine=EngineOptions(memory=MemoryMode.IN_PLACE if in_place else MemoryMode.COPY),
     )
     target = fake_facts.target()
     store = store_for(UPGRADE, policy, kind)
@@ -71,9 +72,10 @@ def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS) -> P
 
 
 @functools.cache
-def planned(kind: StoreKind = StoreKind.DISK) -> Record:
+def planned(kind: StoreKind = StoreKind.DISK, *, in_place: bool = False) -> Record:
     log = MemoryLog()
-    start(Loop(log, None, _no_machine, FakeClock()), plan(kind), plan(kind).boot_id)
+    made = plan(kind, in_place=in_place)
+    start(Loop(log, None, _no_machine, FakeClock()), made, made.boot_id)
     return log.records[0]
 
 
@@ -131,9 +133,10 @@ def begin(
 ) -> Run:
     """A host on which the upgrade has been recorded and nothing else has happened."""
     kind = StoreKind(behaviour.store)
-    machine = Machine(plan(kind), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
+    in_place = behaviour.in_place
+    machine = Machine(plan(kind, in_place=in_place), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
     log = make_log(machine)
-    log.begin(planned(kind))
+    log.begin(planned(kind, in_place=in_place))
     machine.log = log
     return Run(name or behaviour.name, faults, machine, log)
 

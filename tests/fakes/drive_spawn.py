@@ -17,7 +17,7 @@ from kupgrade.errors import NeedsHumanError
 from kupgrade.executor import Loop, start
 from kupgrade.machine import host
 from kupgrade.model.plan import Plan
-from kupgrade.model.policy import EngineOptions, SpawnOptions, WorkloadPolicy
+from kupgrade.model.policy import EngineOptions, MemoryMode, SpawnOptions, WorkloadPolicy
 from kupgrade.model.record import Record
 from kupgrade.model.workload import StoreKind
 from kupgrade.standby import takeover as agent
@@ -37,8 +37,16 @@ from tests.fakes.two_kernels_ports import planted
 MAX_LIVES = 24
 
 
-@functools.cache
+MODE = [MemoryMode.COPY]
+
+
 def spawn_plan() -> Plan:
+    """As `two_kernels` was asked."""
+    return _made_plan(MODE[-1])
+
+
+@functools.cache
+def _made_plan(memory: MemoryMode) -> Plan:
     """Two workloads, one of them probed, and two services to stop."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     units = tuple(w.unit for w in WORKLOADS)
@@ -53,7 +61,7 @@ def spawn_plan() -> Plan:
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
         stop_services=True,
-        engine=EngineOptions(spawn=SpawnOptions(predump_rounds=1)),
+        engine=EngineOptions(memory=memory, spawn=SpawnOptions(predump_rounds=1)),
     )
     target = fake_facts.target()
     store = store_for(UPGRADE, policy, StoreKind.WINDOW)
@@ -62,19 +70,27 @@ def spawn_plan() -> Plan:
     return assemble(UPGRADE, 1.8e9, facts, policy, target, "spawn", store, phases, ())
 
 
-@functools.cache
 def _planned() -> Record:
-    log = MemoryLog()
-    start(Loop(log, None, lambda _: pytest.fail("nobody asks"), FakeClock()), spawn_plan(), spawn_plan().boot_id)
+    return _recorded(MODE[-1])
+
+
+@functools.cache
+def _recorded(memory: MemoryMode) -> Record:
+    log, made = MemoryLog(), _made_plan(memory)
+    start(Loop(log, None, lambda _: pytest.fail("nobody asks"), FakeClock()), made, made.boot_id)
     return log.records[0]
 
 
 @contextlib.contextmanager
-def two_kernels() -> Iterator[None]:
+def two_kernels(memory: MemoryMode = MemoryMode.COPY) -> Iterator[None]:
     """The real code on the modelled mechanism, for as long as this lasts."""
-    with shared_plan(spawn_plan(), _planned()), pytest.MonkeyPatch.context() as patch:
-        planted(patch)
-        yield
+    MODE.append(memory)
+    try:
+        with shared_plan(spawn_plan(), _planned()), pytest.MonkeyPatch.context() as patch:
+            planted(patch)
+            yield
+    finally:
+        MODE.pop()
 
 
 def strike(box: Box, kernel: Kernel, kind: str) -> None:

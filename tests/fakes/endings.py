@@ -58,6 +58,8 @@ class Behaviour:
     store: str = "disk"
     drops_memory: bool = False  # the new kernel takes over no memory, whatever the old one hands it
     hook_says: str = ""  # "POINT: no" or "POINT: not now"
+    in_place: bool = False  # memory is filled while the workloads run
+    unplaceable: str = ""  # a page of it cannot be placed: before, after the commit
     hands_off: bool = False  # a person is the right answer
 
 

@@ -31,6 +31,7 @@ from tests.fakes.endings import (
     Loaded,
     PowerCut,
 )
+from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Machine:
         self.initrds: dict[str, int] = {}
         self.files = {w.name: 10 for w in self.workloads}
         self.handed = HandedOver(self, used=self.plan.store == StoreKind.LUO.value)
+        self.filling = Filling(self)
         # In hardware.
         self.watchdog = False
         # Outside.
@@ -96,6 +98,7 @@ class Machine:
         self.mounted = False
         self.active = set(self.services[:-1])
         self.copies: dict[str, Copy] = {}
+        self.filling.booted()
         self.pending: set[str] = set()
         self.filesystems_frozen = False
         self.rollback_request = ""
@@ -228,6 +231,7 @@ class Machine:
         if self.deadman:
             self.guarded.append(len(self.trace))
         self.work()
+        self.filling.work()
         match self.faults.get(len(self.trace)):
             case "kill":
                 raise Kill

@@ -53,7 +53,7 @@ class Images(Port):
     def sealed(self, store: Store) -> bool:
         return self.m.sealed_in is not None and self.m.handed.visible
 
-    def verify(self, store: Store) -> None:
+    def verify(self, store: Store, *, in_place: bool = False) -> None:
         self.m.handed.check()
         if self.m.sealed_in is None:
             raise BadInputError("The checkpoint images are not complete")
@@ -63,7 +63,7 @@ class Images(Port):
     def verified(self, store: Store) -> None:
         if self.m.sealed_in is None:
             raise BadInputError("The checkpoint images are not complete")
-        if self.m.behaviour.damaged_images:
+        if self.m.behaviour.damaged_images and not self.m.filling.sums:
             raise BadInputError("A checkpoint image is damaged")
 
     def recheck(self, store: Store) -> None:
@@ -116,13 +116,29 @@ class Checkpoints(Port):
         self.m.act("summon")
         self.m.summoned = True
 
-    def restore(self, store: Store, workloads: Sequence[Workload], timeout: float) -> None:
+    def restore(
+        self, store: Store, workloads: Sequence[Workload], timeout: float, *, in_place: bool = False
+    ) -> Mapping[str, float | int | str]:
         side = "new" if self.m.ticket is not None else "old"
         for number, workload in enumerate(workloads):
             self.m.act(f"restore {workload.name}")
             if side in self.m.behaviour.restore_fails and number:
                 raise KupgradeError(f"{workload.name} could not be restored")
             self._restore(workload.name)
+            if in_place and workload.name in self.m.copies:
+                self.m.filling.begin(workload.name)
+        return {}
+
+    def sound(self, workloads: Sequence[Workload]) -> None:
+        self.m.filling.check(w.name for w in workloads)
+
+    def filled(self, workloads: Sequence[Workload]) -> bool | None:
+        return self.m.filling.filled(w.name for w in workloads)
+
+    def await_filled(self, workloads: Sequence[Workload]) -> Mapping[str, float | int | str]:
+        for workload in workloads:
+            self.m.filling.finish(workload.name)
+        return {}
 
     def _restore(self, name: str) -> None:
         if name in self.m.copies or not self.m.pids_free:
@@ -153,6 +169,7 @@ class Checkpoints(Port):
                 if self.m.lock != "both":
                     self.m.violate(f"{workload.name} was ended with an open network: RST")
                 del self.m.copies[workload.name]
+                self.m.filling.ended(workload.name)
 
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
         for workload in workloads:

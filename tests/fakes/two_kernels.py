@@ -127,6 +127,8 @@ class Box:
         self.trace.append(f"{kernel.side}: {label}")
         self.idle = 0
         self.work()
+        if self.new is not None and self.new.alive:
+            self.new.filling.work()
         kind = self.faults.get(len(self.trace))
         if kind is not None:
             self.strike(self, kernel, kind)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from kupgrade.model.record import Now, Record, RecordKind, State
 from tests.fakes.endings import NEW_ENTRY, OPEN_INTENT, REBOOT_ASKED, Copy, Image
+from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
 from tests.fakes.logs import check_commit
 from tests.fakes.machine import Machine
@@ -43,6 +44,7 @@ class Kernel:
         self.reboot_packages: tuple[str, ...] = REBOOT_ASKED if boot_id == box.plan.boot_id else ()
         self.deadman = self.watchdog = False
         self.handed = HandedOver(cast(Machine, self), used=False)
+        self.filling = Filling(cast(Machine, self), lasts=300)
         self.thaw_failures = self.behaviour.thaw_failures
         # Only of one beside another.
         self.agent = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,10 +52,13 @@ class Crossing(one.Crossing):
 
 
 class Checkpoints(ports.Checkpoints):
-    def restore(self, store: Any, workloads: Sequence[Workload], timeout: float) -> None:
-        super().restore(store, workloads, timeout)
+    def restore(
+        self, store: Any, workloads: Sequence[Workload], timeout: float, *, in_place: bool = False
+    ) -> Mapping[str, float | int | str]:
+        figures = super().restore(store, workloads, timeout, in_place=in_place)
         for workload in workloads:
             self.m.copies[workload.name].adopted = self.m.ticket is None
+        return figures
 
 
 def old_acts(label: str) -> None:

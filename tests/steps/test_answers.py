@@ -14,8 +14,9 @@ from kupgrade.model.spawn import CpusBefore, GivenCpu, Standby
 from kupgrade.model.workload import Store, StoreKind
 from kupgrade.steps.base import Nothing, UndoContext
 from kupgrade.steps.beside import SpawnKernel, TakeCpus
-from kupgrade.steps.checkpoint import Dump, PreDump, Restore
+from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
 from kupgrade.steps.crossing import Disarm, LoadKernel, PanicWas
+from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.handover import ReadyStandby
 from kupgrade.steps.health import FilesWere, ProbeWorkloads
@@ -46,7 +47,7 @@ class Port:
         self.host = host
 
     def __getattr__(self, question: str) -> Callable[..., Any]:
-        def ask(*_: object) -> Any:
+        def ask(*_: object, **__: object) -> Any:
             self.host.calls.append(question)
             answer = self.host.answers.get(question)
             if isinstance(answer, Exception):
@@ -86,7 +87,7 @@ def test_an_earlier_mark_goes_before_the_images_change() -> None:
 def test_half_a_tree_is_ended_and_images_are_read_before_they_are_restored() -> None:
     """A bad image costs nothing but the way back."""
     restore = Restore(STORE, ONE, 1.0)
-    host: Any = Host(restored=None)
+    host: Any = Host(restored=None, fetched={}, restore={})
     restore.do(host, Nothing())
     deeds = [call for call in host.calls if call not in ("restored", "fetched")]
     assert deeds == ["kill", "summon", "prepare", "verify", "restore"]
@@ -94,6 +95,25 @@ def test_half_a_tree_is_ended_and_images_are_read_before_they_are_restored() -> 
     with pytest.raises(KupgradeError):
         restore.do(host, Nothing())
     assert "restore" not in host.calls and "kill" not in host.calls
+
+
+def test_memory_that_will_not_come_is_told_before_anything_runs() -> None:
+    """A restore is not done then, and nothing is thawed."""
+    fails = KupgradeError("The memory was not filled to the end")
+    host: Any = Host(restored=True, adopted="", sound=fails)
+    for deed in (Restore(STORE, ONE, 1.0, in_place=True).verify, Thaw(ONE).do):
+        with pytest.raises(KupgradeError, match="not filled"):
+            deed(host, Nothing())
+    assert "thaw_restored" not in host.calls
+
+
+@pytest.mark.parametrize(
+    ("filled", "verdict"), [(True, Verdict.DONE), (False, Verdict.NOT_DONE), (None, Verdict.UNKNOWN)]
+)
+def test_the_wait_for_memory_is_over_when_nothing_waits(filled: bool | None, verdict: Verdict) -> None:
+    """A workload that was ended for want of it is no success."""
+    host: Any = Host(filled=filled)
+    assert FillMemory(ONE).verify(host, Nothing()) is verdict
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kupgrade.core.explain import changed_facts, plan_text, preflight_json, preflight_text, refusals_text, span
+from kupgrade.core.explain import (
+    StoreChoice,
+    changed_facts,
+    plan_text,
+    preflight_json,
+    preflight_text,
+    refusals_text,
+    span,
+)
 from kupgrade.core.fold import fold
 from kupgrade.core.recovery import decide
 from kupgrade.core.standing import stage_of, standing, standing_text, would_undo
@@ -125,8 +133,9 @@ def test_preflight_names_absent_workloads() -> None:
         workloads=(WorkloadFacts("demo", "demo.service", None, "the unit is inactive"),),
     )
     refusals = {"kexec": (Refusal("r", "f", "m"),)}
-    assert "demo: does not run (the unit is inactive)" in preflight_text(facts, refusals, ("", {}))
-    value = preflight_json(facts, refusals, ("", {}))
+    stores: StoreChoice = ("", {}, {"policy": "copy", "in_place": "no"})
+    assert "demo: does not run (the unit is inactive)" in preflight_text(facts, refusals, stores)
+    value = preflight_json(facts, refusals, stores)
     assert value["workloads"][0]["running"] is False and value["engines"]["kexec"] == [
         {"rule": "r", "fact": "f", "remedy": "m"}
     ]

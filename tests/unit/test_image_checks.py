@@ -8,6 +8,7 @@ import pytest
 
 from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.host.images import ImageStore
+from kupgrade.machine import fill
 from kupgrade.machine import images as port
 from kupgrade.machine.images import RealImages
 from kupgrade.model.workload import Store, StoreKind
@@ -64,6 +65,32 @@ def test_a_flipped_byte_is_found_before_anything_may_run(
             return
         images.verify(store)
     if kind is StoreKind.WINDOW and "pre-1" in name:
+        images.verified(store)
+        return
+    with pytest.raises(BadInputError, match="damaged") as caught:
+        images.verified(store)
+    assert name in caught.value.why
+
+
+@pytest.mark.parametrize("kind", [StoreKind.DISK, StoreKind.WINDOW])
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("began", [True, False], ids=["the same process", "another process"])
+@pytest.mark.parametrize("placed", [True, False], ids=["placed", "copied after all"])
+def test_memory_in_place_is_left_to_whoever_places_it(
+    kind: StoreKind, name: str, began: bool, placed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of earlier rounds and nothing else, and only where somebody compares it; what leads to it comes first."""
+    store, images = sealed(tmp_path, kind), RealImages()
+    monkeypatch.setattr(fill, "checks", lambda _places, workload: placed and workload == "demo")
+    flip(store, name)
+    window, earlier, memory = kind is StoreKind.WINDOW, "pre-1" in name, "pages-" in name
+    if began:
+        if not memory and not (window and earlier):
+            with pytest.raises(BadInputError, match="damaged"):
+                images.verify(store, in_place=True)
+            return
+        images.verify(store, in_place=True)
+    if earlier and (window or (memory and placed)):
         images.verified(store)
         return
     with pytest.raises(BadInputError, match="damaged") as caught:

@@ -17,7 +17,7 @@ from kupgrade.model.codec import decode, encode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import CommandLine, KernelRelease
 from kupgrade.model.plan import Plan, Side
-from kupgrade.model.policy import KernelRules, OnUnknown, WorkloadPolicy
+from kupgrade.model.policy import EngineOptions, KernelRules, MemoryMode, OnUnknown, WorkloadPolicy
 from kupgrade.model.workload import Fate, Probe, ProbeKind, StoreKind
 from kupgrade.steps.base import load
 from tests.fakes import facts as pf
@@ -273,6 +273,22 @@ def test_the_prediction_grows_with_memory_and_slowness() -> None:
     slow = predict.budget(pf.facts(checksum_rate=1e8), pf.seen(), 60.0)
     assert small.predicted < large.predicted and small.predicted < slow.predicted
     assert all(term.basis for term in small.terms)
+
+
+def test_memory_in_place_is_predicted_where_it_is_sure() -> None:
+    """It is not read back in the blackout then, but shared memory is; a target nobody could ask may have to copy."""
+    seen = pf.seen(anonymous_bytes=8 << 30, shared_bytes=1 << 30)
+    facts, policy = pf.facts(workloads=(seen,)), pf.policy(engine=EngineOptions(memory=MemoryMode.IN_PLACE))
+    copied, shared = predict.budget(facts, seen, 60.0).predicted, pf.seen(anonymous_bytes=0, shared_bytes=1 << 30)
+    told = {}
+    for has in (True, False, None):
+        target = replace(pf.target(), userfaultfd=has)
+        made = planner.assemble(ID, 1.0, facts, policy, target, "kexec", order().store, (), ())
+        told[has] = made.budgets[0].predicted
+    assert told[False] == told[None] == copied
+    assert predict.budget(facts, shared, 60.0).predicted < told[True] < copied / 2
+    stored = [predict.images_on(facts, StoreKind.PMEM, placed=placed) or 0.0 for placed in (True, False)]
+    assert 0 < stored[0] < stored[1] / 2
 
 
 def test_the_gate_knows_what_the_limit_leaves_for_the_dump() -> None:

@@ -94,7 +94,11 @@ class Host:
             probe=lambda root, policy: facts(),
             make_plan=self._make_plan,
             capabilities=lambda facts, policy: {"kexec": self.refusals},
-            stores=lambda facts, policy, kernel, root: (kernel or "7.3.4", {"luo": self.refusals, "disk": ()}),
+            stores=lambda facts, policy, kernel, root: (
+                kernel or "7.3.4",
+                {"luo": self.refusals, "disk": ()},
+                {"policy": "copy", "in_place": "unknown"},
+            ),
             errata=lambda facts, policy, kernel, root: {"kexec": ()},
             run=self._run,
             observe=lambda state, root: Now(OLD_BOOT, "6.12.48", None),

@@ -37,6 +37,8 @@ def test_preflight_tells_what_each_store_lacks_for_a_target(host: Any) -> None:
     found = json.loads(host.call("preflight", "--json").output)
     assert found["target"] == "7.3.4"
     assert [name for name, refusals in found["stores"].items() if refusals] == ["luo"]
+    assert "in place: unknown; the policy says copy" in told
+    assert found["memory"] == {"policy": "copy", "in_place": "unknown"}
 
 
 def test_preflight_refuses_with_remedies(host: Any) -> None:

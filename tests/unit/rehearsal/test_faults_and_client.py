@@ -19,6 +19,7 @@ from kupgrade.rehearsal.options import Options, Trial
     [
         ("kill-tool@freeze", {"fault": "kill-tool", "step": "freeze", "moment": "intent"}),
         ("power-cut@dump:effect", {"fault": "power-cut", "step": "dump", "moment": "effect"}),
+        ("kill-page-server@thaw", {"fault": "kill-page-server", "step": "thaw", "moment": "intent"}),
         ("restore-fails", {"fault": "restore-fails", "step": "", "moment": ""}),
         ("panic-new-kernel", {}),
         ("bad-initrd", {}),
@@ -82,6 +83,7 @@ def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone:
         ("hang-new-kernel@take-disk", False),
         ("hang-new-kernel@take-disk:effect", True),
         ("panic-new-kernel@thaw", True),
+        ("panic-new-kernel@fill-memory", True),
         ("kill-agent@thaw", False),
         ("power-cut@gate", True),
     ],
