@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade import telling
+from kupgrade.core.events import stands_still
+from kupgrade.core.fold import fold
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.machine import host, passing_on
 from kupgrade.model.record import Record, RecordKind, State
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> int:
         telling.ready("goes on with the open upgrade")
         if worker:
             teller.heart.start()
-            _tell_metrics()
+            if not stands_still(fold(journal.records)):
+                _tell_metrics()
         state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
         if state.over:
             states.finish(state.plan.upgrade)
@@ -63,7 +66,10 @@ def main(argv: list[str]) -> int:
 
 
 def _tell_metrics() -> None:
-    """Never in the blackout. Imported late: the agent of a boot does without the policy until then."""
+    """Never in the blackout: whoever is to thaw the file systems must not wait for one of them.
+
+    Imported late: the agent of a boot does without the policy until then.
+    """
     from kupgrade import metrics
 
     if wrong := metrics.write_quietly():
