@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade import telling
-from kupgrade.core.events import stands_still
-from kupgrade.core.fold import fold
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.machine import host, passing_on
 from kupgrade.model.record import Record, RecordKind, State
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> int:
         telling.ready("goes on with the open upgrade")
         if worker:
             teller.heart.start()
-            if not stands_still(fold(journal.records)):
+            if not telling.in_blackout(journal.records):
                 _tell_metrics()
         state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
         if state.over:
