@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         telling.ready("goes on with the open upgrade")
         if worker:
             teller.heart.start()
-            _tell_metrics()
+            if not telling.in_blackout(journal.records):
+                _tell_metrics()
         state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
         if state.over:
             states.finish(state.plan.upgrade)
@@ -63,7 +64,10 @@ def main(argv: list[str]) -> int:
 
 
 def _tell_metrics() -> None:
-    """Never in the blackout. Imported late: the agent of a boot does without the policy until then."""
+    """Never in the blackout: whoever is to thaw the file systems must not wait for one of them.
+
+    Imported late: the agent of a boot does without the policy until then.
+    """
     from kupgrade import metrics
 
     if wrong := metrics.write_quietly():

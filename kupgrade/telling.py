@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.core.events import fields_of, stands_still, waits_rightly
+from kupgrade.core.fold import fold
 from kupgrade.core.standing import stage_of
 from kupgrade.host import journald
 from kupgrade.host.notify import notify, watchdog_seconds
@@ -103,6 +104,11 @@ class Teller:
         while not hold and self.held and journald.send(self.held[0], self.root):
             self.held.pop(0)
         return bool(fields) and not self.held
+
+
+def in_blackout(records: Sequence[Record]) -> bool:
+    """Whether the workloads do not run because of the upgrade with this journal."""
+    return stands_still(fold(records))
 
 
 def ready(text: str) -> None:

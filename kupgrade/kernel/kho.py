@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,19 +100,12 @@ def _has_device(root: Path) -> bool:
     return any(line.split()[1:] == ["liveupdate"] for line in read_text(root / "proc/misc").splitlines())
 
 
-def _enabled(root: Path, words: KhoWords, device: bool | None, config: Mapping[str, str]) -> bool:
+def _enabled(root: Path, words: KhoWords, device: bool | None) -> bool:
     if device:
         return True  # live update turns itself off without KHO
     if switch(words.kho) is False:
         return False
-    if config and config.get("CONFIG_KEXEC_HANDOVER") != "y":
-        return False
-    try:
-        _debugfs(root)
-    except _UnknownError:
-        if _names(root / DEBUGFS) and config.get("CONFIG_KEXEC_HANDOVER_DEBUGFS") == "y":
-            return False
-        raise
+    _debugfs(root)  # an option of the build: that it is missing says nothing
     return True
 
 
@@ -187,8 +180,8 @@ def read_metadata(blob: bytes) -> tuple[str, int]:
     return os.fsdecode(release.partition(b"\0")[0]), count
 
 
-def read(root: Path = Path("/"), config: Mapping[str, str] | None = None) -> KhoFacts:
-    """All facts; never raises. `config`: the running kernel's configuration, if the caller knows it."""
+def read(root: Path = Path("/")) -> KhoFacts:
+    """All facts; never raises."""
     notes, words, there = _Notes(), KhoWords(), False
     enabled = liveupdate = kho_abi = luo_abi = previous = count = None
     scratch: tuple[MemoryRange, ...] | None = None
@@ -199,7 +192,7 @@ def read(root: Path = Path("/"), config: Mapping[str, str] | None = None) -> Kho
         there = (root / DEVICE).exists()
         liveupdate = there or _has_device(root)
     with notes.about("enabled"):
-        enabled = _enabled(root, words, liveupdate, config or {})
+        enabled = _enabled(root, words, liveupdate)
     if enabled is False:
         scratch, incoming = (), ()
         notes.found += [(name, "KHO is off") for name in ("kho_abi", "luo_abi")]

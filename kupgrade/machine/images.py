@@ -61,7 +61,11 @@ class _Check:
             what, why = json.loads(said)
             raise BadInputError(what, why)
         if status != 0:
-            raise KupgradeError("The checkpoint images were not checked", "the process that reads them ended early")
+            raise KupgradeError(
+                "The checkpoint images were not checked",
+                f"the process that reads them ended early (wait status {status})",
+                "Look for it in the kernel's log: out of memory?",
+            )
 
     def drop(self) -> None:
         """Nobody waits for it any more."""

@@ -20,6 +20,7 @@ from kupgrade.host.command import Completed
 from kupgrade.rehearsal.qemu import connect
 
 CHUNK = 48 * 1024  # bytes of a file in one message
+CONSOLE_LINES = 30  # of a console, in an error
 # Where a message can begin behind one that was torn off; in a text these quotes would be escaped.
 _BEGINS = re.compile(rb'\{"(?:hello|id)":')
 
@@ -49,6 +50,14 @@ def messages(line: bytes) -> Iterator[dict[str, Any]]:
                 return
 
 
+def console_end(path: Path) -> str:
+    """The last lines of a serial log; of a machine that does not answer they often say why."""
+    with suppress(OSError):
+        lines = path.read_text(errors="replace").splitlines()[-CONSOLE_LINES:]
+        return "\n".join("".join(c for c in line if c.isprintable()) for line in lines)
+    return ""
+
+
 class GuestGoneError(KupgradeError):
     """The virtual host crossed, was reset or fell silent while a request was open."""
 
@@ -62,6 +71,7 @@ class Link:
 
     def __init__(self, path: Path) -> None:
         self._socket = connect(path, 20.0)
+        self._console = path.with_name("serial.log")
         self._changed = threading.Condition()
         self._answers: dict[str, dict[str, Any]] = {}
         self._open: set[str] = set()
@@ -130,7 +140,9 @@ class Link:
         deadline = time.monotonic() + timeout
         while not done():
             if time.monotonic() > deadline or self._closed:
-                raise GuestGoneError(what, f"no word from it for {timeout:g} s")
+                said = console_end(self._console)
+                why = f"no word from it for {timeout:g} s" + (f"; the end of its console:\n{said}" if said else "")
+                raise GuestGoneError(what, why)
             self._send({"hello": True})
             with self._changed:
                 self._changed.wait_for(lambda: done() or self._closed, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -125,7 +125,7 @@ def _devices_still_before_file_systems(patch: Patch) -> None:
     original = RealHandover._freeze
 
     def freeze(self: Any) -> None:
-        handover.buses.quiesce(None, ())
+        handover.buses.quiesce(cast(Any, None), ())
         original(self)
 
     patch.setattr(RealHandover, "_freeze", freeze)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 
@@ -89,7 +90,8 @@ def shared_plan(of: Plan | None = None, first: Record | None = None) -> Iterator
     mine = of or plan()
     stored = (first or planned()).data["plan"]
     steps = {id(spec): base.load(spec) for spec in mine.steps}
-    decode, load, every_step, every_side = fold.decode, executor.load, Plan.steps, Plan.sides
+    decode, load = fold.decode, executor.load
+    every_step, every_side = (cast(property, vars(Plan)[name]) for name in ("steps", "sides"))
     all_steps, all_sides = mine.steps, mine.sides
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fold, "decode", lambda cls, data, where: mine if data is stored else decode(cls, data, where))

@@ -167,7 +167,7 @@ def target(**changes: Any) -> Target:
     base = Target(image, initrd, (), True, (), f"/boot/vmlinuz-{OLD}", f"/boot/initrd.img-{OLD}")
     for name in list(changes):
         if name in ("release", "architecture", "signed"):
-            value = changes.pop(name)
+            value: Any = changes.pop(name)
             value = KernelRelease(value) if name == "release" else value
             base = dataclasses.replace(base, image=dataclasses.replace(base.image, **{name: value}))
         elif name in ("releases", "has_init", "has_shell"):

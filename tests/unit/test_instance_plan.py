@@ -102,7 +102,7 @@ def test_a_kernel_that_is_none_is_refused(root: Path, content: bytes | None, why
         ("", {"initrd": "usr"}, "no file"),
     ],
 )
-def test_what_is_missing_is_named(root: Path, remove: str, wish: dict[str, str], why: str) -> None:
+def test_what_is_missing_is_named(root: Path, remove: str, wish: dict[str, Any], why: str) -> None:
     """The module for that release, its modules, the kernel, the initrd."""
     if remove:
         (root / remove).rename(root / "gone")

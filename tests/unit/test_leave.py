@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from kupgrade import resume
+from kupgrade.core.fold import fold
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, NotNowError, RefusedError
 from kupgrade.host import logind
 from kupgrade.machine import host, leave, passing_on
 from kupgrade.machine.health import RealHealth
 from kupgrade.machine.places import Places
-from kupgrade.model.record import Now, RecordKind, State
+from kupgrade.model.record import Now, Record, RecordKind, State
 from kupgrade.model.schedule import Terms
 from kupgrade.standby import carry_on
 from tests.fakes.drive import plan as kexec_plan
@@ -107,7 +108,10 @@ def test_each_question_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def serving(*, soaks: bool) -> State:
     """Committed in the new kernel; `soaks`: the soak time comes next, else it is over."""
-    from kupgrade.core.fold import fold
+    return fold(serving_records(soaks=soaks))
+
+
+def serving_records(*, soaks: bool) -> tuple[Record, ...]:
     from tests.unit.conftest import step
 
     plan = a_plan()
@@ -121,7 +125,7 @@ def serving(*, soaks: bool) -> State:
         events += [(RecordKind.STARTED, index, {}, NEW_BOOT), (RecordKind.DONE, index, {}, NEW_BOOT)]
         if index == 5:
             events.append((RecordKind.COMMITTED, None, {}, NEW_BOOT))
-    return fold(some_records(plan, *events))
+    return some_records(plan, *events)
 
 
 @pytest.mark.parametrize("soaks", [True, False])
@@ -136,6 +140,8 @@ def test_an_agent_passes_a_soak_time_on(monkeypatch: pytest.MonkeyPatch) -> None
     deeds: list[str] = []
 
     class Journal:
+        records = serving_records(soaks=True)[:1]
+
         def close(self) -> None:
             deeds.append("closed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -184,7 +185,7 @@ def test_no_gap_for_pids_is_refused() -> None:
         pid_floor(list(pids), 4194304)
 
 
-def order(**changes: object) -> Order:
+def order(**changes: Any) -> Order:
     policy = changes.pop("policy", pf.policy())
     facts = changes.pop("facts", pf.facts())
     store = planner.store_for(ID, policy, StoreKind.DISK)

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_a_fenced_kernel_is_forgotten(spawner: Spawner, device: Device, tmp_path
 @pytest.mark.parametrize(
     ("changes", "said"), [({"window": 4096}, "window"), ({"memory": MemoryRange(BLOCK, BLOCK)}, "box")]
 )
-def test_what_does_not_fit_is_refused(spawner: Spawner, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_what_does_not_fit_is_refused(spawner: Spawner, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     """With the sizes in the message, before anything is taken."""
     with pytest.raises(RefusedError, match=said):
         blueprint(spawner, tmp_path, **changes)

@@ -8,11 +8,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kupgrade import telling
+from kupgrade.core import events
 from kupgrade.core.events import fields_of
 from kupgrade.core.fold import fold
 from kupgrade.host import journald
@@ -162,6 +164,33 @@ def test_the_worker_is_ready_before_it_does_anything(
     monkeypatch.setattr(resume, "StateDirectory", lambda _root: _Empty())
     assert resume.main(["--worker"]) == 0
     assert [next(iter(words)) for words in said] == ["EXTEND_TIMEOUT_USEC", "READY"]
+
+
+@pytest.mark.parametrize("stage", ["before", "in it", "over"])
+def test_a_worker_that_comes_into_the_blackout_writes_no_metrics_first(
+    monkeypatch: pytest.MonkeyPatch, upgrade: Any, stage: str
+) -> None:
+    """A killed one may have left the file systems frozen: who is to thaw them must not wait for one."""
+    from kupgrade import resume
+
+    still = [events.stands_still(state) for _, state in upgrade]
+    end = {"before": 1, "in it": still.index(True) + 1, "over": len(still)}[stage]
+    records = [record for record, _ in upgrade[:end]]
+    deeds: list[str] = []
+
+    def run(*_: Any, **__: Any) -> State:
+        deeds.append("run")
+        return upgrade[-1][1]
+
+    monkeypatch.setattr(resume.host, "await_predecessors", lambda _patience: None)
+    monkeypatch.setattr(resume.host, "forget_rollback_request", lambda: None)
+    monkeypatch.setattr(resume.host, "run", run)
+    monkeypatch.setattr(resume, "_tell_metrics", lambda: deeds.append("metrics"))
+    journal = SimpleNamespace(records=records, close=lambda: None)
+    states = SimpleNamespace(open_current=lambda _patience: journal, finish=lambda _upgrade: None)
+    monkeypatch.setattr(resume, "StateDirectory", lambda _root: states)
+    resume.main(["--worker"])
+    assert deeds == (["run", "metrics"] if stage == "in it" else ["metrics", "run", "metrics"])
 
 
 class _Empty:

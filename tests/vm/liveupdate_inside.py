@@ -73,9 +73,7 @@ def main() -> None:
     rig = cases.Rig(liveupdate.KERNEL, Path("/dev/shm"), os.dup)
     table = {"first": cases.FIRST, "second": cases.SECOND, "third": cases.THIRD}[stage]
     found: dict[str, Any] = {"release": platform.release()}
-    config = Path(f"/boot/config-{found['release']}").read_text().splitlines()
-    options = dict(line.split("=", 1) for line in config if line.startswith("CONFIG_") and "=" in line)
-    found["kho"] = dataclasses.asdict(kho.read(config=options))
+    found["kho"] = dataclasses.asdict(kho.read())
     found["seen"] = {each.name: each.seen(rig) for each in table}
     try:
         if stage == "first":

@@ -162,3 +162,11 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, plan_with: Callable[..., Plan]) -> Host:
     return Host(tmp_path, plan_with())
+
+
+@pytest.fixture
+def auto(host: Any) -> Any:
+    """The host of the other tests, with requests on it and a clock that can be set."""
+    from .automation import Auto
+
+    return Auto(host)

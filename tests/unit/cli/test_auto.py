@@ -6,91 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kupgrade.core.permission import Hindrances
 from kupgrade.errors import RefusedError
-from kupgrade.model.automation import Attempt, Verdict
+from kupgrade.model.automation import Verdict
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import BlackoutTerm, Budget, Plan, Refusal
 from kupgrade.model.record import RecordKind
 from kupgrade.model.schedule import Terms
-from kupgrade.requests import NOTE
 
+from .automation import NEW, NOON, OPEN, RUNNING, SHUT, STAGED, Auto, staged
 from .conftest import HANDS_OFF, ROLLED_BACK, Event, facts, failed_early, write
-
-NEW, RUNNING = "6.12.57", "6.12.48"
-NOON = 1795262400.0  # 2026-11-21 12:00 UTC, a Saturday
-STAGED: tuple[Event, ...] = ((RecordKind.STARTED, 0, {}), (RecordKind.DONE, 0, {}))
-OPEN = '[[window]]\nstart = "11:00"\nlength = "3h"\n'
-SHUT = '[[window]]\nstart = "02:00"\nlength = "3h"\n'
-
-
-class Auto:
-    """The host of the other tests, with requests on it and a clock that can be set."""
-
-    def __init__(self, host: Any) -> None:
-        self.host, self.now, self.hindrances = host, NOON, Hindrances()
-        self.kernels = {RUNNING: True, NEW: True}
-        self.rehearsals: list[Plan] = []
-        self.outcome: tuple[str, str] = ("committed", "")
-        host.change(
-            time=lambda: self.now,
-            hindrances=lambda root: self.hindrances,
-            installed=lambda root: dict(self.kernels),
-            boot_id=lambda root: "11111111-1111-4111-8111-111111111111",
-            rehearse=self._rehearse,
-        )
-
-    def _rehearse(self, plan: Plan) -> tuple[str, str]:
-        self.rehearsals.append(plan)
-        return self.outcome
-
-    def policy(self, mode: str, more: str = "", top: str = "") -> None:
-        directory = self.host.root / "etc/kupgrade/policy.d"
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "10.toml").write_text(f'{top}\n[automation]\nmode = "{mode}"\n{more}')
-
-    def ask(self, *releases: str, age: float = 3600.0) -> None:
-        import os
-
-        folder = self.host.composed.requests.folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.parent.chmod(0o700)
-        for release in releases:
-            path = folder / f"{release}.json"
-            path.write_text(json.dumps({"format": "kupgrade.request/1", "release": release, "source": "debian"}))
-            path.chmod(0o600)
-            os.utime(path, (self.now - age, self.now - age))
-
-    def look(self, *words: str) -> tuple[dict[str, Any], int]:
-        """The attempt, and the exit code."""
-        lines, code = self.host.lines("auto", *words)
-        return lines[-1]["attempt"], code
-
-    @property
-    def pending(self) -> tuple[str, ...]:
-        return tuple(self.host.composed.requests.read().releases)
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        return tuple(self.host.composed.requests.attempts())
-
-    @property
-    def note(self) -> str:
-        path = self.host.root / NOTE
-        return path.read_text() if path.exists() else ""
-
-    @property
-    def terms(self) -> Terms:
-        return self.host.composed.open_state().terms
-
-
-@pytest.fixture
-def auto(host: Any) -> Auto:
-    return Auto(host)
 
 
 def test_without_requests_nothing_happens(auto: Auto) -> None:
@@ -217,85 +145,6 @@ def test_a_kernel_without_an_initrd_waits(auto: Auto) -> None:
     auto.ask(NEW)
     attempt, code = auto.look()
     assert ("no initrd" in attempt["why"], code, auto.pending) == (True, 75, (NEW,))
-
-
-def test_stage_tells_how_far_it_goes(auto: Auto) -> None:
-    """What is prepared and what is not is said; while it waits nothing is begun again."""
-    auto.policy("stage", SHUT)
-    auto.host.events = STAGED
-    auto.ask(NEW)
-    for count in (1, 2, 3):
-        attempt, code = auto.look()
-        assert (attempt["verdict"], code) == ("staged", 0)
-        assert "prepared: prepare-store, not yet: do load-kernel" in attempt["why"]
-        assert auto.host.calls.count("start-worker") == 1, count
-    assert [each.count for each in auto.attempts] == [3]
-    told = auto.host.call("status").output
-    assert "wait for a window" in told and "goes on by itself in a window" in told
-
-
-def staged(auto: Auto, windows: str = SHUT) -> None:
-    auto.policy("stage", windows)
-    auto.host.events = STAGED
-    auto.ask(NEW)
-    assert auto.look()[0]["verdict"] == "staged"
-    auto.host.events = ()
-
-
-def test_what_is_staged_goes_on_in_its_window(auto: Auto) -> None:
-    """The window opens: a note in the journal, and the worker."""
-    staged(auto)
-    auto.now = NOON + 15 * 3600
-    attempt, code = auto.look()
-    assert (attempt["verdict"], code) == ("started", 0) and auto.host.calls.count("start-worker") == 2
-    assert auto.terms == Terms(automatic=True)
-
-
-def last_wish(auto: Auto) -> str:
-    records = auto.host.composed.state.read_current()
-    return str(records[-1].data.get("reason", "")) if records[-1].kind is RecordKind.UNDO_REQUESTED else ""
-
-
-def test_what_is_staged_and_stale_is_taken_back(auto: Auto) -> None:
-    """A host that has changed is not gone on with: rolled back, and staged anew later."""
-    staged(auto)
-    auto.now = NOON + 15 * 3600
-    auto.host.change(probe=lambda root, policy: facts(digest="e" * 64))
-    attempt, code = auto.look()
-    assert (attempt["verdict"], code) == ("waits", 75) and "the host has changed" in last_wish(auto)
-
-
-@pytest.mark.parametrize("how", ["newer", "removed", "mode"])
-def test_what_is_staged_and_not_wanted_any_more_is_taken_back(auto: Auto, how: str) -> None:
-    """A newer kernel came, or its package went: the prepared one is not crossed to."""
-    staged(auto)
-    if how == "newer":
-        auto.kernels["6.12.60"] = True
-        auto.ask("6.12.60")
-    elif how == "mode":
-        auto.policy("notify", SHUT)
-    else:
-        auto.host.composed.requests.withdraw(NEW)
-    auto.look()
-    assert ("6.12.60 is to be taken" in last_wish(auto)) is (how == "newer") and last_wish(auto)
-
-
-def test_stage_without_windows_is_left_to_a_person(auto: Auto) -> None:
-    """Nothing goes on by itself; apply --now does, past the windows, and says so in the journal."""
-    staged(auto, "")
-    assert "apply --now" in auto.look()[0]["why"] and auto.host.calls.count("start-worker") == 1
-    assert auto.host.call("apply", "--no-wait").exit_code == 75
-    result = auto.host.call("apply", "--now", "--no-wait")
-    assert result.exit_code == 0, result.output
-    assert auto.terms == Terms(automatic=True, at_once=True) and auto.host.calls.count("start-worker") == 2
-
-
-def test_stage_in_an_open_window_goes_through(auto: Auto) -> None:
-    """Nothing to wait for: nothing is held."""
-    auto.policy("stage", OPEN)
-    auto.host.events = ()
-    auto.ask(NEW)
-    assert auto.look()[0]["verdict"] == "started" and auto.terms == Terms(automatic=True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ GIB = 1 << 30
 ONLINE = BlockState.ONLINE
 
 
-def run(known: list[MemoryBlock], wanted: int, stuck: dict[int, int], **options: object):
+def run(known: list[MemoryBlock], wanted: int, stuck: dict[int, int], **options: Any):
     """Play the machine: block n refuses `stuck[n]` times. Returns the end, the moves, and what is offline."""
     attempt, moves, left = Attempt(), [], dict(stuck)
     while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ def machine(count: int, threads: int = 2, nodes: int = 1, offline: frozenset[int
     return Topology(tuple(cpus))
 
 
-def chosen(topology: Topology, count: int, **options: object) -> CoreChoice:
+def chosen(topology: Topology, count: int, **options: Any) -> CoreChoice:
     found = cores.choose(topology, count, **options)
     assert isinstance(found, CoreChoice), found
     return found
@@ -92,7 +94,7 @@ def test_each_side_keeps_a_housekeeping_core() -> None:
         (machine(2, 1), 1, {"isolated": CpuSet.of(0)}, "housekeeping-cores", "isolated CPUs only"),
     ],
 )
-def test_a_no_says_why(topology: Topology, count: int, options: dict[str, CpuSet], rule: str, fact: str) -> None:
+def test_a_no_says_why(topology: Topology, count: int, options: dict[str, Any], rule: str, fact: str) -> None:
     """The rule, and the CPUs that it met."""
     found = cores.choose(topology, count, **options)
     assert isinstance(found, Refusal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kupgrade.core import spawn_cmdline
@@ -76,7 +78,7 @@ def test_words_of_the_policy_come_last() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"tsc_khz": 0}, {"cpus": 0}, {"serial": 9}])
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     """Before anything is written anywhere."""
     with pytest.raises(BadInputError):
         spawn_cmdline.spawned(HOST, PLACE, **{"tsc_khz": 1000, "cpus": 1, **wrong})

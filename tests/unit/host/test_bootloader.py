@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from kupgrade.errors import BadInputError
 from kupgrade.host import bls, bootloader, grub
 from kupgrade.host.bootloader import Loader
-from kupgrade.model.kernel import KernelRelease
+from kupgrade.model.kernel import BootEntry, KernelRelease
 
 OLD, NEW = KernelRelease("6.12.48+deb13-amd64"), KernelRelease("6.12.57+deb13-amd64")
 
@@ -149,13 +151,19 @@ def test_grub_is_detected_and_its_saved_entry_read(with_grub, tmp_path):
     assert found.entry.release == OLD
 
 
+def entry(release: KernelRelease, root: Path) -> BootEntry:
+    found = bootloader.entry_for(release, root)
+    assert found is not None
+    return found
+
+
 def test_set_and_restore_the_default_of_grub(with_grub, tmp_path):
     """Other variables stay; restoring an unset variable removes it again."""
     with_grub(other="kept")
     before = bootloader.read_default(tmp_path)
     assert (before.stored, before.entry.id) == (None, "gnulinux-simple-u1")
     place = (tmp_path / "boot/grub/grubenv").stat().st_ino
-    bootloader.set_default(bootloader.entry_for(OLD, tmp_path), tmp_path)
+    bootloader.set_default(entry(OLD, tmp_path), tmp_path)
     assert bootloader.read_default(tmp_path).entry.release == OLD
     bootloader.restore_default(before, tmp_path)
     assert grub.read_env(tmp_path) == {"other": "kept"}
@@ -179,7 +187,7 @@ def test_a_fixed_default_cannot_be_set(with_grub, tmp_path):
     assert before.entry.release == OLD
     block = (tmp_path / "boot/grub/grubenv").read_bytes()
     with pytest.raises(BadInputError, match="GRUB_DEFAULT=saved"):
-        bootloader.set_default(before.entry, tmp_path)
+        bootloader.set_default(entry(OLD, tmp_path), tmp_path)
     bootloader.restore_default(before, tmp_path)
     assert (tmp_path / "boot/grub/grubenv").read_bytes() == block
 
@@ -235,7 +243,7 @@ def test_systemd_boot_is_set_by_bootctl(put, tmp_path, tool):
     put("boot/loader/entries/abc-6.9.1.conf", ENTRY.format(release="6.9.1"))
     log = tool("bootctl")
     before = bootloader.read_default(tmp_path)
-    bootloader.set_default(bootloader.entry_for(KernelRelease("6.9.1"), tmp_path), tmp_path)
+    bootloader.set_default(entry(KernelRelease("6.9.1"), tmp_path), tmp_path)
     bootloader.restore_default(before, tmp_path)
     assert log.read_text().splitlines() == [
         f"--root={tmp_path} set-default abc-6.9.1.conf",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,8 +45,13 @@ def a_bzimage(body: int = 4096, sectors: int = 3, **fields: int) -> bytes:
     return bytes(image)
 
 
-def page(image: BzImage, **changes: object) -> bytes:
-    values = {"load_address": 0x141000000, "cmdline": 0x14000B000, "rsdp": 0x140010000, "memory_map": MAP}
+def page(image: BzImage, **changes: Any) -> bytes:
+    values: dict[str, Any] = {
+        "load_address": 0x141000000,
+        "cmdline": 0x14000B000,
+        "rsdp": 0x140010000,
+        "memory_map": MAP,
+    }
     return bootparams.zero_page(image, **{**values, **changes})
 
 

@@ -16,7 +16,7 @@ def images(put):
 
 def test_load_passes_both_files_and_the_whole_command_line(libc, images):
     """load() hands the kernel both descriptors and the command line as given."""
-    kexec.load(libc, *images, "root=/dev/vda quiet")
+    kexec.load(libc, images[0], images[1], "root=/dev/vda quiet")
     assert libc.calls == [("kexec_file_load", True, True, b"root=/dev/vda quiet", 0)]
 
 
@@ -29,7 +29,7 @@ def test_load_without_initrd_says_so(libc, images):
 def test_busy_is_tried_again(libc, images):
     """EBUSY means that somebody holds the kexec lock for a moment: the load is tried again."""
     libc.errors["kexec_file_load"] = [errno.EBUSY, errno.EBUSY]
-    kexec.load(libc, *images, "")
+    kexec.load(libc, images[0], images[1], "")
     assert len(libc.calls) == 3
 
 
@@ -38,7 +38,7 @@ def test_busy_for_ever_ends_at_the_deadline(libc, images, monkeypatch):
     monkeypatch.setattr(kexec, "BUSY_DEADLINE", 0.1)
     libc.errors["kexec_file_load"] = [errno.EBUSY] * 1000
     with pytest.raises(KernelError) as caught:
-        kexec.load(libc, *images, "")
+        kexec.load(libc, images[0], images[1], "")
     assert caught.value.errno == errno.EBUSY
 
 
@@ -47,7 +47,7 @@ def test_every_other_error_is_final_and_has_a_remedy(libc, images, number):
     """Errors that do not pass are raised at once, name the image and say what to do."""
     libc.errors["kexec_file_load"] = [number]
     with pytest.raises(KernelError) as caught:
-        kexec.load(libc, *images, "")
+        kexec.load(libc, images[0], images[1], "")
     assert (caught.value.errno, caught.value.path) == (number, str(images[0]))
     assert caught.value.remedy
     assert len(libc.calls) == 1

@@ -116,22 +116,12 @@ def test_without_device_and_debugfs_it_is_unknown_whether_it_is_on(root: Path) -
 
 
 def test_a_debugfs_without_kho_is_no_proof_that_it_is_off(root: Path) -> None:
-    """Its part of debugfs is an option of the build: only who knows the configuration can tell."""
+    """Its part of debugfs is an option of the build."""
     without_device(root)
     remove(root / "sys/kernel/debug/kho")
     put(root, "sys/kernel/debug/clear_warn_once")
     assert kho.read(root).enabled is None
     assert DEBUGFS in kho.read(root).why("enabled")
-    assert kho.read(root, {"CONFIG_KEXEC_HANDOVER": "y"}).enabled is None
-    assert kho.read(root, {"CONFIG_KEXEC_HANDOVER": "y", DEBUGFS: "y"}).enabled is False
-
-
-@pytest.mark.parametrize("config", [{"CONFIG_KEXEC_HANDOVER": "n"}, {"CONFIG_KEXEC": "y"}])
-def test_a_kernel_built_without_it(root: Path, config: dict[str, str]) -> None:
-    """The configuration settles it."""
-    without_device(root)
-    remove(root / "sys/kernel/debug/kho")
-    assert kho.read(root, config).enabled is False
 
 
 @pytest.mark.parametrize(("word", "enabled"), [("kho=off", False), ("kho=0", False), ("kho=off kho=1", None)])

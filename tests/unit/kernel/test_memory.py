@@ -20,7 +20,7 @@ IOMEM = """\
 def test_legacy_pmem_is_found_in_iomem(put, tmp_path):
     """Only the range itself counts, not the namespace inside it."""
     put("proc/iomem", IOMEM)
-    (found,) = memory.legacy_pmem(memory.iomem(tmp_path))
+    (found,) = memory.legacy_pmem(memory.iomem(tmp_path) or ())
     assert (found.start, found.size) == (0x40000000, 512 << 20)
 
 

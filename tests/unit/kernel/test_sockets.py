@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,10 @@ class FakeDiag:
         return self.replies.pop(0)
 
 
+def fake_diag(*replies: bytes) -> Any:
+    return FakeDiag(*replies)
+
+
 def _message(kind: int, body: bytes, flags: int = 2) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body
 
@@ -111,7 +116,7 @@ DONE = _message(3, bytes(4))
 
 def test_unix_peers_join_both_ends_over_datagrams():
     """A client of journald is found by the name of its peer."""
-    diag = FakeDiag(
+    diag = fake_diag(
         _unix(10, _attribute(2, struct.pack("=I", 11))),
         _unix(11, _attribute(0, b"/run/systemd/journal/stdout"), _attribute(2, struct.pack("=I", 10)))
         + _unix(12, _attribute(0, b"\0abstract")),
@@ -124,7 +129,7 @@ def test_unix_peers_join_both_ends_over_datagrams():
 
 def test_an_interrupted_dump_is_asked_for_again():
     """NLM_F_DUMP_INTR: the table changed while it was read."""
-    diag = FakeDiag(_message(3, bytes(4), flags=0x10), _unix(10), DONE)
+    diag = fake_diag(_message(3, bytes(4), flags=0x10), _unix(10), DONE)
     assert set(sock_diag.unix_peers(diag)) == {10}
     assert len(diag.sent) == 2
 
@@ -132,14 +137,14 @@ def test_an_interrupted_dump_is_asked_for_again():
 def test_a_dump_that_is_always_interrupted_is_an_error():
     """It ends after some attempts."""
     with pytest.raises(KernelError) as caught:
-        sock_diag.unix_peers(FakeDiag(*[_message(3, bytes(4), flags=0x10)] * 10))
+        sock_diag.unix_peers(fake_diag(*[_message(3, bytes(4), flags=0x10)] * 10))
     assert caught.value.errno == errno.EINTR
 
 
 def test_a_missing_module_is_told_by_its_errno():
     """The kernel answers ENOENT when the family has no diag module."""
     with pytest.raises(KernelError) as caught:
-        sock_diag.unix_peers(FakeDiag(_message(2, struct.pack("=i", -errno.ENOENT))))
+        sock_diag.unix_peers(fake_diag(_message(2, struct.pack("=i", -errno.ENOENT))))
     assert (caught.value.errno, caught.value.path) == (errno.ENOENT, "AF_UNIX")
 
 

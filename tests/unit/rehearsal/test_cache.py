@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from kupgrade.rehearsal.cache import Cache, key
 
 
-def fill(text: str = "x") -> object:
+def fill(text: str = "x") -> Callable[[Path], None]:
     def build(place: Path) -> None:
         (place / "file").write_text(text)
 

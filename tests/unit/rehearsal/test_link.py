@@ -158,3 +158,16 @@ def test_the_old_agent_may_come_back(pair: tuple[Link, socket.socket]) -> None:
     threading.Thread(target=lambda: port.sendall(line({"id": asked(port)["id"], "status": 0}))).start()
     assert link.request({"argv": ["next"]}, 5.0)["status"] == 0
     assert len(link.boots) == 1
+
+
+def test_a_machine_that_does_not_come_up_shows_the_end_of_its_console(
+    pair: tuple[Link, socket.socket], tmp_path: Path
+) -> None:
+    """The error's reason ends with the serial log's last lines, without what a terminal would obey."""
+    link, _port = pair
+    (tmp_path / "serial.log").write_bytes(b"first\n" + b"  1.0 \x1b[0mKernel panic\n" * 40)
+    with pytest.raises(GuestGoneError) as caught:
+        link.wait_boot(0.1)
+    assert "Kernel panic" in caught.value.why
+    assert "\x1b" not in caught.value.why
+    assert "first" not in caught.value.why
