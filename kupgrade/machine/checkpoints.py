@@ -13,19 +13,19 @@ from pathlib import Path
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.command import tools_of
 from kupgrade.host.criu import Criu, DumpOptions
-from kupgrade.host.images import round_name, round_of
+from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
 from kupgrade.machine import copies, fill, network, restorer, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
+from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
 from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.base import Figures
 
-WHOLE = "whole"  # in the directory of a round
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
@@ -67,8 +67,12 @@ class RealCheckpoints:
     round_seconds: dict[str, float] = field(default_factory=dict)  # of each workload's last pre-dump round
     _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
 
-    def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
-        """See the port. The mark tells a whole round: one that was cut short had reset what counts as changed."""
+    def pre_dump(self, store: Store, rounds: Sequence[tuple[Workload, int]]) -> Sequence[int]:
+        """See the port."""
+        return at_once(lambda each: self._pre_dump(store, *each), rounds)
+
+    def _pre_dump(self, store: Store, workload: Workload, number: int) -> int:
+        """The mark tells a whole round: one that was cut short had reset what counts as changed."""
         self._refuse_unfilled(workload)
         images = store_of(store)
         if number == 1:
@@ -78,11 +82,11 @@ class RealCheckpoints:
         self.criu.pre_dump(self._options(workload, directory, number - 1))
         (directory / WHOLE).touch(mode=0o600)
         self.round_seconds[workload.name] = time.monotonic() - begun
-        return _bytes(directory)
+        return bytes_in(directory)
 
     def rounds(self, store: Store, workload: Workload) -> int:
         """See the port."""
-        return _last_round(store_of(store).path / workload.name)
+        return last_round(store_of(store).path / workload.name)
 
     def changed(self, workload: Workload) -> int | None:
         """See the port; shared pages count once for each process."""
@@ -91,17 +95,20 @@ class RealCheckpoints:
         except KernelError:
             return None
 
-    def dump(self, store: Store, workload: Workload) -> int:
-        """The final dump, on top of the last complete round."""
+    def dump(self, store: Store, workloads: Sequence[Workload]) -> int:
+        """See the port; each on top of its last complete round."""
+        return sum(at_once(lambda each: self._dump(store, each), workloads))
+
+    def _dump(self, store: Store, workload: Workload) -> int:
         self._refuse_unfilled(workload)
         images = store_of(store)
         found = journal_streams(workload.pids)
-        last = _last_round(images.path / workload.name)
+        last = last_round(images.path / workload.name)
         directory = images.round_directory(workload.name, "final")
         self.criu.dump(self._options(workload, directory, last, tuple(found)))
         meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in found.items()})
         restorer.put(directory / META, meta)
-        return _bytes(directory)
+        return bytes_in(directory)
 
     def _options(
         self, workload: Workload, directory: Path, last: int, streams: tuple[int, ...] | None = None
@@ -281,17 +288,6 @@ def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
         return seconds
     copied = next((each.copied for each in answers if each.copied), "")
     return {**seconds, "memory": f"copied: {copied}" if copied else "in place"}
-
-
-def _bytes(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.iterdir())
-
-
-def _last_round(directory: Path) -> int:
-    """The last round; none counts when one of them was cut short, so that the next dump is of everything."""
-    there = sorted(number for path in directory.glob("*") if (number := round_of(path.name)) is not None)
-    whole = all((directory / round_name(number) / WHOLE).exists() for number in there)
-    return there[-1] if there and whole and there == list(range(1, len(there) + 1)) else 0
 
 
 def encode_meta(meta: Meta) -> object:

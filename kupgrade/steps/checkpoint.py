@@ -65,14 +65,19 @@ class PreDump:
         return Nothing()
 
     def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
-        """Rounds per workload."""
+        """Rounds of all workloads; a later one only of those that it pays for."""
         figures: dict[str, float | int | str] = {}
-        for workload in self.workloads:
-            written: list[int] = []
-            while len(written) < self.rounds and (not written or pays(written, host.checkpoints.changed(workload))):
-                number = len(written) + 1
-                written.append(host.checkpoints.pre_dump(self.store, workload, number))
-                figures[f"{workload.name}.round-{number}.bytes"] = written[-1]
+        written: dict[str, list[int]] = {each.name: [] for each in self.workloads}
+        going_on = list(self.workloads)
+        for number in range(1, self.rounds + 1):
+            if number > 1:
+                going_on = [w for w in going_on if pays(written[w.name], host.checkpoints.changed(w))]
+            if not going_on:
+                break
+            sizes = host.checkpoints.pre_dump(self.store, [(each, number) for each in going_on])
+            for workload, size in zip(going_on, sizes, strict=True):
+                written[workload.name].append(size)
+                figures[f"{workload.name}.round-{number}.bytes"] = size
                 figures[f"{workload.name}.rounds"] = number
         host.images.remember(self.store)
         return figures
@@ -125,9 +130,7 @@ class Dump:
     def do(self, host: HasCheckpoints, before: Nothing) -> Figures:
         """Dump, then the complete mark; that of an attempt that was cut short goes first."""
         host.images.withdraw(self.store)
-        written = 0
-        for workload in self.workloads:
-            written += host.checkpoints.dump(self.store, workload)
+        written = host.checkpoints.dump(self.store, self.workloads)
         total = host.images.seal(self.store, self.upgrade, (self.old_release, self.new_release))
         return {"bytes": written, "total_bytes": total}
 

@@ -109,10 +109,11 @@ class ShipImages:
             before_it = {host.checkpoints.rounds(self.store, w) for w in going_on}
             if not going_on or 0 in before_it:
                 break
-            for workload in going_on:
-                at = host.checkpoints.rounds(self.store, workload) + 1
-                written[workload.name].append(host.checkpoints.pre_dump(self.store, workload, at))
-                figures[f"{workload.name}.round-{at}.bytes"] = written[workload.name][-1]
+            wanted = [(each, host.checkpoints.rounds(self.store, each) + 1) for each in going_on]
+            sizes = host.checkpoints.pre_dump(self.store, wanted)
+            for (workload, at), size in zip(wanted, sizes, strict=True):
+                written[workload.name].append(size)
+                figures[f"{workload.name}.round-{at}.bytes"] = size
             host.images.remember(self.store)
             figures[f"round-{number}.bytes"] = host.handover.ship(self.store, min(before_it))
         return figures

@@ -71,8 +71,11 @@ class Images(Protocol):
 class Checkpoints(Protocol):
     """Dump and restore of workloads."""
 
-    def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
-        """Round `number`, from 1, while the workload runs; bytes written. The first one begins anew."""
+    def pre_dump(self, store: Store, rounds: Sequence[tuple[Workload, int]]) -> Sequence[int]:
+        """Each workload's round of that number, from 1, while it runs, all at once; bytes written, in the same order.
+
+        A first round begins anew.
+        """
 
     def rounds(self, store: Store, workload: Workload) -> int:
         """How many rounds there are to go on from; 0, too, when one was cut short: what it copied is not known."""
@@ -80,8 +83,8 @@ class Checkpoints(Protocol):
     def changed(self, workload: Workload) -> int | None:
         """Bytes that it wrote to since the last round; None: not known."""
 
-    def dump(self, store: Store, workload: Workload) -> int:
-        """The final dump of a frozen workload, which stays frozen; bytes written."""
+    def dump(self, store: Store, workloads: Sequence[Workload]) -> int:
+        """The final dump of frozen workloads, which stay frozen, all at once; bytes written."""
 
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start what will restore, ahead of time: it waits for `restore`. No effect on the workloads."""

@@ -149,7 +149,7 @@ class Conversation:
         self.ask("the originals are there", lambda: checkpoints.restored(workloads))
         self.ask("running", lambda: checkpoints.running(workloads))
         self.each("its processes are those of the plan", lambda w: freezer.pids(w) == tuple(sorted(w.pids)))
-        self.each("pre-dump", lambda w: checkpoints.pre_dump(store, w, 1) > 0)
+        self.each("pre-dump", lambda w: min(checkpoints.pre_dump(store, [(w, 1)])) > 0)
         self.ask("sealed after a pre-dump", lambda: images.sealed(store))
         for _ in range(2):
             self.each("frozen before", freezer.frozen)
@@ -160,7 +160,7 @@ class Conversation:
             self.each("thaw", freezer.thaw)
             self.ask("running after the thaw", lambda: checkpoints.running(workloads))
         self.each("freeze for the dump", freezer.freeze)
-        self.each("dump", lambda w: checkpoints.dump(store, w) > 0)
+        self.each("dump", lambda w: checkpoints.dump(store, [w]) > 0)
         self.each("frozen after the dump", freezer.frozen)
         self.ask("present", lambda: images.present(store))
         self.ask("sealed before the seal", lambda: images.sealed(store))

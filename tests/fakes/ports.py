@@ -92,15 +92,21 @@ class Checkpoints(Port):
     def changed(self, workload: Workload) -> int | None:
         return None
 
-    def pre_dump(self, store: Store, workload: Workload, number: int) -> int:
-        self.m.act(f"pre-dump {workload.name}")
-        self.m.rounds.add(f"{workload.name}/{number}")
-        return 100 >> number
+    def pre_dump(self, store: Store, rounds: Sequence[tuple[Workload, int]]) -> Sequence[int]:
+        for workload, number in rounds:
+            self.m.act(f"pre-dump {workload.name}")
+            self.m.rounds.add(f"{workload.name}/{number}")
+        return [100 >> number for _, number in rounds]
 
     def rounds(self, store: Store, workload: Workload) -> int:
         return sum(name.startswith(f"{workload.name}/") for name in self.m.rounds)
 
-    def dump(self, store: Store, workload: Workload) -> int:
+    def dump(self, store: Store, workloads: Sequence[Workload]) -> int:
+        for workload in workloads:
+            self._dump(workload)
+        return len(workloads)
+
+    def _dump(self, workload: Workload) -> None:
         self.m.act(f"dump {workload.name}")
         copy = self.m.copies[workload.name]
         if not self.m.lock:
@@ -110,7 +116,6 @@ class Checkpoints(Port):
         if self.m.behaviour.dump_fails and workload is not self.m.workloads[0]:
             raise KupgradeError("criu dump failed")
         self.m.images[workload.name] = Image(copy.generation, copy.lineage)
-        return 1
 
     def summon(self, workloads: Sequence[Workload]) -> None:
         self.m.act("summon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -38,10 +39,11 @@ class Machine:
     def changed(self, _w: Workload) -> int | None:
         return None if self.changed_mib is None else self.changed_mib * MIB
 
-    def pre_dump(self, _store: Store, w: Workload, number: int) -> int:
-        self.did.append(f"{w.name} {number}")
-        self.chains[w.name] = number
-        return self.writes[w.name].pop(0) * MIB
+    def pre_dump(self, _store: Store, rounds: Sequence[tuple[Workload, int]]) -> Sequence[int]:
+        for w, number in rounds:
+            self.did.append(f"{w.name} {number}")
+            self.chains[w.name] = number
+        return [self.writes[w.name].pop(0) * MIB for w, _ in rounds]
 
     def ship(self, _store: Store, since: int) -> int:
         self.did.append(f"ship >{since}")
