@@ -90,12 +90,12 @@ def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
     return state
 
 
-def advance(loop: Loop) -> State:
+def advance(loop: Loop, state: State | None = None) -> State:
     """Go on until the upgrade is over, or a human is needed, or this kernel ends, or an instance stands.
 
-    Or until it waits, or comes to a step that is left to another process.
+    Or until it waits, or comes to a step that is left to another process. `state`: the fold of all records, if known.
     """
-    state = fold(loop.log.records)
+    state = state or fold(loop.log.records)
     while True:
         now = loop.now(state)
         decision = decide(state, now)

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,48 @@ class RestoreOptions:
     lazy: bool = False
 
 
+class Swrk:
+    """A `criu swrk` child that waits for one request, and our end of its socket (criu/cr-service.c).
+
+    It finds directories among this process's descriptors, by the PID that made the socket; what a restore inherits has
+    to be `inherited`. Started by vfork(2), as subprocess does, and not by pycriu's fork(2): that copies the page tables
+    of a process which is locked in memory, and every page that is written afterwards costs a fault.
+    """
+
+    def __init__(self, binary: str, inherited: Sequence[int] = ()) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        null = subprocess.DEVNULL
+        with theirs:
+            argv, fds = [binary, "swrk", str(theirs.fileno())], (theirs.fileno(), *inherited)
+            try:
+                self._process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, pass_fds=fds)
+            except OSError as error:
+                self.socket.close()
+                raise CheckpointError("criu cannot be started", f"{binary}: {error.strerror}") from error
+
+    def end(self) -> None:
+        """It ends when it has no one to answer to; wait for that."""
+        self.socket.close()
+        self._process.wait()
+
+
 class Criu:
     """The criu binary at `binary`, asked through RPC."""
 
     def __init__(self, binary: str = "criu") -> None:
         self.binary = binary
+        self._waiting: list[Swrk] = []
+
+    def prime(self, count: int) -> None:
+        """Have so many children wait for dumps: to start one takes a moment of the blackout. Raises CheckpointError."""
+        _import()
+        self.dismiss()
+        self._waiting = [Swrk(self.binary) for _ in range(count)]
+
+    def dismiss(self) -> None:
+        """End those that wait."""
+        while self._waiting:
+            self._waiting.pop().end()
 
     def version(self) -> tuple[int, ...]:
         """E.g. (4, 2, 1). Raises RefusedError when criu or pycriu is missing."""
@@ -89,14 +127,14 @@ class Criu:
 
     def pre_dump(self, options: DumpOptions) -> None:
         """Copy memory while the workload runs; tracks what it dirties from then on."""
-        client = self._client()
+        client = _client()
         with _Directory(options.directory) as images:
             self._dump_options(client, options, images)
             self._request("pre_dump", client, options.directory / "dump.log")
 
     def dump(self, options: DumpOptions) -> None:
         """The final dump. The tasks stay as they are (frozen), so the old copy can still be thawed."""
-        client = self._client()
+        client = _client()
         with _Directory(options.directory) as images:
             self._dump_options(client, options, images)
             client.opts.leave_running = True
@@ -104,7 +142,7 @@ class Criu:
 
     def restore(self, options: RestoreOptions) -> int:
         """Restore a tree detached from us; the PID of its root. Its tasks are stopped when `leave_stopped`."""
-        client = self._client()
+        client = _client()
         with _Directory(options.directory) as images, _Directory(options.log_directory) as work:
             opts = client.opts
             opts.images_dir_fd = images
@@ -120,16 +158,10 @@ class Criu:
             opts.file_locks = True
             opts.link_remap = True
             for key, fd in options.inherit.items():
-                os.set_inheritable(fd, True)
                 opts.inherit_fd.add(key=key, fd=fd)
-            answer = self._request("restore", client, options.log_directory / "restore.log")
+            log = options.log_directory / "restore.log"
+            answer = self._request("restore", client, log, tuple(options.inherit.values()))
         return int(answer.pid)
-
-    def _client(self) -> Any:
-        pycriu = _import()
-        client = pycriu.criu()
-        client.use_binary(self.binary)
-        return client
 
     def _dump_options(self, client: Any, options: DumpOptions, images: int) -> None:
         opts = client.opts
@@ -152,14 +184,22 @@ class Criu:
             for inode in options.external_sockets:
                 opts.unix_sk_ino.add(inode=inode)
 
-    def _request(self, name: str, client: Any, log: Path | None = None) -> Any:
+    def _request(self, name: str, client: Any, log: Path | None = None, inherited: Sequence[int] = ()) -> Any:
+        child = self._waiting.pop() if self._waiting and not inherited else Swrk(self.binary, inherited)
         try:
+            client.use_fd(child.socket.fileno())
             return getattr(client, name)()
         except Exception as error:  # pycriu raises its own types and protobuf's; all mean "criu said no"
             why = first_error(log) if log is not None else ""
             raise CheckpointError(
                 f"criu {name.replace('_', '-')} failed", why or str(error), f"See {log}" if log else ""
             ) from error
+        finally:
+            child.end()
+
+
+def _client() -> Any:
+    return _import().criu()
 
 
 class _Directory:

@@ -219,12 +219,12 @@ class ImageStore:
             command.run(["umount", self.store.mountpoint])
 
     def _files(self) -> Iterator[Path]:
-        if not self.path.is_dir():
-            return
-        for path in sorted(self.path.rglob("*")):
-            with contextlib.suppress(FileNotFoundError):  # its holder is gone, and the image with it
-                if path.name != MANIFEST and stat.S_ISREG(self._stat(path).st_mode):
-                    yield path
+        for directory, _, names in sorted(os.walk(self.path)):
+            for name in sorted(names):
+                path = Path(directory, name)
+                with contextlib.suppress(FileNotFoundError):  # its holder is gone, and the image with it
+                    if name != MANIFEST and stat.S_ISREG(self._stat(path).st_mode):
+                        yield path
 
     def _stat(self, path: Path) -> os.stat_result:
         """Images that came through a kexec are links to whoever holds them; anywhere else a link is no image."""

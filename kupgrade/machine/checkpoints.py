@@ -84,6 +84,10 @@ class RealCheckpoints:
         self.round_seconds[workload.name] = time.monotonic() - begun
         return bytes_in(directory)
 
+    def prime(self, workloads: Sequence[Workload]) -> None:
+        """Have what dumps the workloads wait for it. One that a killed process left sees that, and ends."""
+        self.criu.prime(len(workloads))
+
     def rounds(self, store: Store, workload: Workload) -> int:
         """See the port."""
         return last_round(store_of(store).path / workload.name)

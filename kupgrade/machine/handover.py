@@ -70,6 +70,7 @@ class RealHandover:
     _ports: dict[tuple[str, ...], tuple[Movable, ...]] = field(default_factory=dict)
     _tables: dict[tuple[str, ...], bytes] = field(default_factory=dict)
     _answers: set[str] = field(default_factory=set)
+    _locked: bool = False
 
     # Before the blackout
 
@@ -77,7 +78,7 @@ class RealHandover:
         """See the port. What can be is done here, so that the blackout has less to do."""
         buses.keep_awake(self._movables(ports), self.places.root)
         self._table(ports)
-        self.libc.lock_memory()  # again in the blackout, by whoever works then; this takes the moment out of it
+        self._lock_memory()  # in the blackout it is too late: it takes a moment
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
         udp = sorted({port for w in workloads for port in w.udp_ports})
         with self._watching() as watch:
@@ -116,7 +117,7 @@ class RealHandover:
         table = self._table(ports)
         order = self._order(store, disk, table)
         marks = [Mark("began", time.time())]
-        self.libc.lock_memory()
+        self._lock_memory()
         try:
             with spawner.watch(instance) as watch:
                 spawner.guard(instance)
@@ -142,8 +143,18 @@ class RealHandover:
                 except Exception as error:  # whatever it is: with file systems frozen not even a failure is recorded
                     self._take_back(watch, spawner, note, error)
         finally:
-            with contextlib.suppress(KernelError):
-                self.libc.unlock_memory()
+            self._unlock_memory()
+
+    def _lock_memory(self) -> None:
+        """Once: what is mapped later is locked, too, and to lock it again costs a fault for each page."""
+        if not self._locked:
+            self.libc.lock_memory()
+            self._locked = True
+
+    def _unlock_memory(self) -> None:
+        self._locked = False
+        with contextlib.suppress(KernelError):
+            self.libc.unlock_memory()
 
     def _order(self, store: Store, disk: DiskFound, table: bytes) -> TakeOver:
         links: list[LinkName] = []
@@ -221,7 +232,7 @@ class RealHandover:
         note = self._noted()
         if note is None:
             return
-        self.libc.lock_memory()
+        self._lock_memory()
         spawner = self.beside.started()[0]
         try:
             with spawner.watch(note.instance) as watch:
@@ -237,8 +248,7 @@ class RealHandover:
                 raise NeedsHumanError("A handover could not be taken back", str(error)) from error
             print(f"kupgrade: {error}", flush=True)  # noqa: T201
         finally:
-            with contextlib.suppress(KernelError):
-                self.libc.unlock_memory()
+            self._unlock_memory()
 
     # After the commit
 

@@ -57,6 +57,7 @@ class RealHealth:
                 "Choose a larger store",
             )
         self.leave()
+        self.checkpoints.prime(workloads)
 
     def open_files(self, workload: Workload) -> tuple[FileState, ...]:
         """Regular files open for writing, by path."""

@@ -209,7 +209,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None],
         interrupted=lambda: _rollback_requested(places),
         leaves=frozenset(leaves),
     )
-    return advance(loop)
+    return advance(loop, state)
 
 
 def _fetch_carried(host: RealHost, state: State) -> None:

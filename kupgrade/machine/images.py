@@ -126,8 +126,8 @@ class RealImages:
     def seal(self, store: Store, upgrade: str, releases: tuple[str, str]) -> int:
         """See the port."""
         images = store_of(store)
-        images.seal(upgrade, *releases, self._known)
-        return images.used_bytes()
+        manifest = images.seal(upgrade, *releases, self._known)
+        return sum(each.size for each in manifest.files.values())
 
     def sealed(self, store: Store) -> bool:
         """See the port."""

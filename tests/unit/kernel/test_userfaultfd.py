@@ -83,16 +83,16 @@ def child(body: Callable[[int], object]) -> Iterator[tuple[int, int, int, Callab
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))
     pid = os.fork()
     if pid == 0:
-        status = 99
+        code = 99
         try:
             fd = userfaultfd.open_descriptor()
             userfaultfd.register(fd, address, PAGES * PAGE)
             os.write(ours[1], fd.to_bytes(4, "little"))
             os.read(theirs[0], 1)
             os.close(fd)
-            status = int(body(address) or 0)  # type: ignore[call-overload]
+            code = int(body(address) or 0)  # type: ignore[call-overload]
         finally:
-            os._exit(status)
+            os._exit(code)
     number = int.from_bytes(os.read(ours[0], 4), "little")
     from kupgrade.kernel.libc import Libc
 

@@ -1,0 +1,129 @@
+"""The criu processes that wait for requests; in the place of criu a program that answers with its PID."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kupgrade.host import criu
+from kupgrade.host.criu import CheckpointError, Criu, DumpOptions, RestoreOptions
+
+ANSWERS = """
+import os, socket, sys
+line = socket.socket(fileno=int(sys.argv[2]))
+asked = line.recv(100)
+if asked:
+    line.send(f"{os.getpid()} {os.path.lexists('/proc/self/fd/' + asked.decode())}".encode())
+"""
+
+
+class Client:
+    """As pycriu's: everything but the line to the child is left out."""
+
+    def __init__(self) -> None:
+        self.opts = SimpleNamespace(inherit_fd=SimpleNamespace(add=lambda **_: None))
+        self.fd = -1
+
+    def use_fd(self, fd: int) -> None:
+        self.fd = fd
+
+    def ask(self, what: str) -> str:
+        os.write(self.fd, what.encode())
+        return os.read(self.fd, 100).decode()
+
+    def dump(self) -> None:
+        asked.append(self.ask("0"))
+
+    def restore(self) -> Any:
+        asked.append(self.ask(self.opts_inherited))
+        return SimpleNamespace(pid=1)
+
+    opts_inherited = "0"
+
+
+asked: list[str] = []
+
+
+@pytest.fixture
+def binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    asked.clear()
+    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(criu=Client, rpc=SimpleNamespace(SKIP=1)))
+    path = tmp_path / "criu"
+    path.write_text(f"#!{sys.executable}\n{ANSWERS}")
+    path.chmod(0o700)
+    return str(path)
+
+
+def waiting(of: Criu) -> list[int]:
+    return [each._process.pid for each in of._waiting]
+
+
+def test_a_dump_is_asked_of_one_that_waits(binary: str, tmp_path: Path) -> None:
+    """Started before; the next dump, for which none waits any more, has one of its own. None is left behind."""
+    asker = Criu(binary)
+    asker.prime(1)
+    (ahead,) = waiting(asker)
+    options = DumpOptions(1, tmp_path)
+    asker.dump(options)
+    asker.dump(options)
+    pids = [int(each.split()[0]) for each in asked]
+    assert pids[0] == ahead
+    assert pids[1] != ahead
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_those_that_nobody_asks_end(binary: str) -> None:
+    """When they are dismissed, or when others take their place."""
+    asker = Criu(binary)
+    asker.prime(2)
+    first = waiting(asker)
+    asker.prime(1)
+    second = waiting(asker)
+    asker.dismiss()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (*first, *second))
+
+
+@pytest.mark.parametrize("primed", [0, 1])
+def test_a_restore_hands_its_descriptors_down(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, primed: int
+) -> None:
+    """By the same numbers; one that was started before, and does not have them, is not asked."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(Client, "opts_inherited", str(writer))
+    asker = Criu(binary)
+    asker.prime(primed)
+    assert asker.restore(RestoreOptions(tmp_path, {"socket:[1]": writer}, tmp_path)) == 1
+    assert asked[0].split()[1] == "True"
+    asker.dismiss()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_criu_that_is_not_there_is_named(binary: str, tmp_path: Path) -> None:
+    """As what failed, not as a missing file of Python's."""
+    Path(binary).unlink()
+    with pytest.raises(CheckpointError, match="cannot be started"):
+        Criu(binary).dump(DumpOptions(1, tmp_path))
+
+
+def test_one_that_ends_without_an_answer_is_an_error(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it has ended when that is told: what is taken back meets no criu at work."""
+
+    def dump(self: Client) -> None:
+        self.ask("0")
+        raise OSError("no answer")
+
+    monkeypatch.setattr(Client, "dump", dump)
+    asker = Criu(binary)
+    asker.prime(1)
+    (ahead,) = waiting(asker)
+    with pytest.raises(CheckpointError, match="dump failed"):
+        asker.dump(DumpOptions(1, tmp_path))
+    assert not Path(f"/proc/{ahead}").exists()
