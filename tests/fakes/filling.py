@@ -10,7 +10,7 @@ from kupgrade.errors import KupgradeError, NeedsHumanError
 if TYPE_CHECKING:
     from tests.fakes.machine import Machine
 
-LASTS = 60  # ticks
+LASTS = 120  # ticks: longer than from the restore to the wait for it
 ROTTEN = 40  # ticks until a damaged chunk is met
 
 
