@@ -17,7 +17,7 @@ from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.command import Completed
-from kupgrade.rehearsal.qemu import connect
+from kupgrade.rehearsal.qemu import CLOSING, connect
 
 CHUNK = 48 * 1024  # bytes of a file in one message
 CONSOLE_LINES = 30  # of a console, in an error
@@ -82,7 +82,8 @@ class Link:
         self._silent = False
         self.boots: list[Hello] = []
         self.on_hello: Callable[[Hello], None] | None = None
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         with suppress(OSError), self._socket.makefile("rb") as lines:
@@ -208,3 +209,4 @@ class Link:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self._reader.join(CLOSING)

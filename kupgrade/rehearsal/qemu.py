@@ -26,6 +26,7 @@ AGENT_PORT = "org.kupgrade.lab"
 # instructions: emulated they go byte by byte, and a kernel that is told of them copies memory a sixth as fast.
 EMULATED_CPU = "max,-la57,-erms,-fsrm,-fzrm,-fsrs"
 FAULT_PORT = "org.kupgrade.fault"
+CLOSING = 5.0  # seconds for a thread to see that its connection has ended
 PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
 
 
@@ -114,17 +115,17 @@ class Qmp:
     def __init__(self, path: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> None:
         self._socket = connect(path, 20.0)
         self._socket.settimeout(None)
-        self._lines = self._socket.makefile("rb")
         self._on_event = on_event
         self._answers: list[dict[str, Any]] = []
         self._changed = threading.Condition()
         self._closed = False
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.command("qmp_capabilities")
 
     def _read(self) -> None:
-        with suppress(OSError, ValueError):
-            for line in self._lines:
+        with suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
+            for line in lines:
                 message = json.loads(line)
                 if "event" in message:
                     if self._on_event is not None:
@@ -152,6 +153,7 @@ class Qmp:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self._reader.join(CLOSING)
 
 
 @dataclass(slots=True)
