@@ -52,7 +52,7 @@ for port in 7080 7090 7100; do
 done
 """
 PORTS = (7070, 7070, 7080, 7090, 7100)
-ENDED = "for i in $(seq 240); do [ -e /var/lib/kupgrade/current ] || exit 0; sleep 0.5; done; exit 1"
+ENDED = "for i in $(seq 480); do [ -e /var/lib/kupgrade/current ] || exit 0; sleep 0.5; done; exit 1"
 PIDS = "cat /sys/fs/cgroup/{system.slice/demo.service,system.slice/second.service,tree.slice,group.slice}/cgroup.procs"
 
 
@@ -89,8 +89,8 @@ def test_a_change_of_mind_and_then_the_upgrade_of_four_workloads(guest: Guest) -
     # What an operator took back is no bad release: it may be tried again without more words.
     assert kupgrade(link, "apply", "--yes", "--no-wait", *release)[0] == ExitCode.DONE
     inside.shell(link, "setsid kupgrade status --watch > /root/watched 2>&1 < /dev/null &")
-    link.wait_boot(240.0, after=1)
-    inside.shell(link, ENDED, 150.0)
+    link.wait_boot(480.0, after=1)
+    inside.shell(link, ENDED, 300.0)
     recordings = [client.stop(60.0) for client in clients]
 
     watched = link.read("/root/watched").decode()
