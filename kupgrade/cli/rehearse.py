@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from kupgrade.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from kupgrade.rehearsal.faults import Fault
+    from kupgrade.rehearsal.scenario import Result
 
 
 @click.command()
@@ -89,7 +91,6 @@ def rehearse(
 ) -> int:
     """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
     from kupgrade.rehearsal import kho_kernel, scenario
-    from kupgrade.rehearsal import report as reports
     from kupgrade.rehearsal.options import Options
 
     if memory > 65536 // 4:
@@ -123,13 +124,19 @@ def rehearse(
     result = scenario.rehearse(options, progress)
     if keep is not None:
         scenario.write_evidence(result, keep)
+    _tell(result, report, as_json, progress)
+    return exit_code(str(result.judged["outcome"]))
+
+
+def _tell(result: Result, report: Path | None, as_json: bool, progress: Callable[[str], None]) -> None:
+    from kupgrade.rehearsal import report as reports
+
     if report is not None:
         report.write_text(reports.html(result))
         progress(f"report: {report}")
     if not as_json:
         click.echo(reports.text(result))
     click.echo(json.dumps(dict(result.judged)))
-    return exit_code(str(result.judged["outcome"]))
 
 
 def _faults(given: tuple[str, ...], rollback: str, engine: str) -> tuple[Fault, ...]:

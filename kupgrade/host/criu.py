@@ -77,7 +77,8 @@ class Swrk:
                 self._process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, pass_fds=fds)
             except OSError as error:
                 self.socket.close()
-                raise CheckpointError("criu cannot be started", f"{binary}: {error.strerror}") from error
+                why = f"{binary}: {error.strerror}"
+                raise CheckpointError("criu cannot be started", why, f"See that {binary} --version works") from error
 
     def end(self) -> None:
         """It ends when it has no one to answer to; wait for that."""
@@ -184,16 +185,14 @@ class Criu:
             for inode in options.external_sockets:
                 opts.unix_sk_ino.add(inode=inode)
 
-    def _request(self, name: str, client: Any, log: Path | None = None, inherited: Sequence[int] = ()) -> Any:
+    def _request(self, name: str, client: Any, log: Path, inherited: Sequence[int] = ()) -> Any:
         child = self._waiting.pop() if self._waiting and not inherited else Swrk(self.binary, inherited)
         try:
             client.use_fd(child.socket.fileno())
             return getattr(client, name)()
         except Exception as error:  # pycriu raises its own types and protobuf's; all mean "criu said no"
-            why = first_error(log) if log is not None else ""
-            raise CheckpointError(
-                f"criu {name.replace('_', '-')} failed", why or str(error), f"See {log}" if log else ""
-            ) from error
+            said = first_error(log) or str(error)
+            raise CheckpointError(f"criu {name.replace('_', '-')} failed", said, f"See {log}") from error
         finally:
             child.end()
 

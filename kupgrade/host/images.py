@@ -219,7 +219,7 @@ class ImageStore:
             command.run(["umount", self.store.mountpoint])
 
     def _files(self) -> Iterator[Path]:
-        for directory, _, names in sorted(os.walk(self.path)):
+        for directory, _, names in sorted(os.walk(self.path, onerror=_unless_missing)):
             for name in sorted(names):
                 path = Path(directory, name)
                 with contextlib.suppress(FileNotFoundError):  # its holder is gone, and the image with it
@@ -270,6 +270,12 @@ def check_private(path: Path) -> None:
             f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}; checkpoint images hold secrets",
             f"chown root {path} and chmod 0700 {path}",
         )
+
+
+def _unless_missing(error: OSError) -> None:
+    """A directory that cannot be read is not one without images; what is not there holds none."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _available_memory() -> int:

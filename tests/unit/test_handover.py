@@ -37,6 +37,7 @@ class Old:
     def __init__(self, root: Path) -> None:
         self.calls: list[str] = []
         self.flag, self.error = False, ""
+        self.locks = 0
         self.places = Places(root)
         self.places.run.mkdir(parents=True)
         (root / "proc/sys/kernel").mkdir(parents=True)
@@ -53,7 +54,7 @@ class Old:
         self.calls.append("restart")
 
     def lock_memory(self) -> None:
-        pass
+        self.locks += 1
 
     def unlock_memory(self) -> None:
         self.calls.append("unlock")
@@ -174,3 +175,25 @@ def test_whatever_goes_wrong_with_file_systems_frozen_is_taken_back(old: Old, mo
     told = f"{standby.TAKE_OVER}, told: True"
     back = ["fence", "look", "resume", "thaw", "unlock"]
     assert old.calls == ["ship_last", "sync", "freeze", "quiesce", told, *back]
+
+
+def test_memory_is_locked_once_and_again_only_after_it_was_unlocked(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs a fault for each page, in the blackout; but a second handover begins locked as well."""
+    for module, name in ((buses, "keep_awake"), (buses, "quiesce"), (blockfs, "freeze"), (shipping, "ship_last")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(buses, "find", lambda *_: ())
+    monkeypatch.setattr(buses, "table", lambda *_: b"")
+    monkeypatch.setattr(faults, "strike", lambda *_: None)
+
+    def ask(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Old, "ask", ask)
+    for handed in (1, 2):
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                old.port.ready((), (), 0, ())
+        assert old.locks == handed
+        with pytest.raises(KupgradeError):
+            old.port.hand_over(old.note.store, DiskFound("uuid", "ext4", ""), (), 60.0)
+        assert old.locks == handed

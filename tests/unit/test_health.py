@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kupgrade.errors import ExitCode, KupgradeError, NeedsHumanError, OverBudgetError
+from kupgrade.machine import health
 from kupgrade.machine.health import ask, check_budget, take_back
+from kupgrade.machine.places import Places
 from kupgrade.model.plan import Allowance
-from kupgrade.model.workload import FileState, Probe, ProbeKind
+from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, StoreKind
+
+STORE = Store(StoreKind.DISK, "/images")
 
 
 def state(path: Path, append_only: bool = True) -> FileState:
@@ -95,3 +100,22 @@ def test_a_measured_round_that_is_too_long_closes_the_gate(left: float, measured
     with pytest.raises(OverBudgetError, match=r"limit of 5 s.*\n?.*1\.50 s") as caught:
         check_budget(allowance, measured)
     assert caught.value.code is ExitCode.OVER_BUDGET
+
+
+def test_criu_waits_for_the_dump_only_once_nothing_stands_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate's last word has one child for each workload started; a no at the gate starts none."""
+    primed: list[int] = []
+    checkpoints = SimpleNamespace(prime=lambda workloads: primed.append(len(workloads)), round_seconds={})
+    room = SimpleNamespace(free_bytes=lambda: 100, used_bytes=lambda: 1 << 20)
+    monkeypatch.setattr(health, "store_of", lambda _: room)
+    monkeypatch.setattr(health.cgroup, "members", lambda _: (7,))
+    port = health.RealHealth(Places(tmp_path), checkpoints)  # type: ignore[arg-type]
+    workloads = [SimpleNamespace(name=name, cgroup="", pids=(7,), probe=Probe(ProbeKind.NONE)) for name in "ab"]
+    with pytest.raises(KupgradeError, match="nearly full"):
+        port.gate(workloads, STORE, ())  # type: ignore[arg-type]
+    assert primed == []
+    room.used_bytes = lambda: 0
+    port.gate(workloads, STORE, ())  # type: ignore[arg-type]
+    assert primed == [2]

@@ -125,6 +125,24 @@ def test_withdrawing_makes_the_images_dead_and_keeps_them(store: ImageStore) -> 
     assert not store.sealed() and store.used_bytes() == 2 * len(SECRET)
 
 
+def test_a_directory_that_cannot_be_read_is_not_one_without_images(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sealed, counted or wiped as if its images were not there."""
+    listing = os.scandir
+
+    def scandir(path: str) -> object:
+        if os.fspath(path).endswith("final"):
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for act in (lambda: sealed(store), store.used_bytes, store.wipe):
+        with pytest.raises(PermissionError):
+            act()
+    assert not store.sealed()
+
+
 def test_wiping_overwrites_before_it_removes(store: ImageStore) -> None:
     """A second name of an image holds nothing but zeros afterwards, and no file is left."""
     twin = store.path.parent / "twin"
