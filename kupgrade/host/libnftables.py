@@ -23,6 +23,7 @@ def load() -> ctypes.CDLL | None:
         library.nft_ctx_new.argtypes = [ctypes.c_uint32]
         library.nft_ctx_free.argtypes = [ctypes.c_void_p]
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
         for name in ("output", "error"):
             getattr(library, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
             get = getattr(library, f"nft_ctx_get_{name}_buffer")
@@ -32,12 +33,16 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
-def run(library: ctypes.CDLL, commands: str) -> Completed:
-    """Carry out commands as `nft -f -` reads them; the exit status, output and error output that it would have."""
+def run(library: ctypes.CDLL, commands: str, *, dry: bool = False) -> Completed:
+    """Carry out commands as `nft -f -` reads them; the exit status, output and error output that it would have.
+
+    `dry`: as `nft -c`, the kernel checks them and does nothing.
+    """
     context = library.nft_ctx_new(_DEFAULT)
     if not context:
         return Completed(1, "", "libnftables has no memory")
     try:
+        library.nft_ctx_set_dry_run(context, dry)
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         failed = library.nft_run_cmd_from_buffer(context, commands.encode())

@@ -1,6 +1,8 @@
 """The network lock: an nftables table that drops a workload's packets while it is not there (nft(8)).
 
-It holds for the network namespace of the caller, and dies with its kernel: the new kernel locks again before
+And silence: a second table, by which nothing at all is sent through an interface whose device stands still.
+
+The lock holds for the network namespace of the caller, and dies with its kernel: the new kernel locks again before
 its interfaces come up. Dropped packets are retransmitted by the peer; a port that has lost its socket would be
 answered with a reset.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kupgrade.errors import BadInputError, KupgradeError, ToolError
 from kupgrade.host import command, libnftables
@@ -17,6 +20,7 @@ FAMILY = "inet"
 TABLE = "kupgrade_lock"
 PRIORITY = -300  # raw: before connection tracking (-200) and every other filter
 TIMEOUT = 10.0  # seconds
+_QUIET = "netdev kupgrade_quiet"
 
 
 class Direction(enum.Enum):
@@ -59,17 +63,18 @@ def ruleset(
     return f"{_REMOVE}table {FAMILY} {TABLE} {{\n{chains}}}\n"
 
 
-def _ask(commands: str) -> command.Completed:
+def _ask(commands: str, *, dry: bool = False) -> command.Completed:
     """By the library where it is there, else by the program. Raises KupgradeError without either."""
     library = libnftables.load()
     if library is not None:
-        return libnftables.run(library, commands)
-    return command.run(["nft", "-f", "-"], stdin=commands.encode(), timeout=TIMEOUT, check=False)
+        return libnftables.run(library, commands, dry=dry)
+    words = ["nft", *(["-c"] if dry else []), "-f", "-"]
+    return command.run(words, stdin=commands.encode(), timeout=TIMEOUT, check=False)
 
 
-def apply(rules: str) -> None:
-    """One transaction. Raises ToolError, KupgradeError without nft."""
-    done = _ask(rules)
+def apply(rules: str, *, dry: bool = False) -> None:
+    """One transaction; only checked by the kernel when it is `dry`. Raises ToolError, KupgradeError without nft."""
+    done = _ask(rules, dry=dry)
     if done.status != 0:
         said = done.stderr or done.stdout
         why = next((line for line in said.splitlines() if "Error" in line), said)  # below stand the rule and a ^
@@ -97,3 +102,37 @@ def locked() -> bool | None:
     if done.status == 0:
         return " drop" in done.stdout
     return False if "No such file or directory" in done.stderr else None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface of the caller's namespace by name and index (ip-link(8))."""
+
+    name: str
+    index: int
+
+
+def silence(interfaces: Iterable[Interface], *, dry: bool = False) -> None:
+    """Nothing is sent through them any more, whoever sends it; done as well when they are silent. `dry`: could it be?
+
+    A driver may be asked to send although its device is quiesced: virtio_net up to Linux 6.16 wakes the queue of a
+    device that it has just detached (fixed by kernel commit 45d8ef6322b8), and the next packet is written to memory
+    that is no queue any more. Packets end before the queue, at the hook "egress" (Linux 5.16, CONFIG_NETFILTER_EGRESS).
+    Raises ToolError, KupgradeError without nft.
+    """
+    for each in interfaces:
+        apply(f"table {_QUIET} {{\n{_quiet_chain(each)}}}\n", dry=dry)
+
+
+def end_silence(interfaces: Iterable[Interface]) -> None:
+    """As before `silence`; done as well when they are not silent. Raises ToolError, KupgradeError without nft."""
+    for each in interfaces:
+        chain = f"chain {_QUIET} if{each.index}"
+        apply(f"table {_QUIET} {{\n{_quiet_chain(each)}}}\nflush {chain}\ndelete {chain}\n")
+
+
+def _quiet_chain(interface: Interface) -> str:
+    if set(interface.name) & set('"\\'):
+        raise BadInputError("nft cannot be told of an interface", f"its name is {interface.name!r}", "Rename it")
+    head = f'type filter hook egress device "{interface.name}" priority {PRIORITY}; policy drop;'
+    return f"\tchain if{interface.index} {{\n\t\t{head}\n\t}}\n"

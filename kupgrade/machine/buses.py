@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.errors import KernelError, KupgradeError, RefusedError
+from kupgrade.errors import KernelError, KupgradeError, RefusedError, ToolError
+from kupgrade.host import nft
+from kupgrade.host.nft import Interface
 from kupgrade.kernel import acpi, acpi_devices, kspawn, pci, pci_host
 from kupgrade.kernel.kspawn import Kspawn
+from kupgrade.kernel.libc import reported
 from kupgrade.machine.spawn_box import SEGMENT
 from kupgrade.model.machine import PciAddress
 from kupgrade.model.pci import Movable, PciFunction
@@ -104,30 +107,59 @@ def _driven(movables: Sequence[Movable]) -> Iterator[kspawn.PciFunction]:
                 yield kspawn.PciFunction(at.domain, at.bus, at.device << 3 | at.function)
 
 
-def quiesce(device: Kspawn, movables: Sequence[Movable]) -> None:
+def interfaces(movables: Sequence[Movable], root: Path = Path("/")) -> tuple[Interface, ...]:
+    """The network interfaces whose device is one of the functions, or stands on one. Raises KernelError."""
+    behind = {str(function.address) for movable in movables for function in movable.functions}
+    listed = root / "sys/class/net"
+    with reported("list", listed):
+        return tuple(
+            Interface(path.name, int((path / "ifindex").read_text()))
+            for path in sorted(listed.iterdir())
+            if behind & set(path.resolve().parts)
+        )
+
+
+def check_silence(movables: Sequence[Movable], root: Path = Path("/")) -> None:
+    """Raises KupgradeError where the interfaces could not be kept silent while their devices stand still."""
+    try:
+        nft.silence(interfaces(movables, root), dry=True)
+    except ToolError as error:
+        raise KupgradeError(
+            "A network card that passes to the new kernel cannot be kept silent in this one",
+            error.why,
+            "Run a kernel with CONFIG_NETFILTER_EGRESS, or keep the card: [engine.spawn] keep",
+        ) from error
+
+
+def quiesce(device: Kspawn, movables: Sequence[Movable], root: Path = Path("/")) -> None:
     """Every function stands still, in their order, and stays so when `device` is closed; done as well when it does.
 
-    Raises KernelError, and then those that were made still by this call are driven again, the last first.
+    Before that nothing is sent through them any more: see nft.silence.
+    Raises KupgradeError, and then those that were made still by this call are driven again, the last first.
     """
     done: list[kspawn.PciFunction] = []
+    quiet = interfaces(movables, root)
     try:
+        nft.silence(quiet)
         for function in _driven(movables):
             device.quiesce(function, keep=True)
             done.append(function)
     except KupgradeError as error:
         try:
             _resume(device, done)
+            nft.end_silence(quiet)
         except KupgradeError as second:
             error.add_note(f"and what was still already did not come back: {second}")
         raise
 
 
-def resume(device: Kspawn, movables: Sequence[Movable]) -> None:
+def resume(device: Kspawn, movables: Sequence[Movable], root: Path = Path("/")) -> None:
     """This kernel drives every function again; done as well when none is quiesced. The other kernel must be fenced.
 
-    Raises the first KernelError once all were tried.
+    Raises the first KernelError once all were tried; then nothing is sent through any of them.
     """
     _resume(device, list(_driven(movables)))
+    nft.end_silence(interfaces(movables, root))
 
 
 def _resume(device: Kspawn, functions: Sequence[kspawn.PciFunction]) -> None:

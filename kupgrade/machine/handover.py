@@ -77,6 +77,7 @@ class RealHandover:
     def ready(self, modules: Sequence[str], workloads: Sequence[Workload], writes: int, ports: Sequence[str]) -> None:
         """See the port. What can be is done here, so that the blackout has less to do."""
         buses.keep_awake(self._movables(ports), self.places.root)
+        buses.check_silence(self._movables(ports), self.places.root)
         self._table(ports)
         self._lock_memory()  # in the blackout it is too late: it takes a moment
         tcp = sorted({port for w in workloads for port in w.tcp_ports})
@@ -132,7 +133,7 @@ class RealHandover:
                     self._freeze()
                     marks.append(Mark("frozen", time.time()))
                     faults.strike(self.places, "hand-over", "frozen")
-                    buses.quiesce(spawner.device, movables)
+                    buses.quiesce(spawner.device, movables, self.places.root)
                     faults.strike(self.places, "hand-over", "quiesced")
                     self._put(replace(note, told=True))
                     marks.append(Mark("quiesced", time.time()))
@@ -221,7 +222,7 @@ class RealHandover:
         spawner.fence(note.instance)
         if watch.channel.committed:
             self._end(error)
-        buses.resume(spawner.device, self._movables(note.ports))
+        buses.resume(spawner.device, self._movables(note.ports), self.places.root)
         self._thaw()
         sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)

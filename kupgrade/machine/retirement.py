@@ -126,12 +126,12 @@ class Retirement:
         began = self.clock()
         table = buses.table(movables, first_number, self.root)
         buses.keep_awake(movables, self.root)
-        buses.quiesce(self.device, movables)
+        buses.quiesce(self.device, movables, self.root)
         self.passing(True)
         try:
             self.client.ask(standby.LOAD_SSDT, TABLE_TIMEOUT, table=base64.b64encode(table).decode())
         except AgentError:  # it answered: it does not drive them
-            buses.resume(self.device, movables)
+            buses.resume(self.device, movables, self.root)
             self.passing(False)
             raise
         except KupgradeError as error:

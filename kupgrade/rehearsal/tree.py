@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -27,6 +27,11 @@ def files() -> Iterator[tuple[Path, str, int]]:
         if path.is_file() and "__pycache__" not in path.parts:
             yield path, f"usr/lib/python3/dist-packages/kupgrade/{path.relative_to(PACKAGE)}", 0o644
     yield from packaged()
+    yield from lab()
+
+
+def lab() -> Iterator[tuple[Path, str, int]]:
+    """Of these, what is the laboratory's own: its hand in the virtual host, the workload, the network."""
     for name in ("agent.py", "workload.py", "resources.py", "roll_back.py", "refuse.py", "standby_fault.py"):
         yield GUEST / name, f"usr/lib/kupgrade-lab/{name}", 0o644
     for name in ("kupgrade-lab-agent.service", WORKLOAD):
@@ -68,7 +73,16 @@ def digest() -> str:
 
 def install(root: Path) -> None:
     """Install kupgrade and the lab's guest side below `root` (a directory of its own, or a whole root)."""
-    for source, target, mode in files():
+    put(root, files())
+    script = root / "usr/bin/kupgrade"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+
+
+def put(root: Path, wanted: Iterable[tuple[Path, str, int]]) -> None:
+    """Copy `wanted` (as `files` yields it) below `root`; units are enabled as their [Install] sections say."""
+    for source, target, mode in wanted:
         path = root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -76,10 +90,6 @@ def install(root: Path) -> None:
         path.chmod(mode)
         if target.startswith(UNIT_DIRECTORY) and not path.parent.name.endswith(".d"):
             _enable(root, path)
-    script = root / "usr/bin/kupgrade"
-    script.parent.mkdir(parents=True, exist_ok=True)
-    script.write_text(SCRIPT)
-    script.chmod(0o755)
 
 
 def _enable(root: Path, unit: Path) -> None:

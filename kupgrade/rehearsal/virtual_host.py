@@ -147,7 +147,7 @@ def _image(
             rootfs.write(root, "boot/grub/grubenv", bootdisk.environment_block(kernels[0].release))
         compile_python = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
         run(["chroot", str(root), *compile_python, _TREE, "/usr/lib/kupgrade-lab"], timeout=120, check=False)
-        _write_disk(tools, root, place / "disk.img")
+        write_disk(tools, root, place / "disk.img")
         shutil.rmtree(root)
 
     parts = [path.parent.name for path in (*layers.values(), *modules.values())]
@@ -157,7 +157,7 @@ def _image(
     return image
 
 
-def _write_disk(tools: Toolbox, root: Path, disk: Path) -> None:
+def write_disk(tools: Toolbox, root: Path, disk: Path) -> None:
     """`root` as the only partition of a new sparse disk, GRUB before it."""
     sectors = DISK_GIB * (1 << 30) // bootdisk.SECTOR - bootdisk.START
     with disk.open("wb") as file:

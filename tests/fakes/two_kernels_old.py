@@ -192,7 +192,7 @@ def _ship(watch: Watch, *, final: bool) -> int:
 # Buses and file systems of the old kernel
 
 
-def quiesce(_device: object, _movables: object) -> None:
+def quiesce(_device: object, _movables: object, _root: object = None) -> None:
     here = box()
     for name in DEVICES:
         here.old.tick(f"quiesce {name}")
@@ -202,7 +202,7 @@ def quiesce(_device: object, _movables: object) -> None:
             here.drivers[name] = None
 
 
-def resume(_device: object, _movables: object) -> None:
+def resume(_device: object, _movables: object, _root: object = None) -> None:
     here = box()
     for name in reversed(DEVICES):
         here.old.tick(f"take {name} back")

@@ -112,7 +112,8 @@ def planted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(real_handover, "ASK_EVERY", 0.02)
     patch.setattr(real_handover, "print", lambda *_, **__: None, **quiet)
     patch.setattr(real_handover, "faults", SimpleNamespace(strike=lambda *_: None, passed_on=lambda: ""))
-    found = {"find": lambda *_: (), "keep_awake": lambda *_: None, "table": lambda *_: b"table"}
+    found = {name: lambda *_: None for name in ("keep_awake", "check_silence")}
+    found |= {"find": lambda *_: (), "table": lambda *_: b"table"}
     patch.setattr(real_handover, "buses", SimpleNamespace(**found, quiesce=quiesce, resume=resume))
     mounts = SimpleNamespace(to_freeze=lambda _root: [SimpleNamespace(mountpoint="/")], freeze=freeze, thaw=thaw)
     patch.setattr(real_handover, "blockfs", mounts)

@@ -13,6 +13,8 @@ from kupgrade.rehearsal.suites import KEYRING, Archive, mirror
 from kupgrade.rehearsal.toolbox import mmdebstrap
 
 SUITE = "trixie"
+TREE = Path(__file__).parents[2]
+TOP = ("pyproject.toml", "README.md", "kupgrade", "hooks", "policies", "tests", "packaging", ".ci")
 BUILD = (
     *("build-essential", "debhelper", "dh-python", "dh-dkms", "pybuild-plugin-pyproject", "python3-all"),
     *("python3-setuptools", "python3-click", "python3-structlog", "python3-tenacity", "python3-pyelftools"),
@@ -96,3 +98,17 @@ def changeable(lower: Path, place: Path) -> Root:
     for name in ("written", "work", "root"):
         (place / name).mkdir(mode=0o755, parents=True)
     return Root(lower, place)
+
+
+def built(place: Path) -> Root:
+    """A root, changed below the empty directory `place`, with the tree in /src and its packages in /debs."""
+    root = changeable(build_root(), place)
+    for name in TOP:
+        source, target = TREE / name, root.file(f"src/{name}")
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    root.run("sh", "-c", "cd /src && packaging/build-deb /debs")
+    return root

@@ -15,13 +15,11 @@ from kupgrade.model.record import RecordKind
 from kupgrade.rehearsal import tree
 from kupgrade.rehearsal.cache import Cache
 from kupgrade.statedir import StateDirectory
-from tests.packaging.roots import Root, build_root, changeable, host_root
+from tests.packaging.roots import TREE, Root, built, changeable, host_root
 from tests.unit.cli.conftest import COMMITTED, HANDS_OFF, Event, write
 from tests.unit.conftest import a_plan
 
 pytestmark = [pytest.mark.vm, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for chroots")]
-TREE = Path(__file__).parents[2]
-TOP = ("pyproject.toml", "README.md", "kupgrade", "hooks", "policies", "tests", "packaging", ".ci")
 # What dpkg, apt and systemd's helper note of any package; a package's own files lie nowhere below.
 NOTES = ("proc", "sys", "dev", "run", "tmp", "debs", "var/log", "var/lib/dpkg", "var/lib/apt")
 CACHES = ("var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "var/cache/man")
@@ -40,15 +38,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def builder(place: Path) -> Root:
     """A root with the tree in /src, its packages in /debs, and those of the next version in /next."""
-    root = changeable(build_root(), place / "build")
-    for name in TOP:
-        source, target = TREE / name, root.file(f"src/{name}")
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    root.run("sh", "-c", "cd /src && packaging/build-deb /debs")
+    root = built(place / "build")
     bump = "sed -i '1s/(0[^)]*)/(99.0)/' packaging/debian/changelog"
     root.run("sh", "-c", f"cp -a /src /src2 && cd /src2 && {bump} && packaging/build-deb /next")
     return root

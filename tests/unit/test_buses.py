@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kupgrade.errors import KernelError, RefusedError
+from kupgrade.errors import KernelError, KupgradeError, RefusedError, ToolError
+from kupgrade.host import nft
+from kupgrade.host.nft import Interface
 from kupgrade.kernel import acpi, kspawn, pci, pci_host
 from kupgrade.machine import buses
 from kupgrade.model.machine import PciAddress
@@ -34,6 +36,7 @@ class Device:
     """A kspawn that keeps what is quiesced; `errors` by function, for whichever call comes first."""
 
     def __init__(self) -> None:
+        self.silent: set[str] = set()
         self.still: list[str] = []
         self.calls: list[str] = []
         self.errors: dict[tuple[str, str], int] = {}
@@ -45,6 +48,7 @@ class Device:
 
     def quiesce(self, function: kspawn.PciFunction, *, keep: bool = False) -> None:
         assert keep, "the device would come back with this process's end"
+        assert self.silent == {"eth0"}, "something may still be sent"
         self._call("quiesce", function)
         if str(function) not in self.still:
             self.still.append(str(function))
@@ -53,6 +57,7 @@ class Device:
         self._call("resume", function)
         if str(function) not in self.still:
             raise KernelError("KSPAWN_RESUME", str(function), errno.EALREADY)
+        assert self.silent == {"eth0"}, "something may be sent already"
         self.still.remove(str(function))
 
 
@@ -84,6 +89,9 @@ def tree(tmp_path: Path, put: Put) -> Tree:
     made.port("0000:00:05.0", secondary=4, subordinate=6)
     made.port("0000:00:05.0", "0000:04:00.0", secondary=5)
     made.port("0000:00:06.0", secondary=7)
+    for number, (name, device) in enumerate({"eth0": "0000:01:00.0/virtio1", "mgmt": "0000:00:1f.6"}.items(), 2):
+        put(f"sys/devices/pci0000:00/{device}/net/{name}/ifindex", f"{number}\n")
+        made.link(f"sys/class/net/{name}", tmp_path / f"sys/devices/pci0000:00/{device}/net/{name}")
     put("proc/iomem", IOMEM.format("ECAM"))
     mcfg = put("sys/firmware/acpi/tables/MCFG", "")
     mcfg.write_bytes(acpi.mcfg([acpi.EcamRange(0xB0000000, 0, 0, 255)]))
@@ -102,6 +110,14 @@ def spawned(tmp_path: Path, put: Put) -> Tree:
     put("proc/iomem", IOMEM.format("MMCONFIG"))
     mcfg = put("sys/firmware/acpi/tables/MCFG", "")
     mcfg.write_bytes(acpi.mcfg([acpi.EcamRange(0xB0000000, 0xEE, 0xFF, 0xFF)]))
+    return made
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made = Device()
+    monkeypatch.setattr(nft, "silence", lambda found: made.silent.update(each.name for each in found))
+    monkeypatch.setattr(nft, "end_silence", lambda found: made.silent.difference_update(each.name for each in found))
     return made
 
 
@@ -195,38 +211,63 @@ def test_a_root_port_stays_awake_and_sleeps_again(tree: Tree, monkeypatch: pytes
     assert (control_of(tree, PORT_NIC), control_of(tree, PORT_DISK)) == ("auto", "on")
 
 
-def test_all_functions_with_a_driver_stand_still_and_come_back(tree: Tree) -> None:
+def test_all_functions_with_a_driver_stand_still_and_come_back(tree: Tree, device: Device) -> None:
     """In reverse order; both done twice are done once."""
-    device, found = Device(), buses.find([PORT_NIC, PORT_DISK], tree.root)
+    found = buses.find([PORT_NIC, PORT_DISK], tree.root)
     for _ in range(2):
-        buses.quiesce(device, found)  # type: ignore[arg-type]
+        buses.quiesce(device, found, tree.root)  # type: ignore[arg-type]
     assert device.still == ["0000:01:00.0", "0000:02:00.0", "0000:02:00.2"]
     device.calls.clear()
     for _ in range(2):
-        buses.resume(device, found)  # type: ignore[arg-type]
+        buses.resume(device, found, tree.root)  # type: ignore[arg-type]
     assert not device.still
+    assert not device.silent
     assert device.calls[:3] == ["resume 0000:02:00.2", "resume 0000:02:00.0", "resume 0000:01:00.0"]
 
 
-def test_a_device_that_refuses_brings_the_others_back(tree: Tree) -> None:
+def test_a_device_that_refuses_brings_the_others_back(tree: Tree, device: Device) -> None:
     """And the error says which it was; one that does not come back is told with it."""
-    device, found = Device(), buses.find([PORT_NIC, PORT_DISK], tree.root)
+    found = buses.find([PORT_NIC, PORT_DISK], tree.root)
     device.errors["quiesce", "0000:02:00.2"] = errno.EOPNOTSUPP
     with pytest.raises(KernelError, match="02:00"):
-        buses.quiesce(device, found)  # type: ignore[arg-type]
+        buses.quiesce(device, found, tree.root)  # type: ignore[arg-type]
     assert not device.still
+    assert not device.silent
     device.errors["resume", "0000:02:00.0"] = errno.EIO
     with pytest.raises(KernelError, match="02:00") as caught:
-        buses.quiesce(device, found)  # type: ignore[arg-type]
+        buses.quiesce(device, found, tree.root)  # type: ignore[arg-type]
     assert "0000:02:00.0" in caught.value.__notes__[0]
     assert device.still == ["0000:02:00.0"]
 
 
-def test_resume_tries_all_before_it_fails(tree: Tree) -> None:
+def test_resume_tries_all_before_it_fails(tree: Tree, device: Device) -> None:
     """One broken device does not keep the others away."""
-    device, found = Device(), buses.find([PORT_NIC, PORT_DISK], tree.root)
-    buses.quiesce(device, found)  # type: ignore[arg-type]
+    found = buses.find([PORT_NIC, PORT_DISK], tree.root)
+    buses.quiesce(device, found, tree.root)  # type: ignore[arg-type]
     device.errors["resume", "0000:02:00.2"] = errno.EIO
     with pytest.raises(KernelError, match="02:00"):
-        buses.resume(device, found)  # type: ignore[arg-type]
+        buses.resume(device, found, tree.root)  # type: ignore[arg-type]
     assert device.still == ["0000:02:00.2"]
+    assert device.silent == {"eth0"}, "a driver that did not come back would be asked to send"
+
+
+def test_only_what_stands_on_a_function_that_passes_falls_silent(tree: Tree) -> None:
+    """Through the virtio device of a NIC, too; the card that stays goes on sending."""
+    found = buses.find([PORT_NIC, PORT_DISK], tree.root)
+    assert buses.interfaces(found, tree.root) == (Interface("eth0", 2),)
+    assert buses.interfaces(buses.find([PORT_DISK], tree.root), tree.root) == ()
+
+
+def test_a_kernel_without_the_hook_is_told_before_anything_stands_still(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what would help; the kernel was asked without doing it."""
+
+    def refuse(_found: object, *, dry: bool) -> None:
+        assert dry
+        raise ToolError(("nft",), 1, "Operation not supported")
+
+    monkeypatch.setattr(nft, "silence", refuse)
+    with pytest.raises(KupgradeError, match="cannot be kept silent") as caught:
+        buses.check_silence(buses.find([PORT_NIC], tree.root), tree.root)
+    assert "CONFIG_NETFILTER_EGRESS" in caught.value.remedy

@@ -41,6 +41,7 @@ class Old:
         self.places = Places(root)
         self.places.run.mkdir(parents=True)
         (root / "proc/sys/kernel").mkdir(parents=True)
+        (root / "sys/class/net").mkdir(parents=True)
         sysctl.set_panic_timeout(0, root)
         self.port = RealHandover(self.places, self, self)  # type: ignore[arg-type]
         store = Store(StoreKind.WINDOW, "/images", "tmpfs", "/")

@@ -105,6 +105,47 @@ def test_the_real_nft_takes_it_in_a_network_namespace_of_its_own(before):
     assert done.stdout == "[False, True, True, False]\n", done.stderr
 
 
+QUIET = """
+import socket
+from kupgrade.host import nft
+lo = [nft.Interface("lo", 1)]
+receiver = socket.socket(type=socket.SOCK_DGRAM)
+receiver.bind(("127.0.0.1", 0))
+receiver.settimeout(0.3)
+def heard():
+    with socket.socket(type=socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", receiver.getsockname())
+    try:
+        return receiver.recv(1) == b"x"
+    except TimeoutError:
+        return False
+answers = []
+silence, end = nft.silence, nft.end_silence
+for act in (lambda _: None, lambda i: silence(i, dry=True), silence, silence, end, end):
+    act(lo)
+    answers.append(heard())
+print(answers)
+"""
+
+
+@pytest.mark.parametrize("before", ["", PROGRAM], ids=["library", "program"])
+def test_a_silent_interface_sends_nothing_and_a_check_changes_nothing(before):
+    """Asked of the kernel: datagrams come through, also after a dry run, and not while it is silent."""
+    if not shutil.which("nft") or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("nft, ip or unshare is not installed")
+    inner = ["sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, "-c", before + QUIET]
+    done = subprocess.run(["unshare", "--net", *inner], capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "not supported" in done.stderr:
+        pytest.skip(f"no network namespace with such a hook here: {done.stderr[-200:]}")
+    assert done.stdout == "[True, True, False, False, True, True]\n", done.stdout + done.stderr
+
+
+def test_a_name_that_nft_would_read_otherwise_is_refused():
+    """A quote in an interface's name ends what stands in quotes."""
+    with pytest.raises(BadInputError, match="nft cannot be told"):
+        nft.silence([nft.Interface('e"0', 2)])
+
+
 REFUSED = """
 from kupgrade.errors import ToolError
 from kupgrade.host import libnftables, nft
