@@ -26,6 +26,7 @@ AGENT_PORT = "org.kupgrade.lab"
 # instructions: emulated they go byte by byte, and a kernel that is told of them copies memory a sixth as fast.
 EMULATED_CPU = "max,-la57,-erms,-fsrm,-fzrm,-fsrs"
 FAULT_PORT = "org.kupgrade.fault"
+TAKING = 0.02  # seconds a MiB, at most
 CLOSING = 5.0  # seconds for a thread to see that its connection has ended
 PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
 
@@ -210,7 +211,8 @@ def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
         events.append(Event(time.monotonic(), name, json.dumps(data)))
 
     try:
-        serial = connect(state / "serial", 20.0)
+        # Memory that is taken beforehand comes in portions of what the hypervisor below gives.
+        serial = connect(state / "serial", 20.0 + (machine.memory_mib * TAKING if machine.taken else 0.0))
         qmp = Qmp(state / "qmp", on_event)
     except KupgradeError as error:
         process.kill()
