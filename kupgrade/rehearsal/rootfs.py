@@ -59,8 +59,11 @@ def write(root: Path, name: str, text: str, mode: int = 0o644) -> None:
     path.chmod(mode)
 
 
-def base(archive: Archive, progress: Progress) -> Path:
-    """The root directory with Debian's userspace, built once for its list of packages (about 30 s)."""
+def base(archive: Archive, progress: Progress, services: Sequence[str] = ()) -> Path:
+    """The root directory with Debian's userspace, built once for its list of packages (about 30 s).
+
+    `services`: packages that this host has besides, as their suite configures them.
+    """
     newest = [package for package in archive.suite(CRIU_SUITE).packages("criu") if package.name == "criu"]
 
     def build(place: Path) -> None:
@@ -73,7 +76,7 @@ def base(archive: Archive, progress: Progress) -> Path:
         root = place / "root"
         lines = [f"deb [signed-by={KEYRING}] {archive.mirror} {name} main" for name in (SUITE, CRIU_SUITE)]
         options = [
-            *("--variant=minbase", "--include=" + ",".join((*PACKAGES, *CRIU_PACKAGES))),
+            *("--variant=minbase", "--include=" + ",".join((*PACKAGES, *CRIU_PACKAGES, *services))),
             f"--setup-hook=copy-in {preferences} /etc/apt",
             *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
             *("--dpkgopt=path-exclude=/usr/share/locale/*",),
@@ -81,7 +84,7 @@ def base(archive: Archive, progress: Progress) -> Path:
         run([*mmdebstrap(archive), *options, SUITE, str(root), *lines], timeout=1800)
         _settle(root)
 
-    content = key(PACKAGES, CRIU_PACKAGES, newest, FILES, MASKED, LAYOUT)
+    content = key(PACKAGES, CRIU_PACKAGES, newest, FILES, MASKED, LAYOUT, *((tuple(services),) if services else ()))
     return archive.cache.entry("base", content, build) / "root"
 
 

@@ -82,11 +82,12 @@ def build(
     boot: str = "grub",
     line: str | None = None,
     kspawn: bool = False,
+    services: Sequence[str] = (),
 ) -> VirtualHost:
     """Everything needed to boot: tools, image with the kernels `old` and `new` (as --from and --to name them).
 
     `boot` is one of BOOTS; `line` is the command line of all menu entries, by default command_line(); with `kspawn`
-    the module is installed for every kernel.
+    the module is installed for every kernel; `services` are Debian packages that it has besides.
     """
     cache = cache or Cache.default()
     line = command_line() if line is None else line
@@ -95,7 +96,7 @@ def build(
     chosen = _choose(archive, old, [new] if isinstance(new, str) else new, kspawn=kspawn)
     progress(f"from {chosen[0].release} to {', '.join(kernel.release for kernel in chosen[1:])}")
     tools = toolbox(archive, progress)
-    base = rootfs.base(archive, progress)
+    base = rootfs.base(archive, progress, services)
     layers = {kernel.release: rootfs.kernel_layer(archive, base, kernel, progress) for kernel in chosen}
     modules = {release: spawn_module.for_release(archive, release) for release in layers} if kspawn else {}
     menu = bootdisk.menu(list(layers), line) if boot == "grub" else ""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import ExitCode, KupgradeError, NeedsHumanError, OverBudgetError
-from kupgrade.machine.health import ask, check_budget, take_back
+from kupgrade.machine.health import ask, check_budget, check_processes, take_back
 from kupgrade.model.plan import Allowance
-from kupgrade.model.workload import FileState, Probe, ProbeKind
+from kupgrade.model.workload import FileState, Probe, ProbeKind, Workload
 
 
 def state(path: Path, append_only: bool = True) -> FileState:
@@ -95,3 +95,28 @@ def test_a_measured_round_that_is_too_long_closes_the_gate(left: float, measured
     with pytest.raises(OverBudgetError, match=r"limit of 5 s.*\n?.*1\.50 s") as caught:
         check_budget(allowance, measured)
     assert caught.value.code is ExitCode.OVER_BUDGET
+
+
+SERVER = Workload(name="db", unit="db.service", cgroup="/db", root_pid=500, pids=(500, 501, 502))
+
+
+@pytest.mark.parametrize(
+    ("found", "floor", "words"),
+    [
+        ((500, 501, 502), 1502, ""),
+        ((500, 501, 777), 1502, ""),
+        ((500,), 0, ""),
+        ((500, 1501), 1502, ""),
+        ((500, 1502), 1502, "PIDs that the next boot may need"),
+        ((500, 999_999), 1502, ""),
+        ((501, 502), 1502, "another main process"),
+        ((), 1502, "another main process"),
+    ],
+)
+def test_a_server_may_have_more_processes_than_planned(found: tuple[int, ...], floor: int, words: str) -> None:
+    """One for each connection, say; but the main one stays, and none has a PID that the next boot gives away."""
+    if not words:
+        check_processes(SERVER, found, floor)
+        return
+    with pytest.raises(KupgradeError, match=words):
+        check_processes(SERVER, found, floor)
