@@ -76,7 +76,9 @@ def carried(around: Around, sockets: Iterable[str]) -> tuple[Carried, ...]:
         found += [Carried(path) for each in own if each and (path := _real(around, each)) and _in_memory(mounts, path)]
     folders = {_real(around, str(Path(path).parent)) for path in sockets if path.startswith("/")}
     if users:
-        found += [Carried(each, users) for each in sorted(folders) if each not in _EVERYBODYS and _in_memory(mounts, each)]
+        found += [
+            Carried(each, users) for each in sorted(folders) if each not in _EVERYBODYS and _in_memory(mounts, each)
+        ]
         found.append(Carried(SHARED, users))
     if "mnt" in around.own:
         private = namespaces.private_directories(mounts)

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import journal_streams
 from kupgrade.host.systemd import Systemd
-from kupgrade import probe_sandbox
 from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
 from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
@@ -96,7 +96,8 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         pidfile=entry.pidfile,
         sandbox=sandbox.kinds,
         user_namespace="user" in around.own,
-        shared_memory="ipc" not in around.own and any(m.path.startswith("/SYSV") for each in maps.values() for m in each),
+        shared_memory="ipc" not in around.own
+        and any(m.path.startswith("/SYSV") for each in maps.values() for m in each),
         carried=carried,
     )
     established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
@@ -154,7 +155,7 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
     return peers
 
 
-def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], lost: bool) -> Descriptor:  # noqa: FBT001
+def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], lost: bool) -> Descriptor:
     peer = ""
     if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
         other = peers[fd.inode].peer

@@ -48,7 +48,9 @@ def _of_process(process: ProcessFacts, sandbox: SandboxFacts) -> list[Obstacle]:
         found.append("maps hugetlb pages of a hugetlbfs mount")
     found += [f"maps the device {path}: its state is in the driver" for path in process.device_mappings]
     found += of_namespaces(process, sandbox, _NAMESPACES_KEPT)
-    found += [f"maps {path}, which lies in memory (tmpfs) and ends with the kernel" for path in process.volatile_mappings]
+    found += [
+        f"maps {path}, which lies in memory (tmpfs) and ends with the kernel" for path in process.volatile_mappings
+    ]
     found += [text for fd in process.descriptors if (text := _of_descriptor(fd))]
     return [Obstacle(process.pid, process.comm, text) for text in found]
 

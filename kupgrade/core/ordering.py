@@ -10,7 +10,7 @@ from kupgrade.model.workload import Workload
 def in_order(workloads: Sequence[Workload], after: Mapping[str, Sequence[str]]) -> tuple[Workload, ...]:
     """The workloads in the order in which a boot starts them: `after` has, by unit, those that it names in After=.
 
-    Who is not named by any keeps its place. A circle, which systemd would have broken somewhere, is broken at its first.
+    Who is not named by any keeps its place. A circle, which systemd would have broken, too, is broken at its first.
     """
     by_unit = {each.unit: each for each in workloads if each.unit}
     placed: dict[str, Workload] = {}

@@ -33,7 +33,9 @@ def _of_user(process: ProcessFacts) -> list[str]:
     if not process.same_ids:
         found.append("has other IDs in its user namespace than outside of it")
     if not process.powerless:
-        found.append("lives in its own user namespace and has capabilities, or a way to them, that it would have on the host")
+        found.append(
+            "lives in its own user namespace and has capabilities, or a way to them, that it would have on the host"
+        )
     return found
 
 
@@ -45,14 +47,20 @@ def sandbox_obstacles(facts: WorkloadFacts) -> list[Obstacle]:
     fatal: list[str] = []
     lost: list[str] = []
     if sandbox.own_root:
-        fatal.append(f"has another root directory ({sandbox.own_root}), in which its unit's restore could not be started")
+        fatal.append(
+            f"has another root directory ({sandbox.own_root}), in which its unit's restore could not be started"
+        )
     if sandbox.dynamic_user:
         fatal.append("runs as a user that is made at its start (DynamicUser=), which may be another one next time")
     if sandbox.ipc_objects:
         named = ", ".join(sandbox.ipc_objects[:4])
-        fatal.append(f"runs as a user that has System V semaphores or message queues ({named}): they are not carried over")
+        fatal.append(
+            f"runs as a user that has System V semaphores or message queues ({named}): they are not carried over"
+        )
     if workload.user_namespace:
-        lost.append("leaves its user namespace (PrivateUsers=) until its next start; its IDs and lack of capabilities stay")
+        lost.append(
+            "leaves its user namespace (PrivateUsers=) until its next start; its IDs and lack of capabilities stay"
+        )
     if sandbox.denies_write_execute:
         lost.append("may make writable memory executable (MemoryDenyWriteExecute=) until its next start")
     if workload.shared_memory:

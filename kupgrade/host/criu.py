@@ -49,9 +49,10 @@ class DumpOptions:
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place. `inside`: where.
+    """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place.
 
     `lazy`: criu leaves out the pages that are marked so; a server waits in `log_directory` for their descriptors.
+    `inside`: where criu runs; None: here.
     """
 
     directory: Path

@@ -1,8 +1,8 @@
-"""Files in memory (in /run, in /dev/shm, in a service's private /tmp) that a workload's images hold beside its processes.
+"""Files in memory (in /run, in /dev/shm, in a service's own /tmp) that a workload's images hold beside its processes.
 
 PID files, lock files, shared memory with a name: criu finds files by their paths and takes what is in them for granted,
-and these end with the kernel. They are read while the workload is frozen and written before it is restored, in whatever
-the workload sees as its root. Nothing here has an undo: what is written is in memory, or in directories that systemd has
+and these end with the kernel. They are read while the workload is frozen and written before it is restored, in what the
+workload sees as its root. Nothing here has an undo: what is written is in memory, or in directories that systemd has
 just made, and a restore that is repeated writes the same.
 """
 
@@ -50,14 +50,17 @@ def found(view: Path, carried: Sequence[Carried]) -> Iterator[tuple[Path, Entry]
             seen.add(name)
             regular = stat.S_ISREG(status.st_mode)
             target = str(path.readlink()) if stat.S_ISLNK(status.st_mode) else ""
-            yield path, Entry(
-                path=name,
-                mode=status.st_mode,
-                uid=status.st_uid,
-                gid=status.st_gid,
-                mtime_ns=status.st_mtime_ns,
-                size=status.st_size if regular else 0,
-                target=target,
+            yield (
+                path,
+                Entry(
+                    path=name,
+                    mode=status.st_mode,
+                    uid=status.st_uid,
+                    gid=status.st_gid,
+                    mtime_ns=status.st_mtime_ns,
+                    size=status.st_size if regular else 0,
+                    target=target,
+                ),
             )
 
 

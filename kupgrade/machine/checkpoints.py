@@ -6,9 +6,8 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.command import tools_of

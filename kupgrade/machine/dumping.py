@@ -19,7 +19,7 @@ from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.kernel import cgroup, namespaces, process, sock_diag
 from kupgrade.kernel.proc import GONE
-from kupgrade.machine import restorer, sandbox
+from kupgrade.machine import copies, restorer, sandbox
 from kupgrade.machine.images import store_of
 from kupgrade.machine.rounds import bytes_in, last_round
 from kupgrade.machine.sandbox import ForeignFile
@@ -107,7 +107,7 @@ def pre_dump(criu: Criu, workload: Workload, directory: Path, number: int) -> No
 def dump(criu: Criu, store: Store, workload: Workload) -> int:
     """The final dump of the frozen workload on top of its last complete round; bytes written."""
     images = store_of(store)
-    pids = cgroup.members(workload.cgroup)
+    pids = copies.tree(workload)
     found = journal_streams(pids)
     last = last_round(images.path / workload.name)
     directory = images.round_directory(workload.name, "final")

@@ -15,6 +15,7 @@ from kupgrade.core.allocate import WINDOW
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError, OverBudgetError
 from kupgrade.host import command, nft
 from kupgrade.kernel import cgroup, process
+from kupgrade.machine import copies
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -41,7 +42,7 @@ class RealHealth:
         The last pre-dump round is what the final dump will at least take. Without one the prediction stands.
         """
         for workload in workloads:
-            check_processes(workload, cgroup.members(workload.cgroup), self.pid_floor)
+            check_processes(workload, copies.tree(workload), self.pid_floor)
             ask(workload.probe, workload.name)
         for allowance in allowances:
             check_budget(allowance, self.checkpoints.round_seconds.get(allowance.workload))

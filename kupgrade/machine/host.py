@@ -251,13 +251,10 @@ def keep_pids_free(pids: Collection[int], root: Path) -> None:
     the kernel has no ns_last_pid nothing is done: then CRIU refuses by itself, and the restore is tried once more.
     """
     last = root / "proc/sys/kernel/ns_last_pid"
-    if not pids or not last.exists():
-        return
-    floor = pid_floor(pids, proc.pid_max(root))  # above those, too, that have begun since the plan
-    if int(last.read_text()) >= floor:
+    if not pids or not last.exists() or int(last.read_text()) >= max(pids):
         return
     with contextlib.suppress(OSError):  # a protection is missing; to give up the restore for it would be worse
-        last.write_text(str(floor))
+        last.write_text(str(pid_floor(pids, proc.pid_max(root))))
 
 
 def remount_root() -> None:

@@ -140,7 +140,7 @@ class Postgres(Speaker):
         return self.answer()
 
     def ask(self, number: int) -> None:
-        self.query(f"INSERT INTO acks VALUES ('{self.name}', {number})")  # noqa: S608
+        self.query(f"INSERT INTO acks VALUES ('{self.name}', {number})")
 
 
 class Web(Speaker):

@@ -61,7 +61,7 @@ def test_a_sandbox_that_holds_less_is_told_from_one_in_a_system_that_just_starts
 
 def test_private_directories_are_found_where_they_are_mounted() -> None:
     """Whether they lie in memory or on a disk."""
-    assert namespaces.private_directories(parse_mountinfo(SANDBOX)) == ("/tmp", "/var/tmp")  # noqa: S108
+    assert namespaces.private_directories(parse_mountinfo(SANDBOX)) == ("/tmp", "/var/tmp")
     assert namespaces.private_directories(parse_mountinfo(HOST)) == ()
 
 
@@ -81,7 +81,7 @@ def test_writable_memory_of_its_own_is_told_from_the_hosts() -> None:
         ("garbage\n", 33, False),
     ],
 )
-def test_an_id_is_the_same_inside_and_outside(text: str, number: int, same: bool) -> None:  # noqa: FBT001
+def test_an_id_is_the_same_inside_and_outside(text: str, number: int, same: bool) -> None:
     """By the line of the map that holds it."""
     assert namespaces.same_id(text, number) is same
 
@@ -116,7 +116,7 @@ def test_who_has_no_capability_and_no_way_to_one_is_powerless(
     permitted: int,
     bounding: int,
     nnp: int,
-    powerless: bool,  # noqa: FBT001
+    powerless: bool,
 ) -> None:
     """A set-user-ID program is a way, unless no privileges can be gained or none are within bounds."""
     folder = tmp_path / "proc/7"
@@ -126,7 +126,7 @@ def test_who_has_no_capability_and_no_way_to_one_is_powerless(
 
 
 @pytest.mark.parametrize(("gids", "kept"), [("0 0 1\n110 110 1\n", True), ("0 110 1\n", False)])
-def test_ids_are_kept_when_both_are(tmp_path: Path, gids: str, kept: bool) -> None:  # noqa: FBT001
+def test_ids_are_kept_when_both_are(tmp_path: Path, gids: str, kept: bool) -> None:
     """User and group each have a map."""
     folder = tmp_path / "proc/7"
     folder.mkdir(parents=True)
