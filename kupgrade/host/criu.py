@@ -135,6 +135,7 @@ class Criu:
             opts.ext_unix_sk = True
             opts.file_locks = True
             opts.link_remap = True
+            _leave_cgroups(opts, options.inside)
             for key, fd in options.inherit.items():
                 opts.inherit_fd.add(key=key, fd=fd)
             log = options.log_directory / "restore.log"
@@ -154,6 +155,7 @@ class Criu:
         opts.file_locks = True
         opts.link_remap = True
         opts.timeout = options.timeout
+        _leave_cgroups(opts, options.inside)
         if options.parent:
             opts.parent_img = options.parent
         if options.frozen_cgroup:
@@ -185,6 +187,13 @@ class Criu:
             ) from error
         finally:
             child.end()
+
+
+def _leave_cgroups(opts: Any, inside: Inside | None) -> None:
+    """Inside of a sandbox criu cannot mount the hierarchy: all tasks are restored into the cgroup that it is in."""
+    if inside is not None and inside.kinds:
+        opts.manage_cgroups = True
+        opts.manage_cgroups_mode = _rpc().IGNORE
 
 
 def _client() -> Any:

@@ -196,10 +196,11 @@ class Systemd:
                 raise KupgradeError("systemd did not come up", f"no answer in {timeout:g} s")
             time.sleep(0.02)
 
-    def start(self, units: Sequence[str], *, now: bool = False) -> None:
+    def start(self, units: Sequence[str], *, now: bool = False, wait: bool = False) -> None:
         """Queue start jobs; `now` ignores every dependency and ordering (early in the boot)."""
-        mode = ["--job-mode=ignore-dependencies"] if now else []
-        command.run(["systemctl", "start", "--no-block", *mode, *units])
+        options = ["--job-mode=ignore-dependencies"] if now else []
+        options += [] if wait else ["--no-block"]
+        command.run(["systemctl", "start", *options, *units])
 
     def stop(self, units: Sequence[str], timeout: float = 120.0) -> None:
         """Stop and wait (seconds)."""

@@ -116,6 +116,9 @@ class RealCheckpoints:
         units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
+            mounted = {unit for each in workloads for unit in dumping.read_meta(store, each).mounted}
+            if mounted:  # else they would come over private directories that are made below them
+                self.systemd.start(sorted(mounted), now=True, wait=True)
             self.systemd.start(units, now=True)
         for workload in workloads:
             request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)

@@ -28,6 +28,7 @@ from kupgrade.model.codec import decode
 from kupgrade.model.workload import Store, Workload
 
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
+_TEMPORARY = {"/tmp": "tmp.mount", "/var/tmp": "var-tmp.mount"}  # noqa: S108  # systemd.mount(5)
 # The freezer inside of a sandbox may be mounted read-only; this way leads to the host's.
 _HOST = Path("/proc/1/root")
 
@@ -37,13 +38,15 @@ class Meta:
     """Beside a workload's images: which sockets are journal streams (inode -> descriptor), its processes, its sandbox.
 
     `pids`: those that were dumped; empty in images of a release that kept to those planned. `files`: what systemd opens
-    for it; `mounts`: those by which its mount namespace differs from the host's.
+    for it; `mounts`: those by which its mount namespace differs from the host's; `mounted`: units of the host's own
+    mounts that its private directories lie on.
     """
 
     streams: dict[str, int]
     pids: tuple[int, ...] = ()
     files: tuple[ForeignFile, ...] = ()
     mounts: tuple[str, ...] = ()
+    mounted: tuple[str, ...] = ()
 
 
 def read_meta(store: Store, workload: Workload) -> Meta:
@@ -118,7 +121,7 @@ def dump(criu: Criu, store: Store, workload: Workload) -> int:
     if workload.shared_memory:
         criu_edits.keep_shared_memory(directory, sandbox.segments(pids))
     volatile.pack(sandbox.view(workload.root_pid), workload.carried, directory)
-    restorer.put(directory / META, Meta(_standard(found), pids, files, _mounts(workload)))
+    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload)))
     return bytes_in(directory)
 
 
@@ -126,10 +129,14 @@ def _standard(streams: dict[int, int]) -> dict[str, int]:
     return {f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in streams.items()}
 
 
-def _mounts(workload: Workload) -> tuple[str, ...]:
+def _mounts(workload: Workload) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that make up its sandbox, and the units of the host's for temporary files."""
     if "mnt" not in workload.sandbox:
-        return ()
-    return tuple(sorted(namespaces.own_mounts(namespaces.mounts(workload.root_pid), namespaces.mounts(1))))
+        return (), ()
+    ours = namespaces.mounts(1)
+    own = namespaces.own_mounts(namespaces.mounts(workload.root_pid), ours)
+    there = {mount.mountpoint for mount in ours}
+    return tuple(sorted(own)), tuple(unit for place, unit in _TEMPORARY.items() if place in there)
 
 
 def _options(
