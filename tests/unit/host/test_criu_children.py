@@ -37,6 +37,7 @@ class Client:
         return os.read(self.fd, 100).decode()
 
     def dump(self) -> None:
+        cgroups.append(getattr(self.opts, "manage_cgroups_mode", None))
         asked.append(self.ask("0"))
 
     def restore(self) -> Any:
@@ -47,12 +48,14 @@ class Client:
 
 
 asked: list[str] = []
+cgroups: list[int | None] = []
 
 
 @pytest.fixture
 def binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     asked.clear()
-    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(criu=Client, rpc=SimpleNamespace(SKIP=1)))
+    cgroups.clear()
+    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(criu=Client, rpc=SimpleNamespace(SKIP=1, IGNORE=7)))
     path = tmp_path / "criu"
     path.write_text(f"#!{sys.executable}\n{ANSWERS}")
     path.chmod(0o700)
@@ -93,7 +96,8 @@ def test_inside_of_a_sandbox_criu_is_run_by_a_descriptor(
     words = (tmp_path / "words").read_text().split()
     assert words[:2] == ["--mount=/proc/77/ns/mnt", "--"]
     assert words[2].startswith("/proc/self/fd/") and words[3] == "swrk"
-    asker.dismiss()
+    asker.dump(DumpOptions(1, tmp_path))
+    assert cgroups == [7, None]  # whose hierarchy cannot be mounted inside
 
 
 @pytest.mark.parametrize(
