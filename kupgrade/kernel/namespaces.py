@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from kupgrade.kernel import blockfs
@@ -15,7 +14,6 @@ from kupgrade.kernel.blockfs import Mount
 from kupgrade.kernel.libc import read_text
 
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
-_COMBINED = frozenset(",".join(some) for count in range(1, 5) for some in combinations(_FLAGS, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +74,51 @@ def keeps_ids(pid: int, root: Path = Path("/")) -> bool:
 _IDS = {"Uid": "uid_map", "Gid": "gid_map"}
 
 
-def own_mounts(theirs: tuple[Mount, ...], ours: tuple[Mount, ...]) -> frozenset[str]:
-    """The mounts by which a namespace differs from ours, as `MOUNTPOINT FLAGS`: what a sandbox consists of.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A mount by which a namespace differs from the host's: its flags that restrict, in the order of _FLAGS.
+
+    `hosts`: the host has a mount there, too, with other flags.
+    """
+
+    mountpoint: str
+    flags: tuple[str, ...]
+    hosts: bool
+
+
+def own_mounts(theirs: tuple[Mount, ...], ours: tuple[Mount, ...]) -> tuple[Held, ...]:
+    """The mounts by which a namespace differs from ours: what a sandbox consists of.
 
     What a sandbox lets its service see of ours, as we see it, is none of them; other mounts may come to that later.
     """
-    return frozenset(_seen(theirs) - _seen(ours))
+    host = _seen(ours)
+    return tuple(
+        Held(mountpoint, flags, mountpoint in host)
+        for mountpoint, flags in sorted(_seen(theirs).items())
+        if host.get(mountpoint) != flags
+    )
 
 
-def _seen(mounts: tuple[Mount, ...]) -> set[str]:
-    found: dict[str, str] = {}
-    for each in mounts:  # of several on one mount point the last one, on top, is seen
-        found[each.mountpoint] = ",".join(flag for flag in _FLAGS if flag in each.options)
-    return {f"{mountpoint} {flags}".strip() for mountpoint, flags in found.items()}
+def _seen(mounts: tuple[Mount, ...]) -> dict[str, tuple[str, ...]]:
+    """Of several on one mount point the last one, on top, is seen."""
+    return {each.mountpoint: tuple(flag for flag in _FLAGS if flag in each.options) for each in mounts}
 
 
-def weaker(before: Iterable[str], now: tuple[Mount, ...]) -> tuple[str, ...]:
-    """Those of `before`, as own_mounts tells them, whose place has fewer restrictions now.
+def weaker(before: Iterable[Held], now: tuple[Mount, ...]) -> tuple[str, ...]:
+    """Those of `before` whose place has fewer restrictions now, as text.
 
-    What was mounted there may not be yet, in a system that has just begun to start: then what holds the place counts.
+    In a system that has just begun to start the host's own mounts may not be there yet, and are no matter then; where a
+    mount of the sandbox's is missing, what holds the place counts.
     """
+    there = {mount.mountpoint for mount in now}
     found = []
     for each in before:
-        mountpoint, _, flags = each.rpartition(" ") if each.rpartition(" ")[2] in _COMBINED else (each, "", "")
-        holder = blockfs.holding(now, mountpoint)
+        if each.hosts and each.mountpoint not in there:
+            continue
+        holder = blockfs.holding(now, each.mountpoint)
         has = holder.options if holder is not None else ()
-        if any(flag not in has for flag in flags.split(",") if flag):
-            found.append(each)
+        if any(flag not in has for flag in each.flags):
+            found.append(f"{each.mountpoint} {','.join(each.flags)}")
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
 from kupgrade.kernel import cgroup, namespaces, process, sock_diag
+from kupgrade.kernel.namespaces import Held
 from kupgrade.kernel.proc import GONE
 from kupgrade.machine import copies, restorer, sandbox
 from kupgrade.machine.images import store_of
@@ -45,7 +46,7 @@ class Meta:
     streams: dict[str, int]
     pids: tuple[int, ...] = ()
     files: tuple[ForeignFile, ...] = ()
-    mounts: tuple[str, ...] = ()
+    mounts: tuple[Held, ...] = ()
     mounted: tuple[str, ...] = ()
 
 
@@ -129,14 +130,14 @@ def _standard(streams: dict[int, int]) -> dict[str, int]:
     return {f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in streams.items()}
 
 
-def _mounts(workload: Workload) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _mounts(workload: Workload) -> tuple[tuple[Held, ...], tuple[str, ...]]:
     """Those that make up its sandbox, and the units of the host's for temporary files."""
     if "mnt" not in workload.sandbox:
         return (), ()
     ours = namespaces.mounts(1)
     own = namespaces.own_mounts(namespaces.mounts(workload.root_pid), ours)
     there = {mount.mountpoint for mount in ours}
-    return tuple(sorted(own)), tuple(unit for place, unit in _TEMPORARY.items() if place in there)
+    return own, tuple(unit for place, unit in _TEMPORARY.items() if place in there)
 
 
 def _options(

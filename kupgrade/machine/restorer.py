@@ -26,6 +26,7 @@ from kupgrade.host.criu import Criu, RestoreOptions
 from kupgrade.host.criu_child import Inside
 from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.libc import Libc
+from kupgrade.kernel.namespaces import Held
 from kupgrade.machine import fill, sandbox
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
@@ -55,7 +56,7 @@ class Request:
     checked: bool = False  # what holds memory was read and summed since it came
     sandbox: tuple[str, ...] = ()
     files: tuple[ForeignFile, ...] = ()
-    mounts: tuple[str, ...] = ()
+    mounts: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,7 @@ def _close_shell(request: Request, pid: int) -> None:
     """Where few files may be executed the start process's shell could be, by a mount that the sandbox had not."""
     shell = str(Path(SHELL).resolve())
     there = any(mount.mountpoint == shell for mount in namespaces.mounts(pid))
-    if there and not any(each.split(" ")[0] == shell for each in request.mounts):
+    if there and not any(each.mountpoint == shell for each in request.mounts):
         sandbox.unmount_inside(pid, shell)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,7 +43,11 @@ su postgres -c "psql -q -c 'CREATE ROLE load LOGIN' -c 'CREATE DATABASE load OWN
 su postgres -c "psql -q -d load -c 'CREATE TABLE acks (who text, number integer)' -c 'ALTER TABLE acks OWNER TO load'"
 sha256sum /var/www/html/large
 """
-ENDED = "for i in $(seq 1200); do [ -e /var/lib/kupgrade/current ] || exit 0; sleep 0.5; done; exit 1"
+ENDED = """for i in $(seq 1200); do
+    [ -e /var/lib/kupgrade/current ] || exit 0
+    systemctl --quiet is-failed kupgrade-resume.service && exit 2
+    sleep 0.5
+done; exit 1"""
 # Of each unit: state, main process, whether that is in its cgroup, and what of its sandbox can be seen from inside.
 LOOK = r"""
 for unit in redis-server.service postgresql@17-main.service nginx.service; do
@@ -63,6 +68,13 @@ echo "seccomp $(grep -h -e ^Seccomp: -e ^NoNewPrivs: -e ^CapBnd: /proc/$main/sta
 echo "uts $([ "$(readlink /proc/$main/ns/uts)" = "$(readlink /proc/1/ns/uts)" ] && echo shared || echo own)"
 echo "pidfiles $(cat /run/redis/redis-server.pid /run/nginx.pid /run/postgresql/17-main.pid | tr '\n' ' ')"
 """
+EVIDENCE = """
+kupgrade status
+tail -n 25 /run/kupgrade/logs/*/restore.log /var/lib/kupgrade/images/*/*/final/dump.log
+journalctl --no-pager -o short-monotonic -b -1 -u 'kupgrade*' | tail -n 60
+journalctl --no-pager -o short-monotonic -b -u 'kupgrade*' -u redis-server -u nginx -u 'postgresql@*' | tail -n 90
+ls -la /run/redis /run/postgresql /dev/shm /run/*.pid
+"""
 PIDS = "cat /sys/fs/cgroup/system.slice/{redis-server.service,nginx.service}/cgroup.procs | sort -n"
 
 
@@ -73,6 +85,16 @@ def services() -> Iterator[Guest]:
         host = virtual_host.build(*NEWER, say, services=SERVICES)
     with started(host, memory_mib=2048) as found:
         yield found
+
+
+@contextmanager
+def evidence(link: Link) -> Iterator[None]:
+    """What an upgrade that failed has to tell is lost with the virtual host: printed before."""
+    try:
+        yield
+    except BaseException:
+        print(link.run(["/bin/bash", "-c", EVIDENCE], timeout=120.0).stdout)
+        raise
 
 
 def look(link: Link) -> str:
@@ -101,7 +123,8 @@ def test_three_services_are_kept_with_their_sandboxes_under_load(services: Guest
     late = Postgres(services.network.connect(5432, 30.0), "late")
     late.start()
     link.wait_boot(600.0, after=1)
-    inside.shell(link, ENDED, 700.0)
+    with evidence(link):
+        inside.shell(link, ENDED, 700.0)
     time.sleep(3.0)
     download.hurry.set()
     for speaker in (*speakers, late, download):

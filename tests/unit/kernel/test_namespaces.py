@@ -8,6 +8,7 @@ import pytest
 
 from kupgrade.kernel import namespaces
 from kupgrade.kernel.blockfs import parse_mountinfo
+from kupgrade.kernel.namespaces import Held
 
 HOST = """\
 25 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -33,10 +34,10 @@ SANDBOX = """\
 def test_a_sandbox_is_what_differs_from_the_host() -> None:
     """Other flags on the same mount point, and mount points that the host has not; what is the same is none of it."""
     found = namespaces.own_mounts(parse_mountinfo(SANDBOX), parse_mountinfo(HOST))
-    assert "/ ro" in found
-    assert "/run ro,nosuid,nodev" in found
-    assert "/var/lib/redis" in found
-    assert not any(each.startswith("/proc") for each in found)
+    assert Held("/", ("ro",), hosts=True) in found
+    assert Held("/run", ("ro", "nosuid", "nodev"), hosts=True) in found
+    assert Held("/var/lib/redis", (), hosts=False) in found
+    assert not any(each.mountpoint == "/proc" for each in found)
 
 
 def test_a_sandbox_that_lacks_nothing_may_have_other_directories_below() -> None:
@@ -46,17 +47,35 @@ def test_a_sandbox_that_lacks_nothing_may_have_other_directories_below() -> None
     assert namespaces.own_mounts(parse_mountinfo(SANDBOX), host) == namespaces.own_mounts(parse_mountinfo(other), host)
 
 
-def test_a_sandbox_that_holds_less_is_told_from_one_in_a_system_that_just_starts() -> None:
-    """What is not mounted yet is held by what is above it; flags that are gone are named, in paths with blanks, too."""
-    before = ("/ ro", "/sys/kernel/debug ro,nosuid,nodev,noexec", "/var/lib/redis", "/a b ro", "/srv noexec")
-    early = """\
+EARLY = """\
 125 1 254:1 / / ro,relatime shared:1 - ext4 /dev/vda1 rw
-126 125 0:24 / /sys ro,nosuid,nodev,noexec shared:2 - sysfs sysfs rw
+126 125 0:24 / /sys rw,nosuid,nodev,noexec shared:2 - sysfs sysfs rw
 131 125 254:1 /var/lib/redis /var/lib/redis rw,relatime - ext4 /dev/vda1 rw
 """
-    assert namespaces.weaker(before, parse_mountinfo(early)) == ("/srv noexec",)
-    assert namespaces.weaker(before, parse_mountinfo(HOST)) == before[:2] + before[3:]
-    assert namespaces.weaker(namespaces.own_mounts(parse_mountinfo(SANDBOX), ()), parse_mountinfo(SANDBOX)) == ()
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (Held("/", ("ro",), hosts=True), ""),
+        (Held("/", ("ro", "noexec"), hosts=True), "/ ro,noexec"),
+        (Held("/sys/kernel/debug", ("ro", "nosuid"), hosts=True), ""),  # not mounted yet
+        (Held("/proc/sys", ("ro",), hosts=False), ""),
+        (Held("/sys/module", ("ro",), hosts=False), "/sys/module ro"),
+        (Held("/var/lib/redis", (), hosts=False), ""),
+        (Held("/a b", ("ro", "nodev"), hosts=False), "/a b ro,nodev"),
+    ],
+)
+def test_a_sandbox_that_holds_less_is_told_from_one_in_a_system_that_just_starts(held: Held, words: str) -> None:
+    """What is the host's may not be mounted yet; a mount of its own that is missing is held by what is above it."""
+    assert namespaces.weaker((held,), parse_mountinfo(EARLY)) == ((words,) if words else ())
+
+
+def test_a_sandbox_is_no_weaker_than_itself() -> None:
+    """Whatever it has."""
+    sandbox = parse_mountinfo(SANDBOX)
+    assert namespaces.weaker(namespaces.own_mounts(sandbox, parse_mountinfo(HOST)), sandbox) == ()
+    assert namespaces.weaker(namespaces.own_mounts(sandbox, ()), sandbox) == ()
 
 
 def test_private_directories_are_found_where_they_are_mounted() -> None:
