@@ -37,6 +37,7 @@ class RealCheckpoints:
     systemd: Systemd
     criu: Criu = field(default_factory=Criu)
     store: Store | None = None  # of the plan: its images tell which processes were dumped
+    new_release: str = ""  # of the plan: on the way back a weaker sandbox is better than none of the processes
     network_timeout: float = 30.0
     round_seconds: dict[str, float] = field(default_factory=dict)  # of each workload's last pre-dump round
     _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
@@ -116,15 +117,26 @@ class RealCheckpoints:
         units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
-            mounted = {unit for each in workloads for unit in dumping.read_meta(store, each).mounted}
-            if mounted:  # else they would come over private directories that are made below them
-                self.systemd.start(sorted(mounted), now=True, wait=True)
+            self._make_ready(store, workloads)
             self.systemd.start(units, now=True)
         for workload in workloads:
             request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         network.learn(self.places, store, workloads)
         return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
+
+    def _make_ready(self, store: Store, workloads: Sequence[Workload]) -> None:
+        """Have there what the sandboxes are made of: the boot comes to it later than to them.
+
+        File systems for temporary files would come over private directories that are made below them; directories in
+        /run that are not there yet would not be hidden. tmpfiles.d(5) gives those their modes.
+        """
+        known = [dumping.read_meta(store, each) for each in workloads]
+        for mount in (held.mountpoint for meta in known for held in meta.mounts if not held.hosts):
+            if mount.startswith("/run/"):
+                (self.places.root / mount.lstrip("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
+        if mounted := {unit for meta in known for unit in meta.mounted}:
+            self.systemd.start(sorted(mounted), now=True, wait=True)
 
     def _restore_forked(
         self, store: Store, workloads: Sequence[Workload], deadline: float, *, in_place: bool
@@ -160,6 +172,7 @@ class RealCheckpoints:
             sandbox=workload.sandbox,
             files=meta.files,
             mounts=meta.mounts,
+            as_strict=str(proc.release(self.places.root)) == self.new_release,
         )
 
     def _await(self, workload: Workload, deadline: float) -> restorer.Answer:

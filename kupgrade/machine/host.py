@@ -113,7 +113,9 @@ class RealHost:
 def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
     """The real ports for one plan, begun on these terms."""
     systemd = Systemd(places.root)
-    checkpoints = RealCheckpoints(places, systemd, network_timeout=plan.network_timeout, store=image_store(plan))
+    checkpoints = RealCheckpoints(
+        places, systemd, network_timeout=plan.network_timeout, store=image_store(plan), new_release=plan.new_release
+    )
     return RealHost(
         plan=plan,
         images=RealImages(),

@@ -43,7 +43,7 @@ class Request:
 
     `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
     its memory is filled while it runs already. `sandbox`: kinds of namespaces of the start process that it is restored
-    into, `mounts` what they must have, `files` what systemd had opened before it made them.
+    into, `mounts` what they must have (unless `as_strict`, it is told only), `files` what systemd had opened before it made them.
     """
 
     directory: str
@@ -57,6 +57,7 @@ class Request:
     sandbox: tuple[str, ...] = ()
     files: tuple[ForeignFile, ...] = ()
     mounts: tuple[Held, ...] = ()
+    as_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,9 @@ def _starter(places: Places, name: str, request: Request, deadline: float) -> in
 def _sandboxed(request: Request, pid: int) -> dict[str, int]:
     """Descriptors for what was opened outside of the sandbox. Raises KupgradeError when it is not the one it was."""
     weaker = namespaces.weaker(request.mounts, namespaces.mounts(pid))
-    if weaker:
+    if weaker and not request.as_strict:
+        sys.stderr.write(f"<4>kupgrade: the sandbox of process {pid} is weaker than it was: {', '.join(weaker)}\n")
+    elif weaker:
         why = "there is less that holds it in: " + ", ".join(weaker[:8])
         raise KupgradeError("systemd made another sandbox for the unit", why, "Compare the unit's settings")
     return sandbox.reopen(request.files)
