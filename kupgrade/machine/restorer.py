@@ -43,7 +43,8 @@ class Request:
 
     `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
     its memory is filled while it runs already. `sandbox`: kinds of namespaces of the start process that it is restored
-    into, `mounts` what they must have (unless `as_strict`, it is told only), `files` what systemd had opened before it made them.
+    into, `mounts` what they must have (if not `as_strict`, what is missing is told, and no more), `files` what systemd
+    had opened before it made them.
     """
 
     directory: str
