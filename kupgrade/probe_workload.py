@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade import probe_sandbox
@@ -14,7 +15,7 @@ from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_dia
 from kupgrade.kernel.process import FdKind
 from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
-from kupgrade.model.workload import Workload
+from kupgrade.model.workload import Carried, Workload
 from kupgrade.probe_sandbox import Around, left_behind
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
@@ -38,6 +39,55 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
     return _observe(entry, policy, systemd, root)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """All that was seen at once, of which the facts of each process are made. `own`: inodes of the tree's sockets."""
+
+    around: Around
+    carried: tuple[Carried, ...]
+    volatile: frozenset[str]
+    own: set[int]
+    peers: Mapping[int, sock_diag.UnixPeer]
+    tree: set[int]
+    held: Mapping[int, tuple[process.Fd, ...]]
+    maps: Mapping[int, tuple[process.Mapping, ...]]
+
+    def facts_of(self, seen: proc.Process) -> ProcessFacts:
+        """Raises KernelError."""
+        pid, around, maps = seen.pid, self.around, self.maps[seen.pid]
+        return ProcessFacts(
+            pid=pid,
+            comm=seen.comm,
+            root=pid == around.root_pid,
+            below_root=pid in self.tree,
+            session_leader=seen.session == pid,
+            traced_by=seen.tracer,
+            descriptors=tuple(self._descriptor(fd) for fd in self.held[pid]),
+            device_mappings=tuple(sorted({m.path for m in maps if m.is_device})),
+            hugetlb=any(m.is_hugetlb for m in maps),
+            namespaces=process.foreign_namespaces(pid, around.root),
+            tty=seen.tty != 0,
+            volatile_mappings=probe_sandbox.mappings_left_behind(around, self.carried, self.volatile, maps),
+            apart=process.differing_namespaces(pid, around.root_pid, around.root),
+            same_ids=namespaces.keeps_ids(pid, around.root),
+            powerless=namespaces.credentials(pid, around.root).powerless,
+        )
+
+    def _descriptor(self, fd: process.Fd) -> Descriptor:
+        peer = ""
+        if fd.kind is FdKind.SOCKET and fd.inode in self.peers:
+            other = self.peers[fd.inode].peer
+            if not other:
+                peer = "none"
+            elif other in self.own:
+                peer = "tree"
+            else:
+                path = self.peers[other].path if other in self.peers else ""
+                peer = "journal" if path in JOURNAL_SOCKETS else "outside"
+        lost = left_behind(self.around, self.carried, self.volatile, fd)
+        return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer, lost)
+
+
 def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
     place = _place(entry, systemd, root)
     if isinstance(place, str):
@@ -57,30 +107,9 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     around = Around(root_pid, frozenset(p.uid for p in members), systemd.show(unit) if unit else None, root)
     bound = [peers[i].path for i in inodes if i in peers]
     carried = probe_sandbox.carried(around, bound)
-    volatile = probe_sandbox.volatile_devices(around)
     maps = {p.pid: process.mappings(p.pid, root) for p in members}
-    facts = tuple(
-        ProcessFacts(
-            pid=p.pid,
-            comm=p.comm,
-            root=p.pid == root_pid,
-            below_root=p.pid in tree,
-            session_leader=p.session == p.pid,
-            traced_by=p.tracer,
-            descriptors=tuple(
-                _descriptor(fd, inodes, peers, left_behind(around, carried, volatile, fd)) for fd in held[p.pid]
-            ),
-            device_mappings=tuple(sorted({m.path for m in maps[p.pid] if m.is_device})),
-            hugetlb=any(m.is_hugetlb for m in maps[p.pid]),
-            namespaces=process.foreign_namespaces(p.pid, root),
-            tty=p.tty != 0,
-            volatile_mappings=probe_sandbox.mappings_left_behind(around, carried, volatile, maps[p.pid]),
-            apart=process.differing_namespaces(p.pid, root_pid, root),
-            same_ids=namespaces.keeps_ids(p.pid, root),
-            powerless=namespaces.credentials(p.pid, root).powerless,
-        )
-        for p in members
-    )
+    look = _Look(around, carried, probe_sandbox.volatile_devices(around), inodes, peers, tree, held, maps)
+    facts = tuple(look.facts_of(p) for p in members)
     sizes = [process.memory(p.pid, root) for p in members]
     sandbox = probe_sandbox.sandbox_facts(around, carried)
     workload = Workload(
@@ -153,20 +182,6 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
         if not peers[inode].path:
             peers[inode] = dataclasses.replace(peers[inode], path=JOURNAL_SOCKETS[0])
     return peers
-
-
-def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], lost: bool) -> Descriptor:
-    peer = ""
-    if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
-        other = peers[fd.inode].peer
-        if not other:
-            peer = "none"
-        elif other in own:
-            peer = "tree"
-        else:
-            path = peers[other].path if other in peers else ""
-            peer = "journal" if path in JOURNAL_SOCKETS else "outside"
-    return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer, lost)
 
 
 def _elsewhere(
