@@ -3,27 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import journal_streams
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import blockfs, cgroup, proc, process, sock_diag, sockets
+from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
 from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
-from kupgrade.model.workload import Workload
+from kupgrade.model.workload import Carried, Workload
+from kupgrade.probe_sandbox import Around, left_behind
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
 
+_LOOKS = 4
 # File systems that PID 1 mounts itself, before any unit.
 _ALWAYS_THERE = ("proc", "sysfs", "devtmpfs", "devpts", "cgroup2", "tmpfs", "mqueue", "securityfs")
 
 
 def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
-    """Everything about one workload; `absent` says why when it does not run. Raises KupgradeError."""
+    """Everything about one workload; `absent` says why when it does not run. Raises KupgradeError.
+
+    A server may have a process for each connection: when one ends meanwhile all is looked at again.
+    """
+    for _ in range(_LOOKS - 1):
+        try:
+            return _observe(entry, policy, systemd, root)
+        except KernelError as error:
+            if error.errno not in proc.GONE:
+                raise
+    return _observe(entry, policy, systemd, root)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """All that was seen at once, of which the facts of each process are made. `own`: inodes of the tree's sockets."""
+
+    around: Around
+    carried: tuple[Carried, ...]
+    volatile: frozenset[str]
+    own: set[int]
+    peers: Mapping[int, sock_diag.UnixPeer]
+    tree: set[int]
+    held: Mapping[int, tuple[process.Fd, ...]]
+    maps: Mapping[int, tuple[process.Mapping, ...]]
+
+    def facts_of(self, seen: proc.Process) -> ProcessFacts:
+        """Raises KernelError."""
+        pid, around, maps = seen.pid, self.around, self.maps[seen.pid]
+        return ProcessFacts(
+            pid=pid,
+            comm=seen.comm,
+            root=pid == around.root_pid,
+            below_root=pid in self.tree,
+            session_leader=seen.session == pid,
+            traced_by=seen.tracer,
+            descriptors=tuple(self._descriptor(fd) for fd in self.held[pid]),
+            device_mappings=tuple(sorted({m.path for m in maps if m.is_device})),
+            hugetlb=any(m.is_hugetlb for m in maps),
+            namespaces=process.foreign_namespaces(pid, around.root),
+            tty=seen.tty != 0,
+            volatile_mappings=probe_sandbox.mappings_left_behind(around, self.carried, self.volatile, maps),
+            apart=process.differing_namespaces(pid, around.root_pid, around.root),
+            same_ids=namespaces.keeps_ids(pid, around.root),
+            powerless=namespaces.credentials(pid, around.root).powerless,
+        )
+
+    def _descriptor(self, fd: process.Fd) -> Descriptor:
+        peer = ""
+        if fd.kind is FdKind.SOCKET and fd.inode in self.peers:
+            other = self.peers[fd.inode].peer
+            if not other:
+                peer = "none"
+            elif other in self.own:
+                peer = "tree"
+            else:
+                path = self.peers[other].path if other in self.peers else ""
+                peer = "journal" if path in JOURNAL_SOCKETS else "outside"
+        lost = left_behind(self.around, self.carried, self.volatile, fd)
+        return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer, lost)
+
+
+def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
     place = _place(entry, systemd, root)
     if isinstance(place, str):
         return WorkloadFacts(entry.name, entry.unit, None, place)
@@ -39,24 +104,14 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
     peers = _unix_peers()
     inet = [s for i in inodes if isinstance(s := table.get(i), sockets.InetSocket)]
     mounts = blockfs.mounts(root)
-    volatile = {m.device for m in mounts if m.fstype in ("tmpfs", "ramfs", "hugetlbfs")}
-    facts = tuple(
-        ProcessFacts(
-            pid=p.pid,
-            comm=p.comm,
-            root=p.pid == root_pid,
-            below_root=p.pid in tree,
-            session_leader=p.session == p.pid,
-            traced_by=p.tracer,
-            descriptors=tuple(_descriptor(fd, inodes, peers, volatile) for fd in held[p.pid]),
-            device_mappings=_device_mappings(p.pid, root),
-            hugetlb=any(m.is_hugetlb for m in process.mappings(p.pid, root)),
-            namespaces=process.foreign_namespaces(p.pid, root),
-            tty=p.tty != 0,
-        )
-        for p in members
-    )
+    around = Around(root_pid, frozenset(p.uid for p in members), systemd.show(unit) if unit else None, root)
+    bound = [peers[i].path for i in inodes if i in peers]
+    carried = probe_sandbox.carried(around, bound)
+    maps = {p.pid: process.mappings(p.pid, root) for p in members}
+    look = _Look(around, carried, probe_sandbox.volatile_devices(around), inodes, peers, tree, held, maps)
+    facts = tuple(look.facts_of(p) for p in members)
     sizes = [process.memory(p.pid, root) for p in members]
+    sandbox = probe_sandbox.sandbox_facts(around, carried)
     workload = Workload(
         name=entry.name,
         unit=unit,
@@ -68,6 +123,11 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
         probe=entry.probe,
         max_blackout=policy.limit(entry),
         pidfile=entry.pidfile,
+        sandbox=sandbox.kinds,
+        user_namespace="user" in around.own,
+        shared_memory="ipc" not in around.own
+        and any(m.path.startswith("/SYSV") for each in maps.values() for m in each),
+        carried=carried,
     )
     established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
     return WorkloadFacts(
@@ -76,12 +136,14 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
         workload=workload,
         processes=facts,
         anonymous_bytes=sum(m.anonymous for m in sizes),
-        shared_bytes=sum(m.shmem for m in sizes),
+        shared_bytes=sum(m.shmem for m in sizes) + sandbox.carried_bytes,
         connections=len(established),
         local_peers=_local_peers(established, inet),
         elsewhere=_elsewhere(workload.pids, held, mounts, root),
         confined=_confined(workload.pids, root),
-        own_clock="time" in process.foreign_namespaces(root_pid, root),
+        own_clock="time" in around.own,
+        sandbox=sandbox,
+        after=around.unit.after if around.unit else (),
     )
 
 
@@ -122,22 +184,6 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
     return peers
 
 
-def _descriptor(fd: process.Fd, own: set[int], peers: dict[int, sock_diag.UnixPeer], volatile: set[str]) -> Descriptor:
-    peer = ""
-    if fd.kind is process.FdKind.SOCKET and fd.inode in peers:
-        other = peers[fd.inode].peer
-        if not other:
-            peer = "none"
-        elif other in own:
-            peer = "tree"
-        else:
-            path = peers[other].path if other in peers else ""
-            peer = "journal" if path in JOURNAL_SOCKETS else "outside"
-    named = fd.kind in (process.FdKind.FILE, process.FdKind.DIRECTORY, process.FdKind.FIFO)
-    lost = named and f"{os.major(fd.device)}:{os.minor(fd.device)}" in volatile
-    return Descriptor(fd.number, fd.kind.value, fd.name, fd.protocol, peer, lost)
-
-
 def _elsewhere(
     pids: Iterable[int], held: Mapping[int, tuple[process.Fd, ...]], mounts: tuple[blockfs.Mount, ...], root: Path
 ) -> tuple[str, ...]:
@@ -161,10 +207,6 @@ def _confined(pids: Iterable[int], root: Path) -> bool:
         if label and not label.startswith(("unconfined", "kernel")):
             return True
     return False
-
-
-def _device_mappings(pid: int, root: Path) -> tuple[str, ...]:
-    return tuple(sorted({m.path for m in process.mappings(pid, root) if m.is_device}))
 
 
 def _ports(inet: Iterable[sockets.InetSocket], protocol: str) -> tuple[int, ...]:

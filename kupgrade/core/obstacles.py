@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
+from kupgrade.core.sandbox import of_namespaces, sandbox_obstacles
+from kupgrade.model.facts import Descriptor, ProcessFacts, SandboxFacts, WorkloadFacts
 from kupgrade.model.workload import Obstacle
 
 # Kinds of anonymous inodes that criu dumps (criu/anonymous inode handlers; all others are refused by it).
 _ANON_KEPT = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd", "userfaultfd"})
 _SOCKETS_KEPT = ("TCP", "UDP", "UNIX", "NETLINK", "PACKET")
 _DEVICES_KEPT = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
-_NAMESPACES_KEPT = frozenset({"time", "time_for_children", "mnt", "uts", "ipc", "cgroup"})
+_NAMESPACES_KEPT = frozenset({"time", "time_for_children", "ipc", "cgroup"})  # criu makes them again
 
 
 def obstacles(facts: WorkloadFacts) -> tuple[Obstacle, ...]:
     """Everything that stands in the way of one workload; fatal ones first."""
-    found = [o for process in facts.processes for o in _of_process(process)]
+    found = [o for process in facts.processes for o in _of_process(process, facts.sandbox)]
+    found += sandbox_obstacles(facts)
     if facts.workload is not None and not facts.own_clock:
         root = facts.workload.root_pid
         found.append(
@@ -32,7 +34,7 @@ def obstacles(facts: WorkloadFacts) -> tuple[Obstacle, ...]:
     return tuple(sorted(found, key=lambda o: (not o.fatal, o.pid)))
 
 
-def _of_process(process: ProcessFacts) -> list[Obstacle]:
+def _of_process(process: ProcessFacts, sandbox: SandboxFacts) -> list[Obstacle]:
     found: list[str] = []
     if process.traced_by:
         found.append(f"is traced by process {process.traced_by} (a debugger or strace): only one tracer is possible")
@@ -45,8 +47,10 @@ def _of_process(process: ProcessFacts) -> list[Obstacle]:
     if process.hugetlb:
         found.append("maps hugetlb pages of a hugetlbfs mount")
     found += [f"maps the device {path}: its state is in the driver" for path in process.device_mappings]
-    foreign = [kind for kind in process.namespaces if kind not in _NAMESPACES_KEPT]
-    found += [f"lives in its own {kind} namespace, which kupgrade does not carry over" for kind in foreign]
+    found += of_namespaces(process, sandbox, _NAMESPACES_KEPT)
+    found += [
+        f"maps {path}, which lies in memory (tmpfs) and ends with the kernel" for path in process.volatile_mappings
+    ]
     found += [text for fd in process.descriptors if (text := _of_descriptor(fd))]
     return [Obstacle(process.pid, process.comm, text) for text in found]
 

@@ -10,6 +10,7 @@ from kupgrade.core.checks import losses, store_refusals, target_refusals, warnin
 from kupgrade.core.hooks import blackout_seconds, hook_warnings
 from kupgrade.core.live_update import memory_misread
 from kupgrade.core.memory_mode import known_in_place
+from kupgrade.core.ordering import in_order
 from kupgrade.core.predict import budget, images_on
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
@@ -38,12 +39,14 @@ def _misread(facts: Facts, target: Target) -> tuple[str, ...]:
 
 
 def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
-    """The workloads to be kept, as they run."""
-    return tuple(
-        seen.workload
+    """The workloads to be kept, as they run, in the order in which a boot starts them."""
+    found = [
+        seen
         for entry, seen in zip(policy.workloads, facts.workloads, strict=True)
         if entry.fate is Fate.KEEP and seen.workload is not None
-    )
+    ]
+    running = [seen.workload for seen in found if seen.workload is not None]
+    return in_order(running, {seen.unit: seen.after for seen in found})
 
 
 def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from kupgrade.model.pci import CLASS_DISPLAY
 from kupgrade.model.plan import Refusal
 from kupgrade.model.policy import Concern, OnUnknown, Policy, SpawnOptions
 from kupgrade.model.spawn_facts import ModuleState, Nic, OtherFileSystem, SpawnFacts, Stack
+from kupgrade.model.workload import Fate
 
 KNOWN_DRIVERS = frozenset(("virtio-pci", "nvme"))  # seen to let their devices go and to take them back
 BOOT_PARTITIONS = ("/boot/efi", "/efi", "/boot")
@@ -47,7 +48,7 @@ def refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     found += about_machine(facts, spawn)
     if isinstance(chosen, SpawnChoice):
         found += unreachable(spawn, chosen.cpus)
-    found += [*_storage(facts, spawn), *_network(spawn), *_devices(spawn, options)]
+    found += [*_storage(facts, spawn), *_network(spawn), *_devices(spawn, options), *_sandboxes(facts, policy)]
     if policy.on_unknown is OnUnknown.REFUSE:
         remedy = "The policy refuses unknown facts (on_unknown)"
         found += [Refusal(f"{name} is known", f"unknown: {why}", remedy) for name, why in spawn.unknown.items()]
@@ -61,6 +62,21 @@ def refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
 def warnings(facts: Facts) -> tuple[str, ...]:
     """What an operator should know before saying yes."""
     return tuple(f"{each.text}: {each.remedy}" if each.remedy else each.text for each in warned(facts))
+
+
+def _sandboxes(facts: Facts, policy: Policy) -> Iterator[Refusal]:
+    """There is no systemd yet, beside an old kernel, to make them again."""
+    for entry, seen in zip(policy.workloads, facts.workloads, strict=True):
+        workload = seen.workload
+        if entry.fate is not Fate.KEEP or workload is None:
+            continue
+        what = [f"its own {', '.join(workload.sandbox)} namespace"] if workload.sandbox else []
+        what += ["its own user namespace"] if workload.user_namespace else []
+        what += ["System V shared memory"] if workload.shared_memory else []
+        what += [f"files in memory ({workload.carried[0].path})"] if seen.sandbox.carried_bytes else []
+        if what:
+            fact = f"{entry.unit or entry.name} has {', '.join(what)}, restored only where systemd runs before it"
+            yield Refusal(f"{entry.name} can be restored before systemd", fact, f"{KEXEC}, or give it fate = restart")
 
 
 def about_machine(facts: Facts, spawn: SpawnFacts) -> Iterator[Refusal]:

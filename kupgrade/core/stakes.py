@@ -8,6 +8,7 @@ from kupgrade.model.workload import StoreKind
 CROSS = "cross"
 HAND_OVER = "hand-over"
 DUMP = "dump"
+STAGE_INITRD = "stage-initrd"
 FREEZE = "freeze"
 THAW = "thaw"
 SOAK = "soak"

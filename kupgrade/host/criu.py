@@ -10,23 +10,21 @@ import os
 import re
 import socket
 import struct
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kupgrade.errors import KupgradeError, RefusedError
+from kupgrade.errors import RefusedError
 from kupgrade.host import command
+from kupgrade.host.criu_child import CheckpointError, Inside, Swrk
 from kupgrade.model.network import Connection, Endpoint
+
+__all__ = ["CheckpointError", "Criu", "DumpOptions", "Inside", "RestoreOptions"]
 
 MINIMUM_VERSION = (4, 2, 1)
 _LOG_LEVEL = 2
 _ERROR_LINE = re.compile(r"\s*(?:\(\s*[0-9.]+\)\s*)?(?:[0-9]+:\s*)?Error \(([^)]*)\):\s*(.*)")
-
-
-class CheckpointError(KupgradeError):
-    """criu could not dump or restore; `why` holds the first error of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,9 @@ class DumpOptions:
     """One dump or pre-dump of the tree rooted at `pid`.
 
     `parent`: image directory of the round before, relative to `directory`. `external_sockets`: inodes of connected
-    unix sockets whose other end stays outside (the journal's streams). `frozen_cgroup`: path of a cgroup v2 directory
-    that criu freezes (and leaves frozen when it was).
+    unix sockets whose other end stays outside (the journal's streams). `external_files`: keys of open files that are
+    none of the namespace's, file[MOUNT:INODE] in hex. `frozen_cgroup`: path of a cgroup v2 directory that criu freezes
+    (and leaves frozen when it was). `inside`: where criu runs; None: here.
     """
 
     pid: int
@@ -44,6 +43,8 @@ class DumpOptions:
     external_sockets: tuple[int, ...] = ()
     frozen_cgroup: str = ""
     timeout: int = 60  # seconds to collect and stop the tasks
+    external_files: tuple[str, ...] = ()
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class RestoreOptions:
     """One restore. `inherit`: image key such as socket:[123] -> descriptor of ours that takes its place.
 
     `lazy`: criu leaves out the pages that are marked so; a server waits in `log_directory` for their descriptors.
+    `inside`: where criu runs; None: here.
     """
 
     directory: Path
@@ -58,32 +60,7 @@ class RestoreOptions:
     log_directory: Path
     leave_stopped: bool = True
     lazy: bool = False
-
-
-class Swrk:
-    """A `criu swrk` child that waits for one request, and our end of its socket (criu/cr-service.c).
-
-    It finds directories among this process's descriptors, by the PID that made the socket; what a restore inherits has
-    to be `inherited`. Started by vfork(2), as subprocess does, and not by pycriu's fork(2): that copies the page tables
-    of a process which is locked in memory, and every page that is written afterwards costs a fault.
-    """
-
-    def __init__(self, binary: str, inherited: Sequence[int] = ()) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        null = subprocess.DEVNULL
-        with theirs:
-            argv, fds = [binary, "swrk", str(theirs.fileno())], (theirs.fileno(), *inherited)
-            try:
-                self._process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, pass_fds=fds)
-            except OSError as error:
-                self.socket.close()
-                why = f"{binary}: {error.strerror}"
-                raise CheckpointError("criu cannot be started", why, f"See that {binary} --version works") from error
-
-    def end(self) -> None:
-        """It ends when it has no one to answer to; wait for that."""
-        self.socket.close()
-        self._process.wait()
+    inside: Inside | None = None
 
 
 class Criu:
@@ -131,7 +108,7 @@ class Criu:
         client = _client()
         with _Directory(options.directory) as images:
             self._dump_options(client, options, images)
-            self._request("pre_dump", client, options.directory / "dump.log")
+            self._request("pre_dump", client, options.directory / "dump.log", inside=options.inside)
 
     def dump(self, options: DumpOptions) -> None:
         """The final dump. The tasks stay as they are (frozen), so the old copy can still be thawed."""
@@ -139,7 +116,7 @@ class Criu:
         with _Directory(options.directory) as images:
             self._dump_options(client, options, images)
             client.opts.leave_running = True
-            self._request("dump", client, options.directory / "dump.log")
+            self._request("dump", client, options.directory / "dump.log", inside=options.inside)
 
     def restore(self, options: RestoreOptions) -> int:
         """Restore a tree detached from us; the PID of its root. Its tasks are stopped when `leave_stopped`."""
@@ -158,10 +135,12 @@ class Criu:
             opts.ext_unix_sk = True
             opts.file_locks = True
             opts.link_remap = True
+            _leave_cgroups(opts, options.inside)
             for key, fd in options.inherit.items():
                 opts.inherit_fd.add(key=key, fd=fd)
             log = options.log_directory / "restore.log"
-            answer = self._request("restore", client, log, tuple(options.inherit.values()))
+            inherited = tuple(options.inherit.values())
+            answer = self._request("restore", client, log, inherited, options.inside)
         return int(answer.pid)
 
     def _dump_options(self, client: Any, options: DumpOptions, images: int) -> None:
@@ -176,17 +155,28 @@ class Criu:
         opts.file_locks = True
         opts.link_remap = True
         opts.timeout = options.timeout
+        _leave_cgroups(opts, options.inside)
         if options.parent:
             opts.parent_img = options.parent
         if options.frozen_cgroup:
             opts.freeze_cgroup = options.frozen_cgroup
+        for key in options.external_files:
+            opts.external.append(key)
         if options.external_sockets:
             opts.ext_unix_sk = True
             for inode in options.external_sockets:
                 opts.unix_sk_ino.add(inode=inode)
 
-    def _request(self, name: str, client: Any, log: Path, inherited: Sequence[int] = ()) -> Any:
-        child = self._waiting.pop() if self._waiting and not inherited else Swrk(self.binary, inherited)
+    def _request(
+        self,
+        name: str,
+        client: Any,
+        log: Path,
+        inherited: Sequence[int] = (),
+        inside: Inside | None = None,
+    ) -> Any:
+        plain = not inherited and inside is None
+        child = self._waiting.pop() if self._waiting and plain else Swrk(self.binary, inherited, inside)
         try:
             client.use_fd(child.socket.fileno())
             return getattr(client, name)()
@@ -195,6 +185,13 @@ class Criu:
             raise CheckpointError(f"criu {name.replace('_', '-')} failed", said, f"See {log}") from error
         finally:
             child.end()
+
+
+def _leave_cgroups(opts: Any, inside: Inside | None) -> None:
+    """Inside of a sandbox criu cannot mount the hierarchy: all tasks are restored into the cgroup that it is in."""
+    if inside is not None and inside.kinds:
+        opts.manage_cgroups = True
+        opts.manage_cgroups_mode = _rpc().IGNORE
 
 
 def _client() -> Any:

@@ -39,6 +39,13 @@ _PROPERTIES = (
     "StandardOutput",
     "RuntimeDirectory",
     "Delegate",
+    "NoExecPaths",
+    "RootDirectory",
+    "RootImage",
+    "DynamicUser",
+    "MemoryDenyWriteExecute",
+    "PartOf",
+    "After",
 )
 
 
@@ -57,6 +64,12 @@ class Unit:
     restarts: int
     pidfile: str
     runtime_directories: tuple[str, ...]
+    few_executables: bool = False  # NoExecPaths=
+    own_root: str = ""  # RootDirectory= or RootImage=
+    dynamic_user: bool = False
+    denies_write_execute: bool = False
+    part_of: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 def parse_show(text: str) -> dict[str, str]:
@@ -78,12 +91,32 @@ def unit_of(name: str, values: Mapping[str, str]) -> Unit:
         restarts=int(values.get("NRestarts") or 0),
         pidfile=values.get("PIDFile", ""),
         runtime_directories=tuple(values.get("RuntimeDirectory", "").split()),
+        few_executables=bool(values.get("NoExecPaths")),
+        own_root=values.get("RootDirectory") or values.get("RootImage") or "",
+        dynamic_user=values.get("DynamicUser") == "yes",
+        denies_write_execute=values.get("MemoryDenyWriteExecute") == "yes",
+        part_of=tuple(values.get("PartOf", "").split()),
+        after=tuple(values.get("After", "").split()),
     )
 
 
-def dropin_text(upgrade: str, restorer: Sequence[str], pidfile: str, start_timeout: int) -> str:
-    """The drop-in that makes a unit's next start a restore (start_timeout in seconds)."""
+def dropin_text(
+    upgrade: str,
+    restorer: Sequence[str],
+    pidfile: str,
+    start_timeout: int,
+    *,
+    sandboxed: bool = False,
+    executable: str = "",
+) -> str:
+    """The drop-in that makes a unit's next start a restore (start_timeout in seconds).
+
+    `sandboxed`: what is started gets the unit's namespaces, all but that of its users, as root; `executable` is a file
+    that it needs, where the unit lets few be executed.
+    """
     words = " ".join(_quote(word) for word in restorer)
+    prefix, more = ("!", "PrivateUsers=no\n") if sandboxed else ("+", "")
+    more += f"ExecPaths={executable}\n" if executable else ""
     return f"""# Laid by kupgrade for upgrade {upgrade}; removed at its end (commit or rollback).
 [Unit]
 After={RESUME_UNIT}
@@ -98,8 +131,8 @@ ExecCondition=
 ExecStartPre=
 ExecStartPost=
 ExecStart=
-ExecStart=+{words}
-"""
+ExecStart={prefix}{words}
+{more}"""
 
 
 def _quote(word: str) -> str:
@@ -145,11 +178,12 @@ class Systemd:
         return int(parse_show(out)["UserspaceTimestampMonotonic"]) / 1e6
 
     def needed_by(self, units: Sequence[str]) -> frozenset[str]:
-        """Everything that `units` pull in or are bound to, recursively: stopping any of it would stop them."""
+        """Everything that `units` pull in or are part of, recursively: stopping any of it would stop them."""
         out = command.run(
             ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
         ).stdout
-        return frozenset(line.split()[-1] for line in out.splitlines() if line.strip())
+        above = command.run(["systemctl", "show", "--property=PartOf", "--value", *units]).stdout
+        return frozenset((*(line.split()[-1] for line in out.splitlines() if line.strip()), *above.split()))
 
     def await_manager(self, timeout: float) -> None:
         """Wait (seconds) until PID 1 answers: right after the root file system is mounted it is not systemd yet."""
@@ -162,10 +196,11 @@ class Systemd:
                 raise KupgradeError("systemd did not come up", f"no answer in {timeout:g} s")
             time.sleep(0.02)
 
-    def start(self, units: Sequence[str], *, now: bool = False) -> None:
+    def start(self, units: Sequence[str], *, now: bool = False, wait: bool = False) -> None:
         """Queue start jobs; `now` ignores every dependency and ordering (early in the boot)."""
-        mode = ["--job-mode=ignore-dependencies"] if now else []
-        command.run(["systemctl", "start", "--no-block", *mode, *units])
+        options = ["--job-mode=ignore-dependencies"] if now else []
+        options += [] if wait else ["--no-block"]
+        command.run(["systemctl", "start", *options, *units])
 
     def stop(self, units: Sequence[str], timeout: float = 120.0) -> None:
         """Stop and wait (seconds)."""

@@ -197,8 +197,13 @@ def namespaces(pid: int, root: Path = Path("/")) -> dict[str, int]:
 
 def foreign_namespaces(pid: int, root: Path = Path("/")) -> tuple[str, ...]:
     """The kinds of namespaces that the process does not share with PID 1."""
-    own, first = namespaces(pid, root), namespaces(1, root)
-    return tuple(name for name, inode in own.items() if first.get(name) != inode)
+    return differing_namespaces(pid, 1, root)
+
+
+def differing_namespaces(pid: int, other: int, root: Path = Path("/")) -> tuple[str, ...]:
+    """The kinds of namespaces that two processes do not share."""
+    own, theirs = namespaces(pid, root), namespaces(other, root)
+    return tuple(name for name, inode in own.items() if theirs.get(name) != inode)
 
 
 def mappings(pid: int, root: Path = Path("/")) -> tuple[Mapping, ...]:

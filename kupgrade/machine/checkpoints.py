@@ -6,54 +6,27 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host.command import tools_of
-from kupgrade.host.criu import Criu, DumpOptions
+from kupgrade.host.criu import Criu
 from kupgrade.host.images import round_name
-from kupgrade.host.journal_streams import held_inodes
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import cgroup, pagemap, proc, process, sock_diag
-from kupgrade.machine import copies, fill, network, restorer, streams
+from kupgrade.kernel import cgroup, pagemap, proc
+from kupgrade.machine import copies, dumping, fill, network, restorer, sandbox, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
-from kupgrade.machine.streams import META
-from kupgrade.model.codec import decode, encode
+from kupgrade.model.codec import decode
 from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.base import Figures
 
-JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 _POLL = 0.005  # seconds
 _THAW_TIMEOUT = 10.0  # seconds
 _STARTER_TIMEOUT = 10.0  # seconds
 _PATIENCE = 600.0  # seconds a restorer waits for its request
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """Beside a workload's images: which sockets are journal streams (inode -> descriptor), start times of processes."""
-
-    streams: dict[str, int]
-
-
-def journal_streams(pids: Iterable[int]) -> dict[int, int]:
-    """Inode -> lowest descriptor number, of sockets connected to the journal's stdout socket."""
-    with sock_diag.connect() as diag:
-        table = sock_diag.unix_peers(diag)
-    taken_over = held_inodes()
-    found: dict[int, int] = {}
-    for pid in pids:
-        for fd in process.fds(pid):
-            if fd.kind is not process.FdKind.SOCKET or fd.inode not in table:
-                continue
-            peer = table.get(table[fd.inode].peer)
-            if peer is not None and (peer.path == JOURNAL_SOCKET or peer.inode in taken_over):
-                found[fd.inode] = min(found.get(fd.inode, fd.number), fd.number)
-    return found
 
 
 @dataclass
@@ -63,6 +36,8 @@ class RealCheckpoints:
     places: Places
     systemd: Systemd
     criu: Criu = field(default_factory=Criu)
+    store: Store | None = None  # of the plan: its images tell which processes were dumped
+    new_release: str = ""  # of the plan: on the way back a weaker sandbox is better than none of the processes
     network_timeout: float = 30.0
     round_seconds: dict[str, float] = field(default_factory=dict)  # of each workload's last pre-dump round
     _tokens: dict[str, str] = field(default_factory=dict)  # of the restorers summoned, by workload
@@ -79,14 +54,14 @@ class RealCheckpoints:
             images.forget_rounds(workload.name)
         directory = images.round_directory(workload.name, round_name(number))
         begun = time.monotonic()
-        self.criu.pre_dump(self._options(workload, directory, number - 1))
+        dumping.pre_dump(self.criu, workload, directory, number)
         (directory / WHOLE).touch(mode=0o600)
         self.round_seconds[workload.name] = time.monotonic() - begun
         return bytes_in(directory)
 
     def prime(self, workloads: Sequence[Workload]) -> None:
         """Have what dumps the workloads wait for it. One that a killed process left sees that, and ends."""
-        self.criu.prime(len(workloads))
+        self.criu.prime(sum(sandbox.around(each, each.root_pid, dumping=True) is None for each in workloads))
 
     def rounds(self, store: Store, workload: Workload) -> int:
         """See the port."""
@@ -95,7 +70,7 @@ class RealCheckpoints:
     def changed(self, workload: Workload) -> int | None:
         """See the port; shared pages count once for each process."""
         try:
-            return sum(pagemap.soft_dirty(pid) for pid in workload.pids)
+            return sum(pagemap.soft_dirty(pid) for pid in cgroup.members(workload.cgroup))
         except KernelError:
             return None
 
@@ -105,25 +80,11 @@ class RealCheckpoints:
 
     def _dump(self, store: Store, workload: Workload) -> int:
         self._refuse_unfilled(workload)
-        images = store_of(store)
-        found = journal_streams(workload.pids)
-        last = last_round(images.path / workload.name)
-        directory = images.round_directory(workload.name, "final")
-        self.criu.dump(self._options(workload, directory, last, tuple(found)))
-        meta = Meta({f"socket:[{inode}]": (2 if fd == 2 else 1) for inode, fd in found.items()})
-        restorer.put(directory / META, meta)
-        return bytes_in(directory)
+        return dumping.dump(self.criu, store, workload)
 
-    def _options(
-        self, workload: Workload, directory: Path, last: int, streams: tuple[int, ...] | None = None
-    ) -> DumpOptions:
-        return DumpOptions(
-            pid=workload.root_pid,
-            directory=directory,
-            parent=f"../{round_name(last)}" if last else "",
-            external_sockets=streams if streams is not None else tuple(journal_streams(workload.pids)),
-            frozen_cgroup=str(cgroup.directory(workload.cgroup)),
-        )
+    def as_dumped(self, workloads: Sequence[Workload]) -> tuple[Workload, ...]:
+        """With the processes that were dumped, as far as there is a dump: some begin and end after the plan."""
+        return tuple(dumping.as_dumped(self.store, each) for each in workloads)
 
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start the restorers: they import what criu needs while images are verified and the network comes up."""
@@ -135,13 +96,10 @@ class RealCheckpoints:
 
     def _end_starter(self, workload: Workload) -> None:
         """End the start process that waits for an agent which is gone: it would keep the unit from starting again."""
-        try:
-            pid = int(restorer.starter_path(self.places, workload.name).read_text())
-        except (OSError, ValueError):
+        pid = sandbox.starter(workload.cgroup, restorer.gate_path(self.places, workload.name))
+        if not pid:
             return
         with contextlib.suppress(KernelError):
-            if proc.process(pid).cgroup != workload.cgroup or pid in workload.pids:
-                return
             copies.send(pid, signal.SIGKILL)
         deadline = time.monotonic() + _STARTER_TIMEOUT
         while self.systemd.show(workload.unit).active == "activating" and time.monotonic() < deadline:
@@ -159,12 +117,26 @@ class RealCheckpoints:
         units = [w.unit for w in workloads if w.unit]
         if units:
             self.systemd.await_manager(timeout)
+            self._make_ready(store, workloads)
             self.systemd.start(units, now=True)
         for workload in workloads:
             request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
             restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
         network.learn(self.places, store, workloads)
         return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
+
+    def _make_ready(self, store: Store, workloads: Sequence[Workload]) -> None:
+        """Have there what the sandboxes are made of: the boot comes to it later than to them.
+
+        File systems for temporary files would come over private directories that are made below them; directories in
+        /run that are not there yet would not be hidden. tmpfiles.d(5) gives those their modes.
+        """
+        known = [dumping.read_meta(store, each) for each in workloads]
+        for mount in (held.mountpoint for meta in known for held in meta.mounts if not held.hosts):
+            if mount.startswith("/run/"):
+                (self.places.root / mount.lstrip("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
+        if mounted := {unit for meta in known for unit in meta.mounted}:
+            self.systemd.start(sorted(mounted), now=True, wait=True)
 
     def _restore_forked(
         self, store: Store, workloads: Sequence[Workload], deadline: float, *, in_place: bool
@@ -185,7 +157,7 @@ class RealCheckpoints:
         self, store: Store, workload: Workload, deadline: float, *, unit: bool, in_place: bool
     ) -> restorer.Request:
         directory = store_of(store).path / workload.name / "final"
-        meta = decode(Meta, json.loads((directory / META).read_text()), f"{workload.name}/{META}")
+        meta = dumping.read_meta(store, workload)
         pidfile = restorer.pidfile_path(self.places, workload.name)
         pidfile.unlink(missing_ok=True)
         return restorer.Request(
@@ -197,6 +169,10 @@ class RealCheckpoints:
             deadline=max(1.0, deadline - time.monotonic()),
             in_place=in_place,
             checked=store.kind is StoreKind.WINDOW,
+            sandbox=workload.sandbox,
+            files=meta.files,
+            mounts=meta.mounts,
+            as_strict=str(proc.release(self.places.root)) == self.new_release,
         )
 
     def _await(self, workload: Workload, deadline: float) -> restorer.Answer:
@@ -224,15 +200,16 @@ class RealCheckpoints:
 
     def restored(self, workloads: Sequence[Workload]) -> bool | None:
         """All there and in their cgroup: True; none: False; some: None."""
-        there = [pid for w in workloads for pid in w.pids if copies.belongs(pid, w)]
-        wanted = sum(len(w.pids) for w in workloads)
+        dumped = self.as_dumped(workloads)
+        there = [pid for w in dumped for pid in w.pids if copies.belongs(pid, w)]
+        wanted = sum(len(w.pids) for w in dumped)
         if len(there) == wanted:
             return True
         return None if there else False
 
     def kill(self, workloads: Sequence[Workload]) -> None:
         """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in."""
-        copies.end(workloads)
+        copies.end(self.as_dumped(workloads))
         for workload in workloads:
             fill.end(self.places, workload.name)
 
@@ -267,7 +244,7 @@ class RealCheckpoints:
         A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
         """
         fill.note_thaw(self.places, [each.name for each in workloads])
-        for workload in workloads:
+        for workload in self.as_dumped(workloads):
             for pid in sorted(workload.pids, reverse=True):
                 copies.send(pid, signal.SIGCONT)
             if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
@@ -276,7 +253,7 @@ class RealCheckpoints:
     def running(self, workloads: Sequence[Workload]) -> bool | None:
         """None stopped or frozen."""
         try:
-            states = [proc.process(pid).state for w in workloads for pid in w.pids]
+            states = [proc.process(pid).state for w in self.as_dumped(workloads) for pid in w.pids]
         except KernelError:
             return False
         frozen = [cgroup.state(w.cgroup) for w in workloads]
@@ -292,8 +269,3 @@ def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
         return seconds
     copied = next((each.copied for each in answers if each.copied), "")
     return {**seconds, "memory": f"copied: {copied}" if copied else "in place"}
-
-
-def encode_meta(meta: Meta) -> object:
-    """Meta as JSON values."""
-    return encode(meta)

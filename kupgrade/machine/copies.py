@@ -25,6 +25,23 @@ def belongs(pid: int, workload: Workload) -> bool:
     return found.state not in "ZX" and (found.cgroup + "/").startswith(workload.cgroup + "/")
 
 
+def tree(workload: Workload) -> tuple[int, ...]:
+    """The processes in its cgroup now. Raises KupgradeError when one does not descend from its main process."""
+    found: dict[int, int] = {}
+    for pid in cgroup.members(workload.cgroup):
+        try:
+            found[pid] = proc.process(pid).ppid
+        except KernelError as error:
+            if error.errno not in proc.GONE:  # it has ended meanwhile
+                raise
+    strangers = [pid for pid in found if pid != workload.root_pid and found[pid] not in found]
+    if strangers:
+        few = " ".join(map(str, strangers[:8]))
+        why = f"not descendants of process {workload.root_pid}: {few}"
+        raise KupgradeError(f"{workload.name} is not one tree of processes", why, "End them, or plan again")
+    return tuple(sorted(found))
+
+
 def send(pid: int, number: signal.Signals) -> None:
     """A signal, to a process that may have ended."""
     try:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.core.allocate import WINDOW
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError, OverBudgetError
 from kupgrade.host import command, nft
 from kupgrade.kernel import cgroup, process
+from kupgrade.machine import copies
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -32,6 +34,7 @@ class RealHealth:
     places: Places
     checkpoints: RealCheckpoints
     leave: Callable[[], None] = lambda: None  # raises when the policy says no
+    pid_floor: int = 0  # the first PID of the next boot; 0: unknown
 
     def gate(self, workloads: Sequence[Workload], store: Store, allowances: Sequence[Allowance]) -> None:
         """Raises when anything is not as planned; changes nothing.
@@ -39,13 +42,7 @@ class RealHealth:
         The last pre-dump round is what the final dump will at least take. Without one the prediction stands.
         """
         for workload in workloads:
-            found = cgroup.members(workload.cgroup)
-            if found != tuple(sorted(workload.pids)):
-                raise KupgradeError(
-                    f"{workload.name} has other processes than planned",
-                    f"planned {workload.pids}, found {found}",
-                    "Plan again",
-                )
+            check_processes(workload, copies.tree(workload), self.pid_floor)
             ask(workload.probe, workload.name)
         for allowance in allowances:
             check_budget(allowance, self.checkpoints.round_seconds.get(allowance.workload))
@@ -62,7 +59,8 @@ class RealHealth:
     def open_files(self, workload: Workload) -> tuple[FileState, ...]:
         """Regular files open for writing, by path."""
         found: dict[tuple[int, int], FileState] = {}
-        for pid in workload.pids:
+        (dumped,) = self.checkpoints.as_dumped((workload,))
+        for pid in dumped.pids:
             for fd in process.fds(pid):
                 if fd.kind is process.FdKind.FILE and fd.flags & os.O_ACCMODE != os.O_RDONLY:
                     found[fd.device, fd.inode] = FileState(
@@ -103,6 +101,20 @@ def ask_leave(plan: Plan, terms: Terms, places: Places) -> None:
     from kupgrade.machine import leave  # time zones and TOML: the agent of the next boot needs none of it
 
     leave.require(plan, terms, places.root)
+
+
+def check_processes(workload: Workload, found: Sequence[int], pid_floor: int) -> None:
+    """Raise unless its main process is there, and all of `found` have PIDs that the next boot keeps free.
+
+    Others may have begun or ended since the plan, as one does with each connection to some servers.
+    """
+    if workload.root_pid not in found:
+        why = f"planned {workload.root_pid}, found {few(found)}"
+        raise KupgradeError(f"{workload.name} has another main process than planned", why, "Plan again")
+    late = [pid for pid in found if pid_floor and pid_floor <= pid < pid_floor + WINDOW]
+    if late:
+        why = f"the next boot begins with PID {pid_floor}, and {few(late)} began since the plan"
+        raise KupgradeError(f"{workload.name} has PIDs that the next boot may need", why, "Plan again")
 
 
 def check_budget(allowance: Allowance, measured: float | None) -> None:
@@ -174,6 +186,11 @@ def _once(probe: Probe, left: float) -> str:
             except KupgradeError as error:
                 return str(error)
             return "" if done.status == 0 else f"{probe.command[0]}: exit status {done.status}"
+
+
+def few(pids: Sequence[int]) -> str:
+    """The first of them, as a text."""
+    return " ".join(str(pid) for pid in pids[:8]) + (" …" if len(pids) > 8 else "") or "none"
 
 
 def gone(error: KernelError) -> bool:

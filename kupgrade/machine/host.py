@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.fold import fold
-from kupgrade.core.stakes import CROSS, HAND_OVER, jump_cut_short, step_index
+from kupgrade.core.stakes import CROSS, DUMP, HAND_OVER, STAGE_INITRD, jump_cut_short, step_index
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.executor import Loop, advance
 from kupgrade.host import command
@@ -26,6 +26,7 @@ from kupgrade.machine import blackout, faults
 from kupgrade.machine.after import RealAfter
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.crossing import RealCrossing
+from kupgrade.machine.dumping import pids_in
 from kupgrade.machine.health import RealHealth, ask_leave
 from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
@@ -112,7 +113,9 @@ class RealHost:
 def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
     """The real ports for one plan, begun on these terms."""
     systemd = Systemd(places.root)
-    checkpoints = RealCheckpoints(places, systemd, network_timeout=plan.network_timeout)
+    checkpoints = RealCheckpoints(
+        places, systemd, network_timeout=plan.network_timeout, store=image_store(plan), new_release=plan.new_release
+    )
     return RealHost(
         plan=plan,
         images=RealImages(),
@@ -122,10 +125,21 @@ def compose(plan: Plan, places: Places, terms: Terms = ORDINARY) -> RealHost:
         units=RealUnits(places, systemd),
         boot=RealBoot(places),
         crossing=RealCrossing(places, Libc()),
-        health=RealHealth(places, checkpoints, lambda: ask_leave(plan, terms, places)),
+        health=RealHealth(places, checkpoints, lambda: ask_leave(plan, terms, places), staged_floor(plan)),
         after=RealAfter(places),
         places=places,
     )
+
+
+def image_store(plan: Plan) -> Store | None:
+    """Where the plan has its images; None: it dumps nothing."""
+    found = next((spec.params["store"] for spec in plan.steps if spec.kind == DUMP), None)
+    return None if found is None else decode(Store, found, "dump.store")
+
+
+def staged_floor(plan: Plan) -> int:
+    """The first PID of the next boot's processes; 0: the plan does not tell."""
+    return next((int(spec.params["pid_floor"]) for spec in plan.steps if spec.kind == STAGE_INITRD), 0)
 
 
 class SystemClock:
@@ -163,7 +177,7 @@ def carried_images(plan: Plan) -> Store | None:
 
 def _pids_free(state: State, places: Places) -> bool | None:
     """Whether every PID is unused, or used by the workload itself (restored already, not yet recorded)."""
-    for pid in state.plan.workload_pids:
+    for pid in pids_in(image_store(state.plan)) or state.plan.workload_pids:
         try:
             if proc.free_of((pid,), places.root):
                 continue

@@ -20,14 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.host import volatile
 from kupgrade.host.command import environment
 from kupgrade.host.criu import Criu, RestoreOptions
-from kupgrade.kernel import cgroup, proc
+from kupgrade.host.criu_child import Inside
+from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import fill
+from kupgrade.kernel.namespaces import Held
+from kupgrade.machine import fill, sandbox
 from kupgrade.machine.places import Places
+from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
 
+SHELL = "/bin/sh"
 GATE_PATIENCE = 10.0  # seconds
 _POLL = 0.01
 
@@ -37,7 +42,9 @@ class Request:
     """What to restore: `streams` are image keys (socket:[inode]) to the standard descriptor that replaces them.
 
     `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
-    its memory is filled while it runs already.
+    its memory is filled while it runs already. `sandbox`: kinds of namespaces of the start process that it is restored
+    into, `mounts` what they must have (if not `as_strict`, what is missing is told, and no more), `files` what systemd
+    had opened before it made them.
     """
 
     directory: str
@@ -48,6 +55,10 @@ class Request:
     deadline: float  # seconds from the request on
     in_place: bool = False
     checked: bool = False  # what holds memory was read and summed since it came
+    sandbox: tuple[str, ...] = ()
+    files: tuple[ForeignFile, ...] = ()
+    mounts: tuple[Held, ...] = ()
+    as_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +96,18 @@ def pidfile_path(places: Places, name: str) -> Path:
     return places.run / f"{name}.pid"
 
 
-def start_command(places: Places, name: str) -> tuple[str, ...]:
-    """What the held unit starts. Fails closed: without an agent that waits, nothing is started."""
+def start_command(places: Places, name: str, *, sandboxed: bool = False) -> tuple[str, ...]:
+    """What the held unit starts. Fails closed: without an agent that waits, nothing is started.
+
+    Inside of a sandbox it cannot write: it is known by its arguments there.
+    """
     gate, starter = gate_path(places, name), starter_path(places, name)
+    told = "" if sandboxed else f"echo $$ > {starter}.new && mv {starter}.new {starter} && "
     script = (
         f"[ -p {gate} ] || {{ echo 'kupgrade: no restore is under way; not started by itself' >&2; exit 1; }}; "
-        f"echo $$ > {starter}.new && mv {starter}.new {starter} && read -r status < {gate} && exit $status"
+        f"{told}read -r status < {gate} && exit $status"
     )
-    return ("/bin/sh", "-c", script)
+    return (SHELL, "-c", script)
 
 
 def put(path: Path, value: object) -> None:
@@ -173,19 +188,25 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
     begun = time.monotonic()
     directory, copied = Path(request.directory), ""
     try:
-        where = request.cgroup
+        where, around, view = request.cgroup, None, places.root
         if request.unit:
-            starter = starter_path(places, name)
-            if not _await(starter, begun + request.deadline):
+            pid = _starter(places, name, request, begun + request.deadline)
+            if not pid:
                 return Answer(0, 0.0, "systemd did not start the unit's restore")
-            pid = int(starter.read_text())
             where = proc.process(pid).cgroup
             inherit = _streams(pid, request.streams)
+            if request.sandbox:
+                around, view = Inside(pid, request.sandbox), sandbox.view(pid)
+                inherit |= _sandboxed(request, pid)
         begun = time.monotonic()
+        volatile.unpack(view, directory)
         if request.in_place:
             directory, copied = _begin_filling(places, name, request, where, logs)
         cgroup.enter(where)
-        root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=request.in_place and not copied))
+        lazy = request.in_place and not copied
+        root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=lazy, inside=around))
+        if around is not None:
+            _close_shell(request, around.pid)
         Path(request.pidfile).write_text(f"{root}\n")
     except (KupgradeError, OSError) as error:
         return Answer(0, time.monotonic() - begun, str(error))
@@ -193,6 +214,33 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
         for fd in inherit.values():
             os.close(fd)
     return Answer(root, time.monotonic() - begun, "", copied)
+
+
+def _starter(places: Places, name: str, request: Request, deadline: float) -> int:
+    """The unit's start process; 0: none came."""
+    if request.sandbox:
+        return sandbox.await_starter(request.cgroup, gate_path(places, name), deadline)
+    path = starter_path(places, name)
+    return int(path.read_text()) if _await(path, deadline) else 0
+
+
+def _sandboxed(request: Request, pid: int) -> dict[str, int]:
+    """Descriptors for what was opened outside of the sandbox. Raises KupgradeError when it is not the one it was."""
+    weaker = namespaces.weaker(request.mounts, namespaces.mounts(pid))
+    if weaker and not request.as_strict:
+        sys.stderr.write(f"<4>kupgrade: the sandbox of process {pid} is weaker than it was: {', '.join(weaker)}\n")
+    elif weaker:
+        why = "there is less that holds it in: " + ", ".join(weaker[:8])
+        raise KupgradeError("systemd made another sandbox for the unit", why, "Compare the unit's settings")
+    return sandbox.reopen(request.files)
+
+
+def _close_shell(request: Request, pid: int) -> None:
+    """Where few files may be executed the start process's shell could be, by a mount that the sandbox had not."""
+    shell = str(Path(SHELL).resolve())
+    there = any(mount.mountpoint == shell for mount in namespaces.mounts(pid))
+    if there and not any(each.mountpoint == shell for each in request.mounts):
+        sandbox.unmount_inside(pid, shell)
 
 
 def _begin_filling(places: Places, name: str, request: Request, where: str, logs: Path) -> tuple[Path, str]:

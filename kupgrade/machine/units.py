@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kupgrade.host import bootloader
 from kupgrade.host.systemd import Systemd, dropin_text
@@ -27,9 +28,15 @@ class RealUnits:
     def hold(self, workload: Workload, upgrade: str, timeout: int) -> None:
         """Lay the drop-in."""
         if workload.unit:
-            argv = restorer.start_command(self.places, workload.name)
+            sandboxed = bool(workload.sandbox)
+            argv = restorer.start_command(self.places, workload.name, sandboxed=sandboxed)
             pidfile = str(restorer.pidfile_path(self.places, workload.name))
-            self.systemd.hold(workload.unit, dropin_text(upgrade, argv, pidfile, timeout + 10))
+            shell = str(Path(restorer.SHELL).resolve()) if self._few_executables(workload) else ""
+            text = dropin_text(upgrade, argv, pidfile, timeout + 10, sandboxed=sandboxed, executable=shell)
+            self.systemd.hold(workload.unit, text)
+
+    def _few_executables(self, workload: Workload) -> bool:
+        return bool(workload.sandbox) and self.systemd.show(workload.unit).few_executables
 
     def held(self, workload: Workload) -> bool:
         """Whether it is there."""

@@ -62,6 +62,22 @@ class ProcessFacts:
     namespaces: tuple[str, ...] = ()  # kinds not shared with PID 1
     tty: bool = False
     ipc: tuple[str, ...] = ()
+    volatile_mappings: tuple[str, ...] = ()  # files in memory that are mapped and are not carried over
+    apart: tuple[str, ...] = ()  # kinds of namespaces that it does not share with the workload's main process
+    same_ids: bool = True  # its user and group have the same numbers in its user namespace as outside
+    powerless: bool = True  # no capability in its user namespace, nor a way to one
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFacts:
+    """What a unit makes for its service that another process tree has not (systemd.exec(5))."""
+
+    kinds: tuple[str, ...] = ()  # of namespaces that are made again, and restored into
+    own_root: str = ""  # another root directory
+    dynamic_user: bool = False
+    denies_write_execute: bool = False  # MemoryDenyWriteExecute=
+    ipc_objects: tuple[str, ...] = ()  # System V semaphores and message queues of its users, e.g. sem 3
+    carried_bytes: int = 0  # of files in memory that go with the images
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,8 @@ class WorkloadFacts:
     elsewhere: tuple[str, ...] = ()  # mount points, other than the root's, of files that its processes use
     confined: bool = False  # a security profile that must be loaded before it is restored
     own_clock: bool = False  # has a time namespace, so CLOCK_MONOTONIC can go on
+    sandbox: SandboxFacts = SandboxFacts()
+    after: tuple[str, ...] = ()  # units that its own names in After=
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +172,8 @@ class Facts:
         if self.hooks:
             found["hooks"] = " ".join(f"{h.path}:{h.digest[:16]}{h.undo_digest[:16]}" for h in self.hooks)
         for entry in self.workloads:
-            pids = "" if entry.workload is None else " ".join(map(str, entry.workload.pids))
-            found[f"processes of {entry.name}"] = pids
+            root = "" if entry.workload is None else str(entry.workload.root_pid)
+            found[f"main process of {entry.name}"] = root  # others begin and end with what it has to do
         return {**found, **(self.spawn.values if self.spawn else {})}
 
     @property

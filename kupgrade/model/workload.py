@@ -35,11 +35,25 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A file, or a directory with all below it, that is in memory and goes with the images.
+
+    `path`: as the workload sees it. `uids`: of a directory that others use, too, only what belongs to these users.
+    """
+
+    path: str
+    uids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """One workload as the plan names it.
 
     `unit` is the systemd service (empty for a bare process tree); `cgroup` its path below /sys/fs/cgroup;
-    `root_pid` the root of the process tree; `pids` every process; ports are local ports of its sockets.
+    `root_pid` the root of the process tree; `pids` every process when it was planned, some of which may end and others
+    begin until it is frozen; ports are local ports of its sockets. `sandbox`: kinds of namespaces that systemd makes
+    for the unit, and into which it is restored; `user_namespace`: it has one, which it leaves; `shared_memory`: it has
+    System V segments attached, in the host's IPC namespace.
     """
 
     name: str
@@ -52,6 +66,10 @@ class Workload:
     probe: Probe = Probe()
     max_blackout: float | None = None
     pidfile: str = ""
+    sandbox: tuple[str, ...] = ()
+    user_namespace: bool = False
+    shared_memory: bool = False
+    carried: tuple[Carried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,13 +116,13 @@ class Dump:
         return "same boot: declare the images dead; after a restart: restore the workloads from them"
 
     def observe(self, host: HasCheckpoints) -> Nothing:
-        """Refuses when a workload's processes are not the planned ones any more."""
+        """Refuses when a workload's main process is not the planned one any more; others come and go."""
         for workload in self.workloads:
-            found = tuple(sorted(host.freezer.pids(workload)))
-            if found != tuple(sorted(workload.pids)):
+            found = host.freezer.pids(workload)
+            if workload.root_pid not in found:
                 raise KupgradeError(
-                    f"{workload.name} has other processes than planned",
-                    f"planned {_few(workload.pids)}, found {_few(found)}",
+                    f"{workload.name} has another main process than planned",
+                    f"planned {workload.root_pid}, found {_few(found)}",
                     "Plan again",
                 )
         return Nothing()

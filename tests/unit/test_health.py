@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,13 @@ import pytest
 
 from kupgrade.errors import ExitCode, KupgradeError, NeedsHumanError, OverBudgetError
 from kupgrade.machine import health
-from kupgrade.machine.health import ask, check_budget, take_back
+from kupgrade.machine.health import ask, check_budget, check_processes, take_back
 from kupgrade.machine.places import Places
 from kupgrade.model.plan import Allowance
-from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, StoreKind
+from kupgrade.model.workload import FileState, Probe, ProbeKind, Store, StoreKind, Workload
 
 STORE = Store(StoreKind.DISK, "/images")
+SERVER = Workload(name="db", unit="db.service", cgroup="/db", root_pid=500, pids=(500, 501, 502))
 
 
 def state(path: Path, append_only: bool = True) -> FileState:
@@ -110,12 +112,34 @@ def test_criu_waits_for_the_dump_only_once_nothing_stands_in_its_way(
     checkpoints = SimpleNamespace(prime=lambda workloads: primed.append(len(workloads)), round_seconds={})
     room = SimpleNamespace(free_bytes=lambda: 100, used_bytes=lambda: 1 << 20)
     monkeypatch.setattr(health, "store_of", lambda _: room)
-    monkeypatch.setattr(health.cgroup, "members", lambda _: (7,))
+    monkeypatch.setattr(health.copies, "tree", lambda workload: workload.pids)
     port = health.RealHealth(Places(tmp_path), checkpoints)  # type: ignore[arg-type]
-    workloads = [SimpleNamespace(name=name, cgroup="", pids=(7,), probe=Probe(ProbeKind.NONE)) for name in "ab"]
+    workloads = [SERVER, replace(SERVER, name="web")]
     with pytest.raises(KupgradeError, match="nearly full"):
         port.gate(workloads, STORE, ())  # type: ignore[arg-type]
     assert primed == []
     room.used_bytes = lambda: 0
     port.gate(workloads, STORE, ())  # type: ignore[arg-type]
     assert primed == [2]
+
+
+@pytest.mark.parametrize(
+    ("found", "floor", "words"),
+    [
+        ((500, 501, 502), 1502, ""),
+        ((500, 501, 777), 1502, ""),
+        ((500,), 0, ""),
+        ((500, 1501), 1502, ""),
+        ((500, 1502), 1502, "PIDs that the next boot may need"),
+        ((500, 999_999), 1502, ""),
+        ((501, 502), 1502, "another main process"),
+        ((), 1502, "another main process"),
+    ],
+)
+def test_a_server_may_have_more_processes_than_planned(found: tuple[int, ...], floor: int, words: str) -> None:
+    """One for each connection, say; but the main one stays, and none has a PID that the next boot gives away."""
+    if not words:
+        check_processes(SERVER, found, floor)
+        return
+    with pytest.raises(KupgradeError, match=words):
+        check_processes(SERVER, found, floor)

@@ -12,7 +12,8 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.criu import DumpOptions
-from kupgrade.machine import checkpoints
+from kupgrade.kernel import cgroup
+from kupgrade.machine import copies, dumping
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once
@@ -44,7 +45,9 @@ def criu() -> Criu:
 
 @pytest.fixture
 def rounds(tmp_path: Path, criu: Criu, monkeypatch: pytest.MonkeyPatch) -> tuple[RealCheckpoints, Store]:
-    monkeypatch.setattr(checkpoints, "journal_streams", lambda _pids: {})
+    monkeypatch.setattr(dumping, "journal_streams", lambda _pids: {})
+    monkeypatch.setattr(cgroup, "members", lambda _path: WORKLOAD.pids)
+    monkeypatch.setattr(copies, "tree", lambda _workload: WORKLOAD.pids)
     (tmp_path / "images").mkdir(mode=0o700)
     real = RealCheckpoints(Places(tmp_path), cast(Any, None), cast(Any, criu))
     return real, Store(StoreKind.DISK, str(tmp_path / "images"), "", "")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kupgrade.host import criu
-from kupgrade.host.criu import CheckpointError, Criu, DumpOptions, RestoreOptions
+from kupgrade.host.criu import CheckpointError, Criu, DumpOptions, Inside, RestoreOptions
 
 ANSWERS = """
 import os, socket, sys
@@ -26,7 +26,7 @@ class Client:
     """As pycriu's: everything but the line to the child is left out."""
 
     def __init__(self) -> None:
-        self.opts = SimpleNamespace(inherit_fd=SimpleNamespace(add=lambda **_: None))
+        self.opts = SimpleNamespace(inherit_fd=SimpleNamespace(add=lambda **_: None), external=[])
         self.fd = -1
 
     def use_fd(self, fd: int) -> None:
@@ -37,6 +37,7 @@ class Client:
         return os.read(self.fd, 100).decode()
 
     def dump(self) -> None:
+        cgroups.append(getattr(self.opts, "manage_cgroups_mode", None))
         asked.append(self.ask("0"))
 
     def restore(self) -> Any:
@@ -47,12 +48,14 @@ class Client:
 
 
 asked: list[str] = []
+cgroups: list[int | None] = []
 
 
 @pytest.fixture
 def binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     asked.clear()
-    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(criu=Client, rpc=SimpleNamespace(SKIP=1)))
+    cgroups.clear()
+    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(criu=Client, rpc=SimpleNamespace(SKIP=1, IGNORE=7)))
     path = tmp_path / "criu"
     path.write_text(f"#!{sys.executable}\n{ANSWERS}")
     path.chmod(0o700)
@@ -75,6 +78,39 @@ def test_a_dump_is_asked_of_one_that_waits(binary: str, tmp_path: Path) -> None:
     assert pids[0] == ahead
     assert pids[1] != ahead
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_inside_of_a_sandbox_criu_is_run_by_a_descriptor(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file may lie where nothing can be executed; those that wait are outside, and are not asked."""
+    entered = tmp_path / "nsenter"
+    entered.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\nshift 2\nexec {sys.executable} "$@"\n')
+    entered.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asker = Criu(binary)
+    asker.prime(1)
+    (ahead,) = waiting(asker)
+    asker.dump(DumpOptions(1, tmp_path, inside=Inside(77, ("mnt",))))
+    assert int(asked[0].split()[0]) != ahead
+    words = (tmp_path / "words").read_text().split()
+    assert words[:2] == ["--mount=/proc/77/ns/mnt", "--"]
+    assert words[2].startswith("/proc/self/fd/") and words[3] == "swrk"
+    asker.dump(DumpOptions(1, tmp_path))
+    assert cgroups == [7, None]  # whose hierarchy cannot be mounted inside
+
+
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        (Inside(7, ("mnt", "uts")), "nsenter --mount=/proc/7/ns/mnt --uts=/proc/7/ns/uts --"),
+        (Inside(7, (), own_ipc=True), "unshare --ipc --"),
+        (Inside(7, ("mnt",), own_ipc=True), "unshare --ipc -- nsenter --mount=/proc/7/ns/mnt --"),
+    ],
+)
+def test_namespaces_are_entered_by_words_before_criu(inside: Inside, words: str) -> None:
+    """The IPC namespace first: the program that makes it may not be executable behind."""
+    assert inside.words() == words.split()
 
 
 def test_those_that_nobody_asks_end(binary: str) -> None:

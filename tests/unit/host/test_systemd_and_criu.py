@@ -25,6 +25,17 @@ def test_the_drop_in_replaces_every_way_to_start_the_program() -> None:
     assert "$$$$" in command  # systemd's escape of the shell's own PID
 
 
+def test_a_sandboxed_unit_starts_inside_of_its_sandbox() -> None:
+    """As root, with all of its namespaces but that of its users; where few files may be executed, the shell may."""
+    command = start_command(Places(), "demo", sandboxed=True)
+    lines = dropin_text("x", command, "/run/x.pid", 60, sandboxed=True, executable="/usr/bin/dash").splitlines()
+    assert any(line.startswith("ExecStart=!/bin/sh") for line in lines)
+    assert lines[-2:] == ["PrivateUsers=no", "ExecPaths=/usr/bin/dash"]
+    assert " > " not in command[2].replace(">&2", "")  # nothing can be written there
+    plain = dropin_text("x", start_command(Places(), "demo"), "/run/x.pid", 60)
+    assert "PrivateUsers" not in plain and "ExecPaths" not in plain
+
+
 def test_units_are_looked_for_as_systemd_does(tmp_path: Path) -> None:
     """A unit counts wherever systemd would read it; one that an operator masked does not."""
     for place, unit in (("usr/lib", "a"), ("usr/lib", "b"), ("run", "c")):

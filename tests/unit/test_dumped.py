@@ -1,0 +1,96 @@
+"""What a dump tells of a workload, and what has to be there before its sandbox is made again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.kernel import namespaces
+from kupgrade.kernel.blockfs import parse_mountinfo
+from kupgrade.kernel.namespaces import Held
+from kupgrade.machine import dumping, restorer
+from kupgrade.machine.checkpoints import RealCheckpoints
+from kupgrade.machine.dumping import Meta
+from kupgrade.machine.places import Places
+from kupgrade.machine.streams import META
+from kupgrade.model.workload import Store, StoreKind, Workload
+
+SERVER = Workload(name="db", unit="db.service", cgroup="/db", root_pid=500, pids=(500, 501), sandbox=("mnt",))
+
+
+@dataclass
+class Systemd:
+    """Writes down what it starts."""
+
+    started: list[tuple[tuple[str, ...], bool]] = field(default_factory=list)
+
+    def start(self, units: tuple[str, ...], *, now: bool = False, wait: bool = False) -> None:
+        assert now
+        self.started.append((tuple(units), wait))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Images of a workload that has another process than planned."""
+    directory = tmp_path / "images/db/final"
+    directory.mkdir(parents=True)
+    mounts = (
+        Held("/run/user", ("ro",), hosts=False),
+        Held("/run", ("ro",), hosts=True),
+        Held("/var/lib/db", (), hosts=False),
+    )
+    meta = Meta({"socket:[7]": 1}, (500, 777), (), mounts, ("tmp.mount",))
+    restorer.put(directory / META, meta)
+    return Store(StoreKind.DISK, str(tmp_path / "images"))
+
+
+def test_the_images_tell_which_processes_were_dumped(store: Store, tmp_path: Path) -> None:
+    """Not the plan, as long as there are images."""
+    assert dumping.as_dumped(store, SERVER).pids == (500, 777)
+    assert dumping.pids_in(store) == (500, 777)
+    nothing = Store(StoreKind.DISK, str(tmp_path / "nothing"))
+    for none in (None, nothing):
+        assert dumping.as_dumped(none, SERVER) == SERVER
+        assert dumping.pids_in(none) == ()
+
+
+def test_images_of_an_older_release_keep_to_the_plan(store: Store) -> None:
+    """They hold the journal streams, and no more."""
+    (Path(store.path) / "db/final" / META).write_text('{"streams": {"socket:[7]": 1}}')
+    assert dumping.as_dumped(store, SERVER) == SERVER
+    assert dumping.read_meta(store, SERVER).mounts == ()
+
+
+def test_what_a_sandbox_is_made_of_is_there_before(store: Store, tmp_path: Path) -> None:
+    """Directories in /run that it hides, and the host's file systems for temporary files; nothing on a disk."""
+    root = tmp_path / "root"
+    (root / "run").mkdir(parents=True)
+    systemd = Systemd()
+    real = RealCheckpoints(Places(root), cast(Any, systemd))
+    for _ in range(2):
+        real._make_ready(store, [SERVER])
+    assert [str(path.relative_to(root)) for path in sorted(root.rglob("*"))] == ["run", "run/user"]
+    assert systemd.started == [(("tmp.mount",), True)] * 2
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_weaker_sandbox_is_refused_on_the_way_there_and_told_on_the_way_back(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    strict: bool,
+) -> None:
+    """In the old kernel there is nothing to fall back to any more."""
+    now = parse_mountinfo("125 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n")
+    monkeypatch.setattr(namespaces, "mounts", lambda _pid: now)
+    held = (Held("/", ("ro",), hosts=True),)
+    request = restorer.Request("", {}, "", "/db", True, 1.0, sandbox=("mnt",), mounts=held, as_strict=strict)
+    if strict:
+        with pytest.raises(KupgradeError, match="less that holds it in: / ro"):
+            restorer._sandboxed(request, 12)
+        return
+    assert restorer._sandboxed(request, 12) == {}
+    assert "weaker than it was: / ro" in capsys.readouterr().err
