@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 import time
@@ -25,6 +24,7 @@ from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read
 from kupgrade.kernel import liveupdate, proc
 from kupgrade.kernel.libc import reported
 from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
+from kupgrade.machine import detached
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import preserve
 from kupgrade.model.codec import decode, encode
@@ -34,7 +34,6 @@ DONE = b"done"
 RELEASE = b"release"
 _PATIENCE = 120.0  # seconds; large images are let go of page by page
 _CHUNK = 1 << 20
-_EXPENDABLE_LAST = "-1000"  # oom_score_adj: never
 
 
 class ImagesLostError(KupgradeError):
@@ -80,14 +79,7 @@ def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KER
     Raises ImagesLostError when there are none and never will be; any other KupgradeError says nothing about them.
     """
     begun = time.monotonic()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _detach(places, store, calls, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answers:
-        answer = answers.read()
-    os.waitpid(child, 0)
+    answer = detached.start(places.root, "image holder", lambda writer: _hold(places, store, calls, writer))
     told = json.loads(answer or b"{}")
     if "files" not in told:
         kind = ImagesLostError if told.get("lost") else KupgradeError
@@ -105,40 +97,6 @@ def release(places: Places, store: Store) -> None:
         line.sendall(RELEASE)
         if line.recv(len(DONE)) != DONE:
             raise KupgradeError("The preserved images were not let go", "their holder gave no answer")
-
-
-def _detach(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> None:
-    """In the child: a process of nobody's, then the work. Never returns."""
-    code = 1
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        # What the agent has open, above all the journal's lock, must not outlive it here.
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        _leave_unit(places)
-        code = _hold(places, store, calls, writer)
-    except BaseException as error:  # a forked process must never run on as its parent
-        sys.stderr.write(f"<3>kupgrade: image holder: {type(error).__name__}: {error}\n")
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _leave_unit(places: Places) -> None:
-    """Out of the agent's unit, which ends with the agent; and the last one that is ended for want of memory."""
-    for path, text in (
-        (places.root / "proc/self/oom_score_adj", _EXPENDABLE_LAST),
-        (places.root / "sys/fs/cgroup/cgroup.procs", str(os.getpid())),
-    ):
-        with contextlib.suppress(OSError):  # before systemd mounts it there is no unit to leave
-            path.write_text(text)
 
 
 def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> int:
