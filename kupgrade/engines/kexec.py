@@ -44,12 +44,13 @@ from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
-from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
+from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
 from kupgrade.steps.images import PrepareStore, Preserve, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
+from kupgrade.steps.staging import StageInitrd, UnstageInitrd
 
 EPOCH = 1
 RDINIT = "/kupgrade-init"
