@@ -1,9 +1,9 @@
 """The process that holds what is preserved of descriptor stores, in the old kernel and in every one after it.
 
 Crash windows: in the old kernel the originals stay in the service manager, so whatever ends here costs nothing; the
-holder outlives a killed worker, and the jump is not made without its session. In the next kernel nothing but the session
-has them: it is retrieved once, finished and made again at once, so that the way back has them, too. They are let go of
-when they are in the stores again; what is in a store then is the service's alone.
+holder outlives a killed worker, and the jump is not made without its session. In the next kernel nothing but that
+session has them: it is retrieved once, finished and made again at once, so that the way back has them, too. They are
+let go of when they are in the stores again; what is in a store then is the service's alone.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class RealDescriptors:
         holder.post(self.places).release(session, "descriptors")
 
     def fetch(self, session: str) -> None:
-        """Have what another kernel left held in this one. Raises KupgradeError when it is unknown whether there is any."""
+        """Have what another kernel left held in this one. Raises KupgradeError when it cannot be told what it left."""
         if self.given_back(session) or holder.post(self.places).holder(session) is not None:
             return
         try:

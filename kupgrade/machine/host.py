@@ -122,6 +122,7 @@ class RealHost:
         cross = next((spec.params for spec in plan.steps if spec.kind == "cross"), None)
         if cross is None:
             raise NeedsHumanError("The plan has no crossing to go back over", "it was written by another release")
+        self.fetch_descriptors()
         self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
 
 

@@ -27,7 +27,7 @@ class Descriptors(Protocol):
     def give_back(self, session: str, expected: Sequence[str]) -> Mapping[str, str | int]:
         """Into the stores of their units, which do not run yet; by descriptor what became of it, lost ones included.
 
-        `expected`: the names of those that are lost when the session is. Done once in a boot; asked again it says the same.
+        `expected`: the names of those that are lost when the session is. Done once in a boot; asked again it says that.
         """
 
     def given_back(self, session: str) -> bool:

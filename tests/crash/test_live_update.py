@@ -10,9 +10,11 @@ from tests.crash.test_matrix import clean
 from tests.fakes.drive import play
 from tests.fakes.endings import Behaviour
 from tests.fakes.judge import Run
+from tests.fakes.stored import LABEL, LOST, RETURNED
 
 GOOD = Behaviour("in memory", store="luo")
 DROPS = Behaviour("the new kernel takes over nothing", store="luo", drops_memory=True)
+DIES = Behaviour("whoever holds stored descriptors ends", store="luo", descriptors_die=True)
 # What an upgrade without further faults comes to. Cold: the units start anew, as the plan said.
 KEPT, COLD = 0, 2
 HOSTS = {
@@ -33,6 +35,7 @@ HOSTS = {
         COLD,
     ),
     DROPS: (Outcome.ROLLED_BACK, COLD),
+    DIES: (Outcome.ROLLED_BACK, KEPT),
 }
 ids = [host.name for host in HOSTS]
 
@@ -91,3 +94,30 @@ def test_a_kernel_that_got_nothing_goes_back_and_says_why() -> None:
     assert failed == ["The images did not come through the crossing"]
     assert run.machine.release == run.machine.plan.old_release
     assert run.state is not None and "did not come through" in run.state.undo_reason
+
+
+def told_of_descriptors(run: Run) -> list[tuple[str, str]]:
+    """What the journal says became of the stored descriptor, with the kind of the step that says it."""
+    kinds = [spec.kind for spec in run.machine.plan.steps]
+    wanted = (RecordKind.DONE, RecordKind.UNDONE)
+    records = [r for r in run.log.records if r.kind in wanted and r.step is not None and LABEL in r.data]
+    return [(kinds[r.step or 0], str(r.data[LABEL])) for r in records if r.data[LABEL] in (RETURNED, LOST)]
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        (GOOD, [("return-descriptors", RETURNED)]),
+        (Behaviour("not healthy", store="luo", probe_fails=True), [("hold-descriptors", RETURNED)]),
+        (Behaviour("it panics", store="luo", new_kernel="panics"), [("hold-descriptors", LOST)]),
+        (DROPS, [("hold-descriptors", LOST)]),
+        (DIES, []),
+    ],
+    ids=lambda value: value.name if isinstance(value, Behaviour) else "",
+)
+def test_stored_descriptors_come_back_or_are_told(host: Behaviour, told: list[tuple[str, str]]) -> None:
+    """In the new kernel, on the way back by kexec as well; after a restart by name. Before the jump nobody loses any."""
+    run = play(host, {})
+    clean([run])
+    assert told_of_descriptors(run) == told
+    assert run.machine.stored.in_store is not any(word == LOST for _, word in told)
