@@ -52,7 +52,7 @@ def strict_units(policy: Policy) -> tuple[str, ...]:
 def store_losses(facts: Facts, policy: Policy) -> tuple[Loss, ...]:
     """Stored descriptors that do not come through, by name."""
     found = [
-        Loss(f"{store.unit}: stored descriptor {each.name}", f"it is a {each.kind}: {ONLY_MEMORY}")
+        Loss(f"{store.unit}: stored descriptor {each.name}", f"{each.kind}: {ONLY_MEMORY}")
         for store in preserved(facts, policy)
         for each in store.descriptors
         if not each.kept

@@ -64,7 +64,8 @@ class RealDescriptors:
         lost = {f"{unit}: {each.name}": kind for unit in units for each in content[unit] if (kind := _lost(each))}
         for label, kind in lost.items():
             if label.startswith(tuple(f"{unit}: " for unit in strict)):
-                raise KupgradeError(f"{label} would be lost", f"it is a {kind}", "See losses in the policy's preserve")
+                why = f"{kind}: only memory files (memfds) can be handed over"
+                raise KupgradeError(f"{label} would be lost", why, "See losses in the policy's preserve")
         kept = {unit: [each for each in content[unit] if not _lost(each)] for unit in units}
 
         def begin() -> holder.Held:

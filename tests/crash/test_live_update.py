@@ -116,7 +116,7 @@ def told_of_descriptors(run: Run) -> list[tuple[str, str]]:
     ids=lambda value: value.name if isinstance(value, Behaviour) else "",
 )
 def test_stored_descriptors_come_back_or_are_told(host: Behaviour, told: list[tuple[str, str]]) -> None:
-    """In the new kernel, on the way back by kexec as well; after a restart by name. Before the jump nobody loses any."""
+    """In the new kernel, on the way back by kexec too; after a restart by name. Before the jump nobody loses any."""
     run = play(host, {})
     clean([run])
     assert told_of_descriptors(run) == told
