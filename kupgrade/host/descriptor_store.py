@@ -8,7 +8,6 @@ FileDescriptorStorePreserve=yes they stay in the store when it ends, and the uni
 from __future__ import annotations
 
 import array
-import contextlib
 import functools
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 from kupgrade.errors import BadInputError, KupgradeError
 from kupgrade.host import command
-from kupgrade.host.systemd import parse_show
+from kupgrade.host.systemd import parse_show, remove_dropins
 from kupgrade.model.descriptors import MEMORY, DescriptorStore
 
 DROPIN = "zz-kupgrade-descriptors.conf"
@@ -165,15 +164,7 @@ class Stores:
 
     def forget(self, units: Sequence[str]) -> None:
         """No return is under way any more: the units have their own configuration."""
-        found = False
-        for unit in units:
-            path = self.dropin(unit)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-                found = True
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only when it is empty
-        if found:
+        if remove_dropins(self.dropin(unit) for unit in units):
             self._reload()
 
     def _reload(self) -> None:

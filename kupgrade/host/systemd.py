@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,18 @@ ExecStartPost=
 ExecStart=
 ExecStart=+{words}
 """
+
+
+def remove_dropins(paths: Iterable[Path]) -> bool:
+    """Remove these; True when any was there. An operator's own in the same directory stay."""
+    found = False
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            found = True
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # only when it is empty
+    return found
 
 
 def _quote(word: str) -> str:
@@ -197,15 +209,7 @@ class Systemd:
 
     def release(self, units: Sequence[str]) -> bool:
         """Remove the drop-ins; True when any was there (then a reload is due)."""
-        found = False
-        for unit in units:
-            path = self.dropin(unit)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-                found = True
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only when it is empty: an operator's own drop-ins stay
-        return found
+        return remove_dropins(self.dropin(unit) for unit in units)
 
     def run_transient(self, name: str, argv: Sequence[str], properties: Mapping[str, str]) -> None:
         """Start `argv` as a transient service, so that it outlives the terminal."""

@@ -24,9 +24,8 @@ from kupgrade.host.kept_descriptors import DescriptorIndex, KeptDescriptor, read
 from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX
 from kupgrade.kernel import liveupdate
 from kupgrade.kernel.libc import reported
-from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
 from kupgrade.machine import detached
-from kupgrade.machine.holding import Post
+from kupgrade.machine.holding import Post, apology, heard
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import content, preserve
 from kupgrade.model.codec import decode, encode
@@ -74,10 +73,7 @@ def start(places: Places, session: str, begin: Callable[[], Held]) -> Descriptor
     Raises DescriptorsLostError when there are none and never will be.
     """
     answer = detached.start(places.root, "descriptor holder", lambda writer: _work(places, session, begin, writer))
-    told = json.loads(answer or b"{}")
-    if "index" not in told:
-        kind = DescriptorsLostError if told.get("lost") else KupgradeError
-        raise kind(str(told.get("what", "The descriptor holder ended without a word")), str(told.get("why", "")))
+    told = heard(answer, "index", "descriptor holder", DescriptorsLostError)
     return decode(DescriptorIndex, told["index"], "descriptor holder")
 
 
@@ -86,9 +82,7 @@ def _work(places: Places, session: str, begin: Callable[[], Held], writer: int) 
         held = begin()
         listener = post(places).take(session)
     except (KupgradeError, OSError) as error:
-        what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
-        lost = isinstance(error, NotThereError | SessionLostError)
-        os.write(writer, json.dumps({"what": what, "why": why, "lost": lost}).encode())
+        os.write(writer, apology(error))
         return 1
     with os.fdopen(writer, "w") as answers:
         json.dump({"index": encode(held.index)}, answers)

@@ -12,10 +12,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.kernel import proc
 from kupgrade.kernel.libc import reported
+from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
 
@@ -23,6 +25,22 @@ DONE = b"done"
 RELEASE = b"release"
 _PATIENCE = 120.0  # seconds; much memory is let go of page by page
 _LONGEST = 4096  # bytes of a word
+
+
+def apology(error: KupgradeError | OSError) -> bytes:
+    """Why a process that was to hold something does not, for whoever started it."""
+    what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
+    lost = isinstance(error, NotThereError | SessionLostError)
+    return json.dumps({"what": what, "why": why, "lost": lost}).encode()
+
+
+def heard(answer: bytes, wanted: str, who: str, lost: type[KupgradeError]) -> dict[str, Any]:
+    """What it said. Without `wanted` it is an apology, and raised: as `lost` when it has come to nothing for good."""
+    told: dict[str, Any] = json.loads(answer or b"{}")
+    if wanted not in told:
+        kind = lost if told.get("lost") else KupgradeError
+        raise kind(str(told.get("what", f"The {who} ended without a word")), str(told.get("why", "")))
+    return told
 
 
 @dataclass(frozen=True, slots=True)

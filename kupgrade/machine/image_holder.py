@@ -22,9 +22,8 @@ from kupgrade.host.images import make_private
 from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read_index, session_name
 from kupgrade.kernel import liveupdate
 from kupgrade.kernel.libc import reported
-from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
 from kupgrade.machine import detached
-from kupgrade.machine.holding import Holder, Post
+from kupgrade.machine.holding import Holder, Post, apology, heard
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import content, preserve
 from kupgrade.model.workload import Store
@@ -55,10 +54,7 @@ def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KER
     """
     begun = time.monotonic()
     answer = detached.start(places.root, "image holder", lambda writer: _hold(places, store, calls, writer))
-    told = json.loads(answer or b"{}")
-    if "files" not in told:
-        kind = ImagesLostError if told.get("lost") else KupgradeError
-        raise kind(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
+    told = heard(answer, "files", "image holder", ImagesLostError)
     return int(told["files"]), int(told["bytes"]), round(time.monotonic() - begun, 4)
 
 
@@ -73,9 +69,7 @@ def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) ->
         _show(Path(store.path), held, os.getpid())
         listener = _post(places).take(store.path)
     except (KupgradeError, OSError) as error:
-        what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
-        lost = isinstance(error, NotThereError | SessionLostError)
-        os.write(writer, json.dumps({"what": what, "why": why, "lost": lost}).encode())
+        os.write(writer, apology(error))
         return 1
     sizes = [each.size for each in held.index.files]
     os.write(writer, json.dumps({"files": len(sizes), "bytes": sum(sizes)}).encode())

@@ -54,8 +54,7 @@ class Stored:
         return {LABEL: "3145728 bytes"}
 
     def held(self, session: str) -> bool | None:
-        if self.m.behaviour.descriptors_die and self.m.lock:
-            self.session = Session.NONE  # its holder, at some time in the blackout
+        self._die()
         return self.session is Session.PROCESS
 
     def let_go(self, session: str) -> None:
@@ -88,7 +87,13 @@ class Stored:
             self.m.tick("fetch descriptors")
             self.session = Session.PROCESS
 
+    def _die(self) -> None:
+        """Its holder, at some time in the blackout of the first kernel."""
+        if self.m.behaviour.descriptors_die and self.m.lock and self.m.boots == 1:
+            self.session = Session.NONE
+
     def jumped(self) -> None:
+        self._die()
         if self.used and (self.session is Session.COMING or (self.in_store and self.session is Session.NONE)):
             self.m.violate("jumped and left stored descriptors behind")
         came = self.session is Session.PROCESS and not (self.m.behaviour.drops_memory and self.m.boots == 1)

@@ -93,7 +93,7 @@ def upgrade(guest: Guest, boots: int, *words: str) -> str:
 
 
 def test_memory_in_a_descriptor_store_comes_through_upgrades(handover: Guest) -> None:
-    """Two memory files, one sealed, whole after a way back by kexec and after the upgrade; an eventfd is told as lost."""
+    """Two memory files, one sealed, whole after a way back by kexec and after the upgrade; an eventfd told as lost."""
     guest, link = handover, handover.link
     old = link.boots[0].release
     script = guest.push(stored_inside)
