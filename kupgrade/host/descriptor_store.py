@@ -2,7 +2,8 @@
 
 The service manager takes a descriptor for a store from processes of the unit only. A unit that does not run gets its
 descriptors by one start of something else: a drop-in in /run makes that start a process which hands them over. With
-FileDescriptorStorePreserve=yes they stay in the store when it ends, and the unit's own next start finds them.
+FileDescriptorStorePreserve=yes they stay in the store when it ends, and the unit's own next start finds them. The
+manager forgets a unit, and its store, that does not run and that nothing refers to: early in a boot something has to.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from kupgrade.model.descriptors import MEMORY, DescriptorStore
 
 DROPIN = "zz-kupgrade-descriptors.conf"
 KEPT_WHEN_STOPPED = "yes"  # FileDescriptorStorePreserve=
-_PROPERTIES = "LoadState,ActiveState,FileDescriptorStoreMax,FileDescriptorStorePreserve,NFileDescriptorStore,LUOSession"
+_REFERRED = ("WantedBy", "RequiredBy", "UpheldBy", "BoundBy", "TriggeredBy")
+_STORE = ("FileDescriptorStoreMax", "FileDescriptorStorePreserve", "NFileDescriptorStore", "LUOSession")
+_PROPERTIES = ",".join(("LoadState", "ActiveState", *_STORE, *_REFERRED))
+PIN = "-.slice"  # always there, and before everything: an order that it names changes nothing but that it is named
 _STOPPED = ("inactive", "failed")
 _OTHER = re.compile(r"anon_inode:\[?([^\]]+)\]?|(\w+):\[\d+\]")
 _START_TIMEOUT = 60  # seconds
@@ -90,6 +94,7 @@ def store_of(unit: str, values: Mapping[str, str]) -> DescriptorStore:
         mode=values.get("FileDescriptorStorePreserve") or "no",
         session=values.get("LUOSession", ""),
         held=int(values.get("NFileDescriptorStore") or 0),
+        wanted=any(values.get(name) for name in _REFERRED),
     )
 
 
@@ -141,14 +146,16 @@ class Stores:
     def start_return(self, units: Sequence[str], giver: Sequence[str]) -> Mapping[str, str]:
         """Start the giver once in each of these units, which do not run, and wait; by unit what went wrong.
 
-        Their own configuration is back when this returns, or when the machine has restarted.
+        Their own configuration is back when this returns, or when the machine has restarted; that they are referred to
+        goes on as long as this boot.
         """
         wrong: dict[str, str] = {}
+        if not units:
+            return wrong
         try:
+            self._lay(self.dropin(PIN), f"[Unit]\nBefore={' '.join(units)}\n")
             for unit in units:
-                path = self.dropin(unit)
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                path.write_text(return_dropin((*giver, unit)))
+                self._lay(self.dropin(unit), return_dropin((*giver, unit)))
             self._reload()
             for unit in units:
                 try:
@@ -161,6 +168,10 @@ class Stores:
         if wrong:
             command.run(["systemctl", "reset-failed", *wrong], check=False)
         return wrong
+
+    def _lay(self, path: Path, text: str) -> None:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.write_text(text)
 
     def forget(self, units: Sequence[str]) -> None:
         """No return is under way any more: the units have their own configuration."""

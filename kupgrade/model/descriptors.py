@@ -41,7 +41,8 @@ class StoredDescriptor:
 class DescriptorStore:
     """The store of one service, as the service manager tells it. `held`: how many descriptors are in it.
 
-    `limit`: FileDescriptorStoreMax=; `mode`: FileDescriptorStorePreserve=; `session`: LUOSession=, empty for none.
+    `limit`: FileDescriptorStoreMax=; `mode`: FileDescriptorStorePreserve=; `session`: LUOSession=, empty for none;
+    `wanted`: another unit pulls it in, so that systemd does not forget it and its store when it is stopped.
     """
 
     unit: str
@@ -52,3 +53,4 @@ class DescriptorStore:
     session: str = ""
     held: int = 0
     descriptors: tuple[StoredDescriptor, ...] = ()
+    wanted: bool = True

@@ -53,6 +53,7 @@ def test_a_host_with_all_of_it_can() -> None:
         (facts(store(loaded=False)), "systemd does not know cron.service"),
         (facts(store(limit=0)), "cron.service has none"),
         (facts(store(mode="restart")), "FileDescriptorStorePreserve=restart"),
+        (facts(store(wanted=False)), "nothing pulls cron.service in"),
         (facts(needed_services=(UNIT,)), "needed by a kept workload"),
         (facts(kho=None), "lacks kho=on liveupdate=on"),
         (facts(early_agent=False), "starts beside the services"),

@@ -24,6 +24,7 @@ SHOWN = {
     "FileDescriptorStoreMax": "8",
     "FileDescriptorStorePreserve": "yes",
     "NFileDescriptorStore": "3",
+    "WantedBy": "multi-user.target",
 }
 
 
@@ -87,6 +88,8 @@ def test_memory_in_huge_pages_is_of_another_kind() -> None:
         ({"LoadState": "not-found"}, DescriptorStore(UNIT, False, True, 8, "yes", "", 3)),
         ({"FileDescriptorStorePreserve": "restart"}, DescriptorStore(UNIT, True, True, 8, "restart", "", 3)),
         ({"LUOSession": "state"}, DescriptorStore(UNIT, True, True, 8, "yes", "state", 3)),
+        ({"WantedBy": ""}, DescriptorStore(UNIT, True, True, 8, "yes", "", 3, wanted=False)),
+        ({"WantedBy": "", "TriggeredBy": "state.socket"}, DescriptorStore(UNIT, True, True, 8, "yes", "", 3)),
     ],
 )
 def test_what_systemd_shows_of_a_store(change: dict[str, str], expected: DescriptorStore) -> None:
@@ -122,7 +125,10 @@ class Tool:
 def test_the_unit_has_its_own_configuration_again_whatever_happens(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The drop-in is there for the start and no longer; a failed start is told and not left in the unit's state."""
+    """The drop-in is there for the start and no longer; a failed start is told and not left in the unit's state.
+
+    That something refers to the unit stays: else systemd would forget it, and what is in its store.
+    """
     stores = Stores(tmp_path)
     tool = Tool(stores, fails)
     monkeypatch.setattr(command, "run", tool.run)
@@ -131,7 +137,9 @@ def test_the_unit_has_its_own_configuration_again_whatever_happens(
     after = [("reset-failed", False)] if fails else []
     assert tool.asked == [("daemon-reload", True), ("start", True), ("daemon-reload", False), *after]
     assert not stores.dropin(UNIT).parent.exists()
+    assert stores.dropin("-.slice").read_text() == f"[Unit]\nBefore={UNIT}\n"
     stores.forget([UNIT])  # done already: systemd is not asked again
+    assert stores.start_return([], ("/bin/give",)) == {}
     assert len(tool.asked) == 3 + len(after)
 
 
