@@ -13,8 +13,7 @@ from kupgrade.machine.places import Places
 def main(argv: list[str]) -> int:
     """Ask the holder, hand over, wait until the manager has them."""
     try:
-        # The last one sent becomes the first one in the store, and the first one that the service gets.
-        descriptor_store.add(descriptor_holder.ask_give(Places(), argv[0])[::-1])
+        descriptor_store.add(descriptor_holder.ask_give(Places(), argv[0]))
     except KupgradeError as error:
         sys.stderr.write(f"<3>kupgrade: {error}\n")
         return 1
