@@ -62,7 +62,7 @@ def _of_store(facts: Facts, policy: Policy, store: DescriptorStore) -> Iterator[
     elif not store.wanted:
         fact = f"nothing pulls {unit} in, so systemd forgets it and its store when it is stopped"
         yield Refusal(rule, fact, f"Enable it, or its socket or timer. {_NAMED}")
-    if unit in kept_units(facts, policy):
+    if unit in kept_units(policy):
         fact = f"{unit} is a workload that is kept, so it is not started anew and would never ask for it"
         yield Refusal(rule, fact, f"Give the workload fate = restart. {_NAMED}")
     elif store.active and unit in facts.needed_services:

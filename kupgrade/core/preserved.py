@@ -17,10 +17,9 @@ def session_of(upgrade: UpgradeId) -> str:
     return f"kupgrade-fds-{upgrade}"
 
 
-def kept_units(facts: Facts, policy: Policy) -> tuple[str, ...]:
+def kept_units(policy: Policy) -> tuple[str, ...]:
     """Units of workloads that are kept, and so are none to be restarted."""
-    pairs = zip(policy.workloads, facts.workloads, strict=True)
-    return tuple(seen.unit for entry, seen in pairs if entry.fate is Fate.KEEP and seen.unit)
+    return tuple(entry.unit for entry in policy.workloads if entry.fate is Fate.KEEP and entry.unit)
 
 
 def named(facts: Facts, policy: Policy) -> tuple[DescriptorStore, ...]:
@@ -57,7 +56,7 @@ def store_losses(facts: Facts, policy: Policy) -> tuple[Loss, ...]:
         for each in store.descriptors
         if not each.kept
     ]
-    kept = kept_units(facts, policy)
+    kept = kept_units(policy)
     why = "systemd holds them, not the processes that are kept; their store is empty afterwards"
     for store in facts.descriptor_stores:
         if store.unit in kept and store.held:

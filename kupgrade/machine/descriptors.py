@@ -17,11 +17,9 @@ from kupgrade.kernel.libc import Libc
 from kupgrade.machine import descriptor_holder as holder
 from kupgrade.machine.descriptor_holder import Checked, Taken
 from kupgrade.machine.places import Places
-from kupgrade.model.descriptors import MEMORY
+from kupgrade.model.descriptors import LOST, MEMORY, RETURNED
 from kupgrade.steps.base import Figures
 
-RETURNED = "returned"
-LOST = "lost: "
 _MANAGER = 1
 _PATIENCE = 30.0  # seconds for systemd to come up
 

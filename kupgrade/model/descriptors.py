@@ -6,6 +6,9 @@ import enum
 from dataclasses import dataclass
 
 MEMORY = "memfd"  # the one kind that a kernel hands to the next one
+# What became of a descriptor, as figures of steps say it; behind the second one stands why.
+RETURNED, LOST = "returned", "lost: "
+HOLD, RETURN = "hold-descriptors", "return-descriptors"  # the steps
 
 
 class StoreLosses(enum.Enum):

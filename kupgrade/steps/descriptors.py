@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from kupgrade.errors import KupgradeError
+from kupgrade.model.descriptors import HOLD, RETURN
 from kupgrade.model.plan import Scope
 from kupgrade.model.record import Verdict
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
@@ -28,7 +29,7 @@ class HoldDescriptors:
     ends with that. Behind the jump see `kupgrade/machine/descriptor_holder.py`.
     """
 
-    kind: ClassVar[str] = "hold-descriptors"
+    kind: ClassVar[str] = HOLD
     scope: ClassVar[Scope] = Scope.DISK
     irreversible: ClassVar[bool] = False
     before: ClassVar[type] = Nothing
@@ -86,7 +87,7 @@ class ReturnDescriptors:
     Nothing here can be taken back or tried again by going back, so what did not come is told and stops nothing.
     """
 
-    kind: ClassVar[str] = "return-descriptors"
+    kind: ClassVar[str] = RETURN
     scope: ClassVar[Scope] = Scope.DISK
     irreversible: ClassVar[bool] = True
     before: ClassVar[type] = Nothing

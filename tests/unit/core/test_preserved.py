@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 
 from kupgrade.core import planner
+from kupgrade.core.chronicle import entry
+from kupgrade.core.explain_more import more_json, more_text
 from kupgrade.core.preserve_checks import no_preserve, preserve_refusals, preserve_target_refusals
 from kupgrade.core.preserved import preserved_bytes, store_losses, store_notes
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
-from kupgrade.model.descriptors import DescriptorStore, PreservePolicy, StoredDescriptor, StoreLosses
+from kupgrade.model.descriptors import HOLD, RETURN, DescriptorStore, PreservePolicy, StoredDescriptor, StoreLosses
 from kupgrade.model.facts import Facts
 from kupgrade.model.kho import KhoFacts, KhoWords
 from kupgrade.model.policy import Policy, WorkloadPolicy
+from kupgrade.model.record import Record, RecordKind
 from kupgrade.model.workload import Fate, StoreKind
 from tests.fakes import facts as fake
-from tests.fakes.drive import UPGRADE
+from tests.fakes.drive import UPGRADE, plan, planned
 
 UNIT = "cron.service"
 MEMORY, EVENT = StoredDescriptor("table", "memfd", 3 << 20), StoredDescriptor("wake", "eventfd")
@@ -152,3 +155,39 @@ def test_a_preserved_service_is_stopped_whatever_else_is_kept_running() -> None:
     assert planner.to_stop(facts(), policy(stop_services=False)) == (UNIT,)
     assert planner.to_stop(facts(), policy(keep_services=("*",))) == (UNIT,)
     assert UNIT not in planner.to_stop(facts(needed_services=(UNIT,)), policy())
+
+
+def test_the_preflight_says_what_comes_through_and_what_does_not() -> None:
+    """In text and JSON; nothing where there is nothing to tell."""
+    text = "\n".join(more_text(facts(), policy(), {}))
+    assert "preserves table" in text and "stored descriptor wake is lost: eventfd" in text
+    told = more_json(facts(), policy(), {})["descriptor_stores"]
+    assert told["stores"][0]["unit"] == UNIT and len(told["losses"]) == 1
+    assert not list(more_text(fake.facts(), fake.policy(), {}))
+
+
+TABLE, WAKE = f"{UNIT}: table", f"{UNIT}: wake"
+HELD = (RecordKind.DONE, HOLD, {TABLE: "5 bytes", WAKE: "lost: eventfd"})
+
+
+@pytest.mark.parametrize(
+    ("events", "lost"),
+    [
+        ((HELD,), {}),
+        ((HELD, (RecordKind.UNDONE, HOLD, {"seconds": 0.1})), {}),
+        ((HELD, (RecordKind.UNDONE, HOLD, {TABLE: "returned"})), {WAKE: "eventfd"}),
+        ((HELD, (RecordKind.DONE, RETURN, {TABLE: "returned"})), {WAKE: "eventfd"}),
+        ((HELD, (RecordKind.DONE, RETURN, {TABLE: "lost: no session"})), {WAKE: "eventfd", TABLE: "no session"}),
+    ],
+)
+def test_the_history_names_what_a_crossing_cost(
+    events: tuple[tuple[RecordKind, str, dict[str, object]], ...], lost: dict[str, str]
+) -> None:
+    """Not what was only held: as long as nothing crossed, the stores have all of it."""
+    made = plan(StoreKind.LUO)
+    kinds = [spec.kind for spec in made.steps]
+    records = [planned(StoreKind.LUO)]
+    for kind, step, data in events:
+        number = len(records) + 1
+        records.append(Record(number, kind, made.boot_id, 1, 0.0, 0.0, kinds.index(step), data))
+    assert entry(records).lost == lost
