@@ -25,7 +25,7 @@ from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX
 from kupgrade.kernel import liveupdate
 from kupgrade.kernel.libc import reported
 from kupgrade.machine import detached
-from kupgrade.machine.holding import Post, apology, heard
+from kupgrade.machine.holding import Post, apology, heard, tell
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import content, preserve
 from kupgrade.model.codec import decode, encode
@@ -70,7 +70,8 @@ def post(places: Places) -> Post:
 def start(places: Places, session: str, begin: Callable[[], Held]) -> DescriptorIndex:
     """Fork it, and come back when it has them in a session: `begin` is called in there.
 
-    Raises DescriptorsLostError when there are none and never will be.
+    It goes on when whoever waits for it here was killed meanwhile: a session is retrieved once only, and the next one
+    who asks finds it. Raises DescriptorsLostError when there are none and never will be.
     """
     answer = detached.start(places.root, "descriptor holder", lambda writer: _work(places, session, begin, writer))
     told = heard(answer, "index", "descriptor holder", DescriptorsLostError)
@@ -84,8 +85,7 @@ def _work(places: Places, session: str, begin: Callable[[], Held], writer: int) 
     except (KupgradeError, OSError) as error:
         os.write(writer, apology(error))
         return 1
-    with os.fdopen(writer, "w") as answers:
-        json.dump({"index": encode(held.index)}, answers)
+    tell(writer, {"index": encode(held.index)})
     post(places).serve(listener, held.drop, held.answer)
     return 0
 

@@ -27,6 +27,12 @@ _PATIENCE = 120.0  # seconds; much memory is let go of page by page
 _LONGEST = 4096  # bytes of a word
 
 
+def tell(writer: int, what: dict[str, Any]) -> None:
+    """Say what is held. Who waited may have been killed: what is held now would be lost if this ended with it."""
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as answers:
+        json.dump(what, answers)
+
+
 def apology(error: KupgradeError | OSError) -> bytes:
     """Why a process that was to hold something does not, for whoever started it."""
     what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")

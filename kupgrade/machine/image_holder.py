@@ -9,7 +9,6 @@ restore, the same files stand in a new session: whatever kernel this one jumps i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read
 from kupgrade.kernel import liveupdate
 from kupgrade.kernel.libc import reported
 from kupgrade.machine import detached
-from kupgrade.machine.holding import Holder, Post, apology, heard
+from kupgrade.machine.holding import Holder, Post, apology, heard, tell
 from kupgrade.machine.places import Places
 from kupgrade.machine.preserving import content, preserve
 from kupgrade.model.workload import Store
@@ -72,8 +71,7 @@ def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) ->
         os.write(writer, apology(error))
         return 1
     sizes = [each.size for each in held.index.files]
-    os.write(writer, json.dumps({"files": len(sizes), "bytes": sum(sizes)}).encode())
-    os.close(writer)
+    tell(writer, {"files": len(sizes), "bytes": sum(sizes)})
     _post(places).serve(listener, held.drop)
     return 0
 

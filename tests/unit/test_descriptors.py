@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,6 +272,33 @@ def test_a_device_that_gives_no_answer_is_no_loss(places: Places, manager: Manag
     with pytest.raises(KupgradeError):
         real.give_back(SESSION, LOST)
     assert not real.given_back(SESSION)
+
+
+def test_a_holder_goes_on_without_whoever_started_it(
+    places: Places, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that is killed while they are retrieved leaves them to the next one."""
+
+    children = []
+
+    def killed(root: Path, name: str, work: Callable[[int], int]) -> bytes:
+        children.append(os.fork())
+        if children[-1] == 0:
+            reader, writer = os.pipe()
+            os.close(reader)
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+            os._exit(work(writer))
+        return b""
+
+    monkeypatch.setattr(descriptor_holder.detached, "start", killed)
+    real = port(places, manager, Late(places.root))
+    with pytest.raises(KupgradeError, match="without a word"):
+        real.fetch(SESSION)
+    deadline = time.monotonic() + 10.0
+    while descriptor_holder.post(places).holder(SESSION) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(real.give_back(SESSION, LOST).values()) == {RETURNED}
+    assert os.waitpid(children[0], 0)[1] == 0
 
 
 def stored(name: str, fd: int) -> Stored:
