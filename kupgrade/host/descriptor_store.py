@@ -99,7 +99,7 @@ def store_of(unit: str, values: Mapping[str, str]) -> DescriptorStore:
 
 
 def return_dropin(giver: Sequence[str]) -> str:
-    """The drop-in that makes a unit's next start nothing but the return of its descriptors."""
+    """The drop-in that makes a unit's next start nothing but the return of its descriptors: `giver`, told its name."""
     return f"""# Laid by kupgrade for a moment: this start returns the descriptors that came through an upgrade.
 [Unit]
 ConditionPathExists=
@@ -120,7 +120,7 @@ ExecStartPost=
 ExecStop=
 ExecStopPost=
 ExecStart=
-ExecStart=+{" ".join(giver)}
+ExecStart=+{" ".join(giver)} %n
 """
 
 
@@ -155,7 +155,7 @@ class Stores:
         try:
             self._lay(self.dropin(PIN), f"[Unit]\nBefore={' '.join(units)}\n")
             for unit in units:
-                self._lay(self.dropin(unit), return_dropin((*giver, unit)))
+                self._lay(self.dropin(unit), return_dropin(giver))
             self._reload()
             for unit in units:
                 try:
@@ -217,5 +217,5 @@ def _send(sender: socket.socket, text: str, fd: int) -> None:
 
 
 def giver_command() -> tuple[str, ...]:
-    """The program that hands a unit's descriptors over; the unit's name is added to it."""
+    """The program that hands a unit's descriptors over; its argument is the unit's name."""
     return (sys.executable, "-sP", "-m", "kupgrade.machine.descriptor_giver")

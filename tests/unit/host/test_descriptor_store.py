@@ -99,10 +99,10 @@ def test_what_systemd_shows_of_a_store(change: dict[str, str], expected: Descrip
 
 def test_the_start_is_nothing_but_the_return() -> None:
     """Whatever the unit would run is taken out of it, and nothing keeps the start back or makes more of it."""
-    lines = return_dropin(("/usr/bin/python3", "-m", "x", UNIT)).splitlines()
+    lines = return_dropin(("/usr/bin/python3", "-m", "x")).splitlines()
     for cleared in ("ExecCondition", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecStop", "ExecStopPost"):
         assert f"{cleared}=" in lines
-    assert lines[-1] == f"ExecStart=+/usr/bin/python3 -m x {UNIT}"
+    assert lines[-1] == "ExecStart=+/usr/bin/python3 -m x %n"  # a name with escapes would be unescaped in words
     assert {"Type=oneshot", "RemainAfterExit=no", "Restart=no", "NotifyAccess=main"} <= set(lines)
     assert giver_command()[0] == sys.executable
 
