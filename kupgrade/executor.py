@@ -222,16 +222,17 @@ def _undo(loop: Loop, state: State, now: Now, index: int) -> State:
     )
     state = _append(loop, state, now, RecordKind.UNDO_STARTED, index)
     begun = loop.clock.uptime()
+    figures: dict[str, Any] = {}
     try:
         loop.faults(spec.kind, "undo-intent")
         if stored.before is not None and UNOBSERVED not in stored.before:
             before: Any = decode(step.before, dict(stored.before), f"journal.{spec.kind}")
-            step.undo(loop.host, before, context)
+            figures = dict(step.undo(loop.host, before, context) or {})
         loop.faults(spec.kind, "undo-effect")
     except Exception as error:  # recorded and acted upon, whatever it is: a half-done step must never be lost sight of
         return _failed(loop, state, now, index, as_kupgrade_error(spec_kind(state, index), error))
-    seconds = round(loop.clock.uptime() - begun, 4)
-    return _append(loop, state, now, RecordKind.UNDONE, index, {"seconds": seconds})
+    figures["seconds"] = round(loop.clock.uptime() - begun, 4)
+    return _append(loop, state, now, RecordKind.UNDONE, index, figures)
 
 
 def spec_kind(state: State, index: int) -> str:

@@ -102,7 +102,7 @@ def make_plan(
     if kind is None:
         found += no_store
     if found or kind is None:
-        raise PlanRefused(tuple(found))
+        raise PlanRefused(tuple(dict.fromkeys(found)))  # a store and what is preserved may lack the same
     upgrade = new_id()
     workloads = planner.kept(facts, policy)
     where = planner.store_for(upgrade, policy, kind)

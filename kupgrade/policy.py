@@ -1,8 +1,9 @@
 """Reads the policy: TOML drop-ins, merged, checked key by key, every error with file, line, key and remedy.
 
 Layers, lowest first: /usr/lib, /run, /etc (each `kupgrade/policy.d/*.toml`). Files are merged in the order of
-their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it whole. Tables and
-workloads of one name merge; windows do not: those of the last file that has any (or `window = []`) replace the others.
+their names; one of the same name in a higher layer masks the lower one, a link to /dev/null masks it whole. Tables,
+workloads of one name and what is preserved of one unit merge; windows do not: those of the last file that has any (or
+`window = []`) replace the others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ T = TypeVar("T")
 LAYERS = ("usr/lib/kupgrade/policy.d", "run/kupgrade/policy.d", "etc/kupgrade/policy.d")
 _LARGEST = 1 << 20  # bytes; a policy is a page of text
 _IDENTITY = ("unit", "pidfile", "cgroup")
+_NAMED = {"workload": "name", "preserve": "unit"}  # lists of tables, and the key that says which one is meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,8 @@ def parse(path: Path, data: bytes) -> Fragment:
 def _merge_tables(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
-        if key == "workload" and isinstance(value, list):
-            merged[key] = _merge_workloads(merged.get(key, []), value)
+        if key in _NAMED and isinstance(value, list):
+            merged[key] = _merge_named(merged.get(key, []), value, _NAMED[key])
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge_tables(merged[key], value)
         else:
@@ -145,14 +147,14 @@ def _merge_tables(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _merge_workloads(low: list[dict[str, Any]], high: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_name = {workload["name"]: workload for workload in low}
-    for workload in high:
-        old = by_name.get(workload["name"], {})
-        if any(key in workload for key in _IDENTITY):
+def _merge_named(low: list[dict[str, Any]], high: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    by_name = {entry[name]: entry for entry in low}
+    for entry in high:
+        old = by_name.get(entry[name], {})
+        if any(key in entry for key in _IDENTITY):
             # Found another way now: the old way must not stand beside it.
             old = {key: value for key, value in old.items() if key not in _IDENTITY}
-        by_name[workload["name"]] = _merge_tables(old, workload)
+        by_name[entry[name]] = _merge_tables(old, entry)
     return list(by_name.values())
 
 
@@ -174,7 +176,7 @@ def _blame(fragments: tuple[Fragment, ...], check: Callable[[Mapping[str, Any]],
 def find_line(text: str, key: tuple[str, ...]) -> int:
     """The line that sets `key`, or its table's line; 0 when not found.
 
-    A workload is named by its name, a window by its number in the file.
+    A workload is named by its name, what is preserved by its unit, a window by its number in the file.
     """
     section: tuple[str, ...] = ()
     table_line = windows = 0
@@ -197,15 +199,15 @@ def find_line(text: str, key: tuple[str, ...]) -> int:
 
 
 def _section(header: str, before: tuple[str, ...], rest: list[str]) -> tuple[str, ...]:
-    """The key path of a table header; `[[workload]]` takes the name that follows in its table."""
+    """The key path of a table header; `[[workload]]` and its like take the name that follows in the table."""
     parts = tuple(part.strip().strip("\"'") for part in header.strip("[]# ").split("]")[0].split("."))
-    if parts[0] != "workload":
+    if parts[0] not in _NAMED:
         return parts
     if header.startswith("[["):
         for line in rest:
             if line.strip().startswith("["):
                 break
-            if line.split("=")[0].strip() == "name" and "=" in line:
-                return ("workload", line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
-        return ("workload", "")
+            if line.split("=")[0].strip() == _NAMED[parts[0]] and "=" in line:
+                return (parts[0], line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
+        return (parts[0], "")
     return (*before[:2], *parts[1:])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kupgrade.model.descriptors import PreservePolicy, StoreLosses
 from kupgrade.model.policy import (
     Concern,
     EngineOptions,
@@ -81,8 +82,12 @@ _TOP: Mapping[str, Check] = {
     "soak": _span_or_none,
     "respect_inhibitors": _flag,
 }
-_TABLES = ("engine", "kernels", "hooks", "errata", "metrics", "workload", "window", "automation")
+_TABLES = ("engine", "kernels", "hooks", "errata", "metrics", "workload", "preserve", "window", "automation")
 _AUTOMATION: Mapping[str, Check] = {"mode": _one_of(Mode), "with_users": _flag}
+_PRESERVE: Mapping[str, Check] = {
+    "unit": _text(_UNIT, 'the name of a service, e.g. "demo.service"'),
+    "losses": _one_of(StoreLosses),
+}
 _WORKLOAD: Mapping[str, Check] = {
     "name": _text(_NAME, "a name of letters, digits and _ . @ -"),
     "unit": _text(_UNIT, 'the name of a service, e.g. "demo.service"'),
@@ -105,14 +110,22 @@ def check_shape(table: Mapping[str, Any]) -> None:
     _sections(table)
     _automation(table)
     _windows(table)
-    names: set[str] = set()
-    for index, entry in enumerate(_workload_tables(table), 1):
-        name = str(entry.get("name", ""))
-        if not name:
-            raise KeyProblem(("workload", ""), f"workload number {index} has no name", 'Give it one: name = "..."')
+    for _, entry in _named(table, "workload", "name"):
         _workload_values(entry)
+    for unit, entry in _named(table, "preserve", "unit"):
+        _values(entry, _PRESERVE, ("preserve", unit))
+
+
+def _named(table: Mapping[str, Any], kind: str, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tables of a list and what names each; raises KeyProblem for one without a name, or with another's."""
+    names: set[str] = set()
+    for index, entry in enumerate(_tables(table, kind), 1):
+        name = str(entry.get(key, ""))
+        if not name:
+            raise KeyProblem((kind, ""), f"{kind} number {index} has no {key}", f'Give it one: {key} = "..."')
+        yield name, entry
         if name in names:
-            raise KeyProblem(("workload", name), "the name is used twice in one file", "Give each its own")
+            raise KeyProblem((kind, name), f"the {key} is used twice in one file", "Give each its own")
         names.add(name)
 
 
@@ -126,7 +139,11 @@ def build(table: Mapping[str, Any]) -> Policy:
         hooks=HookOptions(**hooks),
         errata=ErrataOptions(**errata),
         metrics=MetricsOptions(**metrics),
-        workloads=tuple(_workload(entry) for entry in _workload_tables(table)),
+        workloads=tuple(_workload(entry) for entry in _tables(table, "workload")),
+        preserve=tuple(
+            PreservePolicy(**_values(entry, _PRESERVE, ("preserve", str(entry.get("unit", "")))))
+            for entry in _tables(table, "preserve")
+        ),
         windows=_windows(table),
         automation=_automation(table),
     )
@@ -161,10 +178,10 @@ def _subtable(table: Mapping[str, Any], key: tuple[str, ...]) -> Mapping[str, An
     return value
 
 
-def _workload_tables(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    value = table.get("workload", [])
+def _tables(table: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+    value = table.get(kind, [])
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise KeyProblem(("workload",), "it is not a list of tables", "Write each below its own [[workload]]")
+        raise KeyProblem((kind,), "it is not a list of tables", f"Write each below its own [[{kind}]]")
     return value
 
 

@@ -11,10 +11,12 @@ from kupgrade.errata.load import load as load_errata
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import bootloader, command, hooks, reboot_required
 from kupgrade.host.criu import Criu
+from kupgrade.host.descriptor_store import Stores
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, kexec, kho, memory, proc, sysctl, watchdog
 from kupgrade.model.facts import Facts, StoreFacts, Unknowns, WorkloadFacts
 from kupgrade.model.policy import Policy
+from kupgrade.probe_descriptors import observe_stores
 from kupgrade.probe_platform import observe_platform
 from kupgrade.probe_spawn import observe_spawn
 from kupgrade.probe_workload import observe_workload
@@ -42,6 +44,8 @@ def probe(root: Path, policy: Policy) -> Facts:
     called, hook_faults = hooks.find(root)
     errata = load_errata(root)
     kept = [w.unit for w in workloads if w.unit and w.workload is not None]
+    stored = [*(each.unit for each in policy.preserve), *kept]
+    descriptor_stores = observe_stores(stored, Stores(root), root, unknown) if systemd.running else ()
     return Facts(
         boot_id=proc.boot_id(root),
         release=str(proc.release(root)),
@@ -78,6 +82,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         hook_faults=hook_faults,
         errata=errata,
         platform=observe_platform(errata, root),
+        descriptor_stores=descriptor_stores,
         reboot_packages=reboot_required.read(root).packages or (),
     )
 

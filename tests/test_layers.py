@@ -42,9 +42,10 @@ PARTS: dict[str, set[str]] = {
     "probe_platform": WORDS | MECHANISM,
     "probe_sandbox": WORDS | MECHANISM,
     "probe_workload": WORDS | MECHANISM | {"probe_sandbox"},
+    "probe_descriptors": WORDS | MECHANISM,
     "probe_storage": WORDS | MECHANISM,
     "probe_spawn": WORDS | MECHANISM | {"probe_storage"},
-    "probe": WORDS | MECHANISM | {"probe_workload", "probe_spawn", "probe_platform", "errata"},
+    "probe": WORDS | MECHANISM | {"probe_descriptors", "probe_workload", "probe_spawn", "probe_platform", "errata"},
     # L3: engines order steps, the executor carries them out, the machine is what it carries them out on
     "engines": WORDS | {"core", "steps"},
     "executor": WORDS | {"core", "journal", "steps"},

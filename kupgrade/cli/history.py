@@ -44,8 +44,9 @@ def _line(entry: HistoryEntry) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.started))
     took = f", took {span(entry.finished - entry.started)}" if entry.finished is not None else ""
     still = "".join(f", {name} stood still {span(seconds)}" for name, seconds in entry.blackout.items())
+    lost = "".join(f", lost {name} ({why})" for name, why in entry.lost.items())
     reason = f": {entry.reason}" if entry.reason else ""
     return (
         f"{entry.upgrade}  {entry.outcome:<11}  {entry.old_release} -> {entry.new_release} "
-        f"({entry.engine}, {entry.store}), {began}{took}{still}{reason}"
+        f"({entry.engine}, {entry.store}), {began}{took}{still}{lost}{reason}"
     )

@@ -55,4 +55,6 @@ def check(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:  # 
         limit = merged.limit(workload)
         bound = "no blackout limit" if limit is None else f"blackout at most {limit:g} s"
         click.echo(f"  {workload.name}: {found}, {workload.fate.value}, {bound}, probe {workload.probe.kind.value}")
+    for each in merged.preserve:
+        click.echo(f"  {each.unit}: its descriptor store is preserved, losses: {each.losses.value}")
     return ExitCode.DONE

@@ -143,6 +143,7 @@ def _idle(composed: Composition) -> _Answer:
     if last is not None:
         text += f"\nLast: {last.upgrade} to {last.new_release or 'an unknown release'}, {last.outcome}"
         text += f" ({last.reason})" if last.reason else ""
+        text += "".join(f"\n  lost: {name}: {why}" for name, why in last.lost.items())
     instances = composed.state.open_instances()
     if instances:
         text += f"\nBeside it: {', '.join(instances)} (kupgrade instance list)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kupgrade.core.fold import fold
 from kupgrade.core.stakes import HAND_OVER, SOAK, crossing_of, step_index
+from kupgrade.model.descriptors import HOLD, LOST, RETURN, RETURNED
 from kupgrade.model.record import Record, RecordKind, State, StepStatus
 
 OPERATOR = "operator"  # `by` of an UNDO_REQUESTED record: a person asked
@@ -32,6 +33,7 @@ class HistoryEntry:
     finished: float | None = None
     blackout: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds
     setback: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)  # stored descriptor -> why it did not come through
 
 
 def entry(records: Sequence[Record]) -> HistoryEntry:
@@ -51,6 +53,7 @@ def entry(records: Sequence[Record]) -> HistoryEntry:
         started=records[0].time,
         finished=finished[-1] if finished else (last.time if state.hands_off else None),
         blackout=blackouts(records),
+        lost=lost_descriptors(records, state),
         setback=state.undo_by == OPERATOR or any(record.kind is RecordKind.FAILED for record in records),
     )
 
@@ -75,6 +78,25 @@ def blackouts(records: Sequence[Record]) -> Mapping[str, float]:
         if isinstance(figures, Mapping):
             measured.update({str(name): float(value) for name, value in figures.items()})
     return measured
+
+
+def lost_descriptors(records: Sequence[Record], state: State) -> Mapping[str, str]:
+    """Stored descriptors that a crossing cost, and why; none as long as nothing was to come out of one."""
+    held: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for record in records:
+        kind = "" if record.step is None else state.plan.steps[record.step].kind
+        if (kind, record.kind) == (HOLD, RecordKind.DONE):
+            held = _lost(record)
+        elif (kind, record.kind) in ((HOLD, RecordKind.UNDONE), (RETURN, RecordKind.DONE)):
+            came = any(str(value) == RETURNED or str(value).startswith(LOST) for value in record.data.values())
+            found = {**held, **_lost(record)} if came else found
+    return found
+
+
+def _lost(record: Record) -> dict[str, str]:
+    told = {name: str(value) for name, value in record.data.items()}
+    return {name: value.removeprefix(LOST) for name, value in told.items() if value.startswith(LOST)}
 
 
 def _fell_in_soak(state: State) -> str:

@@ -1,4 +1,4 @@
-"""Hooks and known problems, as the preflight tells them: text for people, and its JSON twin."""
+"""Known problems, hooks and descriptor stores, as the preflight tells them: text for people, and its JSON twin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from kupgrade.core.errata import Finding, finding_text
 from kupgrade.core.explain import span
 from kupgrade.core.hooks import timeout_at
+from kupgrade.core.preserved import store_losses, store_notes
 from kupgrade.model.codec import encode
 from kupgrade.model.erratum import Severity
 from kupgrade.model.facts import Facts
@@ -32,10 +33,18 @@ def more_text(facts: Facts, policy: Policy, known: Known) -> Iterator[str]:
     for hook in facts.hooks:
         undo = f"undone by {hook.undo}" if hook.undo else "no inverse"
         yield f"  - {hook.point.value}: {hook.path}, at most {span(timeout_at(policy, hook.point))}, {undo}"
+    stored = (
+        *store_notes(facts, policy),
+        *(f"{loss.what} is lost: {loss.why}" for loss in store_losses(facts, policy)),
+    )
+    if stored:
+        yield "\nDescriptor stores"
+    for line in stored:
+        yield f"  - {line}"
 
 
 def more_json(facts: Facts, policy: Policy, known: Known) -> dict[str, Any]:
-    """`errata` by engine, and `hooks` with their timeouts in seconds."""
+    """`errata` by engine, `hooks` with their timeouts in seconds, `descriptor_stores` with what of them is lost."""
     return {
         "errata": {
             engine: [
@@ -53,4 +62,8 @@ def more_json(facts: Facts, policy: Policy, known: Known) -> dict[str, Any]:
             for engine, found in known.items()
         },
         "hooks": [{**encode(hook), "timeout": timeout_at(policy, hook.point)} for hook in facts.hooks],
+        "descriptor_stores": {
+            "stores": encode(facts.descriptor_stores),
+            "losses": encode(store_losses(facts, policy)),
+        },
     }

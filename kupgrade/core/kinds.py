@@ -32,6 +32,7 @@ REPEATED = frozenset(
         "retire-old",
         TELL_HOOKS,
         "answer-for-hooks",
+        "return-descriptors",
     }
 )
 

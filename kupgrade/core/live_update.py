@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kupgrade.core.preserved import preserved_bytes
 from kupgrade.model.facts import Facts
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.kho import KhoFacts
@@ -12,7 +13,8 @@ from kupgrade.model.target import Target
 WORDS = ("kho", "liveupdate")
 SPARE = 128 << 20  # bytes that must stay available to go on with
 NEXT_KERNEL = 256 << 20  # bytes for the next kernel and its user space, beside images and restored workloads
-_ANOTHER = "Take a target of the same series, or another store"
+_ANOTHER = "Take a target of the same series"
+_UNREAD = "Install what is missing to read it"
 _OFF = ("n", "f", "0")  # as the kernel's kstrtobool() reads them; "off" besides
 
 
@@ -20,6 +22,17 @@ def live_update_refusals(
     facts: Facts, policy: Policy, target: Target | None, memory: int, need: int
 ) -> tuple[Refusal, ...]:
     """Why images cannot pass in memory. `memory`: bytes of the workloads; `need`: bytes that their images may take."""
+    found = handover_refusals(facts, policy)
+    kho = facts.kho
+    if kho is None or not kho.device_there:
+        return found
+    if target is not None:
+        found = (*found, *target_handover_refusals(target, ", or another store"))
+    return (*found, *_memory(facts, kho, memory, need, preserved_bytes(facts, policy)))
+
+
+def handover_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+    """Why this kernel hands no memory to another one, or would tell it to take none."""
     kho = facts.kho
     if kho is None or not kho.device_there:
         return (_no_device(kho),)
@@ -29,12 +42,16 @@ def live_update_refusals(
         if turned_off(line.get(word)):
             fact = f"its command line will say {word}={line.get(word)}"
             found.append(Refusal("the new kernel takes memory over", fact, f"Take {word} out of cmdline_append"))
-    if target is not None and target.handover:
-        fact = "; ".join(target.handover)
-        unread = "not known" in fact
-        remedy = "Install what is missing to read it, or use another store" if unread else _ANOTHER
-        found.append(Refusal(f"{target.image.release} understands what this kernel hands over", fact, remedy))
-    return (*found, *_memory(facts, kho, memory, need))
+    return tuple(found)
+
+
+def target_handover_refusals(target: Target, otherwise: str = "") -> tuple[Refusal, ...]:
+    """Why this target takes nothing over. `otherwise`: what else helps, as the end of a remedy."""
+    if not target.handover:
+        return ()
+    fact = "; ".join(target.handover)
+    remedy = _UNREAD if "not known" in fact else _ANOTHER
+    return (Refusal(f"{target.image.release} understands what this kernel hands over", fact, remedy + otherwise),)
 
 
 def memory_misread(facts: Facts, target: Target) -> bool:
@@ -68,12 +85,12 @@ def _no_device(kho: KhoFacts | None) -> Refusal:
     return Refusal(rule, f"its command line lacks {given}", "Boot such a kernel (CONFIG_LIVEUPDATE) with them")
 
 
-def _memory(facts: Facts, kho: KhoFacts, memory: int, need: int) -> tuple[Refusal, ...]:
+def _memory(facts: Facts, kho: KhoFacts, memory: int, need: int, stored: int) -> tuple[Refusal, ...]:
     available = facts.stores.memory_available
     if available is not None and available < need + SPARE:
         fact = f"{available >> 20} MiB available, and the images may need {need >> 20} MiB"
         return (Refusal("memory for the images", fact, "Free memory, or use store pmem or disk"),)
-    then = facts.memory_bytes - need - (kho.scratch_bytes or 0)
+    then = facts.memory_bytes - need - stored - (kho.scratch_bytes or 0)
     if facts.memory_bytes and then < memory + NEXT_KERNEL:
         fact = f"{max(0, then) >> 20} MiB would be left for the new kernel and {memory >> 20} MiB of workloads"
         return (Refusal("memory for images and restored workloads at once", fact, "Use store pmem or disk"),)

@@ -12,6 +12,8 @@ from kupgrade.core.live_update import memory_misread
 from kupgrade.core.memory_mode import known_in_place
 from kupgrade.core.ordering import in_order
 from kupgrade.core.predict import budget, images_on
+from kupgrade.core.preserve_checks import preserve_target_refusals
+from kupgrade.core.preserved import preserved, store_losses, store_notes
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Phase, Plan, Refusal
@@ -51,11 +53,13 @@ def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
 
 def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:
     """Services to stop cleanly before the blackout: neither kept, nor needed by a kept one, nor the host's own."""
-    if not policy.stop_services:
-        return ()
-    units = {w.unit for w in kept(facts, policy)}
-    needed = set(facts.needed_services)
-    return tuple(u for u in facts.active_services if u not in units | needed and not policy.keeps_service(u))
+    units = {w.unit for w in kept(facts, policy)} | set(facts.needed_services)
+    still = {store.unit for store in preserved(facts, policy)}  # what is in a store must not change any more
+    return tuple(
+        u
+        for u in facts.active_services
+        if u not in units and (u in still or (policy.stop_services and not policy.keeps_service(u)))
+    )
 
 
 def store_for(upgrade: UpgradeId, policy: Policy, kind: StoreKind) -> Store:
@@ -103,6 +107,7 @@ def refusals(
 ) -> tuple[Refusal, ...]:
     """Everything that forbids this upgrade, host rules of the engine aside."""
     found = [*workload_refusals(facts, policy), *target_refusals(facts, policy, target)]
+    found += preserve_target_refusals(facts, policy, target)
     release = str(target.image.release)
     if release in rejected and not retry_failed:
         found.append(
@@ -148,12 +153,13 @@ def assemble(
             for w in facts.workloads
             if w.name in names
         ),
-        losses=losses(facts, policy, to_stop(facts, policy)),
+        losses=(*store_losses(facts, policy), *losses(facts, policy, to_stop(facts, policy))),
         warnings=(
             *warnings(facts, target, beside=beside),
             *(spawn_checks.warnings(facts) if beside else ()),
             *((ONLY_BY_KEXEC,) if store.kind is StoreKind.LUO else ()),
             *(_misread(facts, target) if engine == "kexec" else ()),
+            *store_notes(facts, policy),
             *hook_warnings(facts),
             *known,
         ),

@@ -2,6 +2,7 @@
 
 Order and its reasons (each line is also a crash window, see core/recovery.py):
   prepare-store … gate      nothing that a workload notices, but services that are not kept are stopped here
+  hold-descriptors          after the services whose stores they are in have been stopped: nothing changes them any more
   call-hooks                gate: first of all, and again before the gate; pre-dump: before memory is copied; post-dump,
                             pre-restore, pre-resume: around dump and restore, in the blackout
   hold-units                from now on no boot starts a kept unit a second time
@@ -13,6 +14,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   restore, probe, disarm    in the dark: network locked both ways, tasks stopped
   (commit)                  recorded by the loop, before anything is let go
   thaw … unstage-initrd     output commit, then tidying; mark-good after the workloads serve (with a soak time: last)
+  return-descriptors        before the agent ends, and with it the time in which no service has been started
   fill-memory               memory in place only: the images are needed, and nothing is good, before all is placed
   tell-hooks                post-resume when they serve, commit after mark-good: nobody can say no any more
 """
@@ -25,6 +27,8 @@ from kupgrade.core.live_update import memory_misread
 from kupgrade.core.memory_mode import in_place, known_in_place
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
+from kupgrade.core.preserve_checks import preserve_refusals
+from kupgrade.core.preserved import expected, preserved, session_of, strict_units
 from kupgrade.engines.base import (
     CROSSING_TARGET,
     Order,
@@ -44,12 +48,14 @@ from kupgrade.model.workload import ProbeKind, StoreKind
 from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
-from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel, StageInitrd, UnstageInitrd
+from kupgrade.steps.crossing import ArmWatchdog, Cross, Disarm, LoadKernel
+from kupgrade.steps.descriptors import HoldDescriptors, ReturnDescriptors
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.health import Gate, ProbeWorkloads
 from kupgrade.steps.images import PrepareStore, Preserve, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
+from kupgrade.steps.staging import StageInitrd, UnstageInitrd
 
 EPOCH = 1
 RDINIT = "/kupgrade-init"
@@ -64,7 +70,7 @@ class KexecEngine:
 
     def refusals(self, facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         """What this host lacks."""
-        return host_refusals(facts, policy)
+        return (*host_refusals(facts, policy), *preserve_refusals(facts, policy), *_own_init(facts, policy))
 
     def stores(self, policy: Policy) -> tuple[StoreKind, ...]:
         """As the policy orders them."""
@@ -92,6 +98,10 @@ class KexecEngine:
         ]
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
+        if stores := preserved(facts, policy):
+            session, units = session_of(order.upgrade), tuple(store.unit for store in stores)
+            strict = tuple(unit for unit in strict_units(policy) if unit in units)
+            steps.append(spec(HoldDescriptors(session, units, strict, expected(stores))))
         steps += hooks_before_commit(order, HookPoint.PRE_DUMP)
         rounds = policy.engine.kexec.predump_rounds
         if rounds:
@@ -133,6 +143,7 @@ class KexecEngine:
                     back_initrd=staged(order, "back"),
                     back_cmdline=back_cmdline(order),
                     carried=carried,
+                    descriptors=session_of(order.upgrade) if preserved(facts, policy) else "",
                 )
             ),
         )
@@ -158,6 +169,7 @@ class KexecEngine:
             spec(UnlockNetwork(order.workloads, order.store)),
             *hooks_after_commit(order, HookPoint.POST_RESUME),
             *((spec(ReleaseUnits(units)),) if units else ()),
+            *returned(order),
             *filled(order),
             *soon,
             spec(WipeImages(order.store)),
@@ -165,6 +177,12 @@ class KexecEngine:
             spec(UnstageInitrd(staged(order, "back"))),
             *late,
         )
+
+
+def returned(order: Order) -> tuple[StepSpec, ...]:
+    """The return of stored descriptors; empty when none were to be preserved."""
+    stores = preserved(order.facts, order.policy)
+    return (spec(ReturnDescriptors(session_of(order.upgrade), expected(stores))),) if stores else ()
 
 
 def staged(order: Order, name: str) -> str:
@@ -214,6 +232,16 @@ def _early(order: Order, line: CommandLine, name: str) -> CommandLine:
     if not order.facts.early_agent or line.has("init") or line.has("systemd.unit"):
         return line
     return line.with_("systemd.unit", CROSSING_TARGET).with_("init", f"{order.staging}/init-{name}")
+
+
+def _own_init(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
+    """A host that starts something else first starts services before the agent could return their descriptors."""
+    own = [word for word in ("init", "systemd.unit") if host_cmdline(facts).has(word)]
+    if not own or not preserved(facts, policy):
+        return ()
+    fact = f"{own[0]}= is on this host's command line, so the agent of the next boot starts beside the services"
+    remedy = "Boot without it, or take preserve out of the policy"
+    return (Refusal("descriptors are returned before any service starts", fact, remedy),)
 
 
 def scopes() -> tuple[Scope, ...]:

@@ -22,6 +22,7 @@ from kupgrade.core.checks import KEXEC_RULES, host_refusals
 from kupgrade.core.hooks import blackout_seconds
 from kupgrade.core.memory_mode import in_place, known_in_place
 from kupgrade.core.predict import allowances
+from kupgrade.core.preserve_checks import no_preserve
 from kupgrade.core.spawn_choice import SpawnChoice, choose
 from kupgrade.engines.base import (
     CROSSING_TARGET,
@@ -43,13 +44,13 @@ from kupgrade.steps.base import spec
 from kupgrade.steps.beside import BuildStandby, LoadSpawnModule, SpawnKernel, TakeCpus, TakeMemory
 from kupgrade.steps.bootentry import PinBootDefault
 from kupgrade.steps.checkpoint import Dump, PreDump, Restore, Thaw
-from kupgrade.steps.crossing import UnstageInitrd
 from kupgrade.steps.freeze import Freeze
 from kupgrade.steps.handover import AskStandby, HandOver, ReadyStandby, ShipImages
 from kupgrade.steps.health import Gate, ProbeWorkloads
 from kupgrade.steps.images import PrepareStore, WipeImages
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits, ReleaseUnits, StopServices
+from kupgrade.steps.staging import UnstageInitrd
 from kupgrade.steps.takeover import AdoptUnits, RetireOld, StartSystem, TakeDisk
 
 EPOCH = 1
@@ -68,7 +69,7 @@ class SpawnEngine:
     def refusals(self, facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         """What this host lacks."""
         host = (each for each in host_refusals(facts, policy) if each.rule not in KEXEC_RULES)
-        return (*host, *spawn_checks.refusals(facts, policy))
+        return (*host, *spawn_checks.refusals(facts, policy), *no_preserve(policy, self.name))
 
     def stores(self, _policy: Policy) -> tuple[StoreKind, ...]:
         """Memory: the old kernel stays until the commit, so nothing has to outlive it."""

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.codec import decode, encode
@@ -47,8 +48,21 @@ class PreservedIndex:
 
     def encoded(self) -> bytes:
         """JSON and, in front of it, its CRC-32."""
-        text = json.dumps(encode(self)).encode()
-        return b"%08x " % zlib.crc32(text) + text
+        return framed(self)
+
+
+def framed(value: object) -> bytes:
+    """A value as JSON and, in front of it, its CRC-32."""
+    text = json.dumps(encode(value)).encode()
+    return b"%08x " % zlib.crc32(text) + text
+
+
+def unframed(data: bytes) -> Any:
+    """What `framed` made, as JSON values; raises ValueError when it is damaged."""
+    crc, _, text = data.partition(b" ")
+    if int(crc, 16) != zlib.crc32(text):
+        raise ValueError("its checksum differs")
+    return json.loads(text)
 
 
 def session_name(store: Store) -> str:
@@ -69,11 +83,8 @@ def take_stock(top: Path) -> PreservedIndex:
 
 def read_index(data: bytes) -> PreservedIndex:
     """Parse one; raises BadInputError when it is damaged, or names a file outside of the store."""
-    crc, _, text = data.partition(b" ")
     try:
-        if int(crc, 16) != zlib.crc32(text):
-            raise ValueError("its checksum differs")
-        index = decode(PreservedIndex, json.loads(text), "index")
+        index = decode(PreservedIndex, unframed(data), "index")
     except (ValueError, RecursionError) as error:
         raise BadInputError("The index of the preserved images is damaged", str(error)) from None
     if index.format != FORMAT:

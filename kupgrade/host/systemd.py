@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,18 @@ ExecStart={prefix}{words}
 {more}"""
 
 
+def remove_dropins(paths: Iterable[Path]) -> bool:
+    """Remove these; True when any was there. An operator's own in the same directory stay."""
+    found = False
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            found = True
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # only when it is empty
+    return found
+
+
 def _quote(word: str) -> str:
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if " " in escaped or '"' in escaped else escaped
@@ -232,15 +244,7 @@ class Systemd:
 
     def release(self, units: Sequence[str]) -> bool:
         """Remove the drop-ins; True when any was there (then a reload is due)."""
-        found = False
-        for unit in units:
-            path = self.dropin(unit)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-                found = True
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only when it is empty: an operator's own drop-ins stay
-        return found
+        return remove_dropins(self.dropin(unit) for unit in units)
 
     def run_transient(self, name: str, argv: Sequence[str], properties: Mapping[str, str]) -> None:
         """Start `argv` as a transient service, so that it outlives the terminal."""

@@ -43,6 +43,7 @@ from kupgrade.steps.base import learn_all
 
 if TYPE_CHECKING:
     from kupgrade.machine.beside import RealBeside
+    from kupgrade.machine.descriptors import RealDescriptors
     from kupgrade.machine.handover import RealHandover
     from kupgrade.machine.hooks import RealHooks
     from kupgrade.machine.takeover import RealTakeover
@@ -89,11 +90,26 @@ class RealHost:
         return RealTakeover(self.places, self.crossing.libc, self.checkpoints.systemd, self.checkpoints, uuid)
 
     @functools.cached_property
+    def descriptors(self) -> RealDescriptors:
+        """Descriptor stores."""
+        from kupgrade.host.descriptor_store import Stores
+        from kupgrade.machine.descriptors import RealDescriptors
+
+        return RealDescriptors(self.places, self.checkpoints.systemd, Stores(self.places.root))
+
+    @functools.cached_property
     def hooks(self) -> RealHooks:
         """The operator's programs."""
         from kupgrade.machine.hooks import RealHooks
 
         return RealHooks(self.plan)
+
+    def fetch_descriptors(self) -> None:
+        """Stored descriptors that another kernel left are held in this one, so that every kexec takes them along."""
+        session = next((str(s.params["descriptors"]) for s in self.plan.steps if s.params.get("descriptors")), "")
+        if session:
+            with contextlib.suppress(KupgradeError):  # it is tried again, and told, when they are given back
+                self.descriptors.fetch(session)
 
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
@@ -107,6 +123,7 @@ class RealHost:
         cross = next((spec.params for spec in plan.steps if spec.kind == "cross"), None)
         if cross is None:
             raise NeedsHumanError("The plan has no crossing to go back over", "it was written by another release")
+        self.fetch_descriptors()
         self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
 
 
@@ -227,12 +244,14 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None],
 
 
 def _fetch_carried(host: RealHost, state: State) -> None:
-    """Images that an earlier kernel had to hand over: fetched before anything is decided that depends on them."""
-    carried = carried_images(state.plan)
-    if carried is None or state.committed or proc.boot_id(host.places.root) == state.plan.boot_id:
+    """What an earlier kernel had to hand over: fetched before anything is decided that depends on it."""
+    if state.committed or proc.boot_id(host.places.root) == state.plan.boot_id:
         return
-    with contextlib.suppress(KupgradeError):  # what it means that they are not there is decided by the journal
-        host.images.prepare(carried)
+    carried = carried_images(state.plan)
+    if carried is not None:
+        with contextlib.suppress(KupgradeError):  # what it means that they are not there is decided by the journal
+            host.images.prepare(carried)
+    host.fetch_descriptors()
 
 
 def learn_ahead() -> None:

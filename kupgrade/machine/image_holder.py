@@ -9,9 +9,7 @@ restore, the same files stand in a new session: whatever kernel this one jumps i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -21,51 +19,26 @@ from pathlib import Path
 from kupgrade.errors import KupgradeError
 from kupgrade.host.images import make_private
 from kupgrade.host.preserved import INDEX_TOKEN, MAX_INDEX, PreservedIndex, read_index, session_name
-from kupgrade.kernel import liveupdate, proc
+from kupgrade.kernel import liveupdate
 from kupgrade.kernel.libc import reported
-from kupgrade.kernel.liveupdate_errors import NotThereError, SessionLostError
 from kupgrade.machine import detached
+from kupgrade.machine.holding import Holder, Post, apology, heard, tell
 from kupgrade.machine.places import Places
-from kupgrade.machine.preserving import preserve
-from kupgrade.model.codec import decode, encode
+from kupgrade.machine.preserving import content, preserve
 from kupgrade.model.workload import Store
-
-DONE = b"done"
-RELEASE = b"release"
-_PATIENCE = 120.0  # seconds; large images are let go of page by page
-_CHUNK = 1 << 20
 
 
 class ImagesLostError(KupgradeError):
     """No kernel will hand these images over any more: that is known, not guessed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds the images of which store: a PID counts only together with its start time (clock ticks)."""
-
-    pid: int
-    starttime: int
-    store: str
-
-
-def _state(places: Places) -> Path:
-    return places.run / "image-holder.json"
-
-
-def _socket(places: Places) -> Path:
-    return places.run / "image-holder.socket"
+def _post(places: Places) -> Post:
+    return Post(places, "image-holder")
 
 
 def holder(places: Places, store: Store) -> Holder | None:
     """The process that holds this store's images, if it lives."""
-    try:
-        found = decode(Holder, json.loads(_state(places).read_text()), "image holder")
-        process = proc.process(found.pid)
-    except (OSError, ValueError, KupgradeError):
-        return None
-    lives = process.starttime == found.starttime and process.state not in "ZX"
-    return found if lives and found.store == store.path else None
+    return _post(places).holder(store.path)
 
 
 def alive(places: Places, store: Store) -> bool:
@@ -80,41 +53,26 @@ def start(places: Places, store: Store, calls: liveupdate.Calls = liveupdate.KER
     """
     begun = time.monotonic()
     answer = detached.start(places.root, "image holder", lambda writer: _hold(places, store, calls, writer))
-    told = json.loads(answer or b"{}")
-    if "files" not in told:
-        kind = ImagesLostError if told.get("lost") else KupgradeError
-        raise kind(str(told.get("what", "The image holder ended without a word")), str(told.get("why", "")))
+    told = heard(answer, "files", "image holder", ImagesLostError)
     return int(told["files"]), int(told["bytes"]), round(time.monotonic() - begun, 4)
 
 
 def release(places: Places, store: Store) -> None:
     """Have it drop the images, and end. Without one there is nothing to do. Raises KupgradeError."""
-    if not alive(places, store):
-        return
-    with reported("connect", _socket(places)), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(_PATIENCE)
-        line.connect(str(_socket(places)))
-        line.sendall(RELEASE)
-        if line.recv(len(DONE)) != DONE:
-            raise KupgradeError("The preserved images were not let go", "their holder gave no answer")
+    _post(places).release(store.path, "images")
 
 
 def _hold(places: Places, store: Store, calls: liveupdate.Calls, writer: int) -> int:
     try:
         held = fetch(store, places.root, calls)
         _show(Path(store.path), held, os.getpid())
-        listener = _listen(places)
-        mine = Holder(os.getpid(), proc.process(os.getpid()).starttime, store.path)
-        _state(places).write_text(json.dumps(encode(mine)))
+        listener = _post(places).take(store.path)
     except (KupgradeError, OSError) as error:
-        what, why = (error.what, error.why) if isinstance(error, KupgradeError) else (str(error), "")
-        lost = isinstance(error, NotThereError | SessionLostError)
-        os.write(writer, json.dumps({"what": what, "why": why, "lost": lost}).encode())
+        os.write(writer, apology(error))
         return 1
     sizes = [each.size for each in held.index.files]
-    os.write(writer, json.dumps({"files": len(sizes), "bytes": sum(sizes)}).encode())
-    os.close(writer)
-    _serve(places, listener, held)
+    tell(writer, {"files": len(sizes), "bytes": sum(sizes)})
+    _post(places).serve(listener, held.drop)
     return 0
 
 
@@ -141,7 +99,7 @@ def fetch(store: Store, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL)
     session = liveupdate.retrieve_session(session_name(store), root, calls)
     try:
         stock = session.retrieve_fd(INDEX_TOKEN)
-        index = read_index(_content(stock))
+        index = read_index(content(stock, MAX_INDEX))
         os.close(stock)
         fds = {each.name: session.retrieve_fd(token) for token, each in enumerate(index.files, INDEX_TOKEN + 1)}
         for each in index.files:
@@ -170,14 +128,6 @@ def _preserve_again(
     return session
 
 
-def _content(fd: int) -> bytes:
-    with reported("read", "the index"):
-        data = b""
-        while len(data) <= MAX_INDEX and (chunk := os.pread(fd, _CHUNK, len(data))):
-            data += chunk
-    return data
-
-
 def _show(top: Path, held: Held, pid: int) -> None:
     """Names for the images: links to this process's descriptors, which criu reads as any file."""
     with reported("symlink", top):
@@ -192,27 +142,3 @@ def _show(top: Path, held: Held, pid: int) -> None:
             make_private(path.parent)
             path.unlink(missing_ok=True)
             path.symlink_to(link.target)
-
-
-def _listen(places: Places) -> socket.socket:
-    path = _socket(places)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(4)
-    return listener
-
-
-def _serve(places: Places, listener: socket.socket, held: Held) -> None:
-    """Wait for the word that the images are dead."""
-    while True:
-        line, _ = listener.accept()
-        with line, contextlib.suppress(OSError):
-            if line.recv(len(RELEASE)) != RELEASE:
-                continue
-            held.drop()
-            _state(places).unlink(missing_ok=True)
-            _socket(places).unlink(missing_ok=True)
-            line.sendall(DONE)
-            return

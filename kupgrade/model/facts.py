@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kupgrade.errors import KupgradeError
+from kupgrade.model.descriptors import DescriptorStore
 from kupgrade.model.erratum import Erratum, PlatformFacts
 from kupgrade.model.hook import Hook, HookFault
 from kupgrade.model.kho import KhoFacts
@@ -152,6 +153,7 @@ class Facts:
     hook_faults: tuple[HookFault, ...] = ()
     errata: tuple[Erratum, ...] = ()  # known problems, read with the facts that they are matched against
     platform: PlatformFacts | None = None  # None: not asked
+    descriptor_stores: tuple[DescriptorStore, ...] = ()  # of services that the policy preserves or keeps
     reboot_packages: tuple[str, ...] = ()  # who asks for a restart (/run/reboot-required.pkgs)
 
     @property

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from kupgrade.errors import BadInputError
+from kupgrade.model.descriptors import PreservePolicy
 from kupgrade.model.schedule import Automation, Window
 from kupgrade.model.workload import Fate, Probe, StoreKind
 
@@ -217,6 +218,7 @@ class Policy:
     errata: ErrataOptions = ErrataOptions()
     metrics: MetricsOptions = MetricsOptions()
     workloads: tuple[WorkloadPolicy, ...] = ()
+    preserve: tuple[PreservePolicy, ...] = ()
     soak: float = 0.0
     respect_inhibitors: bool = True
     windows: tuple[Window, ...] = ()

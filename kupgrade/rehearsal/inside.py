@@ -46,6 +46,7 @@ test -e /var/lib/kupgrade/lock.nft && echo lock.nft
 ls /var/lib/kupgrade/staged/* >/dev/null 2>&1 && echo "staged files"
 find /var/lib/kupgrade/images /run/kupgrade/*/ -name "*.img" 2>/dev/null | grep -q . && echo "checkpoint images"
 test -e /run/kupgrade/image-holder.json && echo "the image holder"
+test -e /run/kupgrade/descriptor-holder.json && echo "the holder of stored descriptors"
 grep -q -e /run/kupgrade/pmem -e /run/kupgrade/luo /proc/mounts && echo "the mounted image store"
 pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"

@@ -52,8 +52,8 @@ class Step(Protocol):
         """Act; returns figures for the report."""
         ...
 
-    def undo(self, host: Any, before: Any, context: UndoContext) -> None:
-        """Take the effect back."""
+    def undo(self, host: Any, before: Any, context: UndoContext) -> Figures | None:
+        """Take the effect back; returns figures for the report."""
         ...
 
     def verify(self, host: Any, before: Any) -> Verdict:

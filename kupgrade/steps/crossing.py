@@ -1,4 +1,4 @@
-"""Staging of the new kernel, and the crossing itself."""
+"""Loading of the new kernel, and the crossing itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Store
 from kupgrade.steps.base import Figures, Nothing, UndoContext, register
 from kupgrade.steps.ports import Crossing, Images
+from kupgrade.steps.ports_descriptors import Descriptors
 
 
 class HasCrossing(Protocol):
@@ -18,87 +19,10 @@ class HasCrossing(Protocol):
 
     crossing: Crossing
     images: Images
+    descriptors: Descriptors
 
     def go_back(self) -> None:
         """From the new kernel to the old release with the same images; does not return."""
-
-
-@register
-@dataclass(frozen=True, slots=True)
-class StageInitrd:
-    """Writes the crossing initrd: the distribution's, then a small archive with our early init.
-
-    The early init keeps the workloads' PIDs free (ns_last_pid) and starts a dead-man timer that resets the machine when
-    nobody commits within the deadline, so that a hung user space ends in a boot of the old kernel.
-    """
-
-    kind: ClassVar[str] = "stage-initrd"
-    scope: ClassVar[Scope] = Scope.DISK
-    irreversible: ClassVar[bool] = False
-    before: ClassVar[type] = Nothing
-    initrd: str
-    out: str
-    pid_floor: int
-    deadline: int
-
-    def describe(self) -> str:
-        """One clause."""
-        return f"build the crossing initrd from {self.initrd} (PIDs below {self.pid_floor} stay free)"
-
-    def describe_undo(self) -> str:
-        """One clause."""
-        return f"remove {self.out}"
-
-    def observe(self, host: HasCrossing) -> Nothing:
-        """Nothing existed before."""
-        return Nothing()
-
-    def do(self, host: HasCrossing, before: Nothing) -> None:
-        """Build."""
-        host.crossing.stage(self.initrd, self.out, self.pid_floor, self.deadline)
-
-    def undo(self, host: HasCrossing, before: Nothing, context: UndoContext) -> None:
-        """Remove."""
-        host.crossing.unstage(self.out)
-
-    def verify(self, host: HasCrossing, before: Nothing) -> Verdict:
-        """Whole."""
-        return Verdict.DONE if host.crossing.staged(self.out) else Verdict.NOT_DONE
-
-
-@register
-@dataclass(frozen=True, slots=True)
-class UnstageInitrd:
-    """Removes the crossing initrd after the commit."""
-
-    kind: ClassVar[str] = "unstage-initrd"
-    scope: ClassVar[Scope] = Scope.DISK
-    irreversible: ClassVar[bool] = True
-    before: ClassVar[type] = Nothing
-    out: str
-
-    def describe(self) -> str:
-        """One clause."""
-        return f"remove {self.out}"
-
-    def describe_undo(self) -> str:
-        """One clause."""
-        return "none needed"
-
-    def observe(self, host: HasCrossing) -> Nothing:
-        """Nothing."""
-        return Nothing()
-
-    def do(self, host: HasCrossing, before: Nothing) -> None:
-        """Remove."""
-        host.crossing.unstage(self.out)
-
-    def undo(self, host: HasCrossing, before: Nothing, context: UndoContext) -> None:
-        """Never called."""
-
-    def verify(self, host: HasCrossing, before: Nothing) -> Verdict:
-        """Gone."""
-        return Verdict.NOT_DONE if host.crossing.staged(self.out) else Verdict.DONE
 
 
 @register
@@ -222,6 +146,7 @@ class Cross:
     back_initrd: str
     back_cmdline: str
     carried: Store | None = None  # images that exist only as long as this kernel hands them over
+    descriptors: str = ""  # session of stored descriptors that come along
 
     def describe(self) -> str:
         """One clause."""
@@ -242,6 +167,12 @@ class Cross:
                 "The images would not reach the new kernel",
                 "the live update session that holds them ended with whoever had it open, or cannot be asked for",
                 "Nothing is lost: the workloads were never ended. Try again",
+            )
+        if self.descriptors and host.descriptors.held(self.descriptors) is not True:
+            raise KupgradeError(
+                "Stored descriptors would not reach the new kernel",
+                "the live update session that holds them ended with its holder, or cannot be asked for",
+                "Nothing is lost: the stores of this kernel have them. Try again",
             )
         host.crossing.cross()
 

@@ -8,6 +8,7 @@ from kupgrade.steps import (
     bootentry,
     checkpoint,
     crossing,
+    descriptors,
     filling,
     freeze,
     handover,
@@ -17,6 +18,7 @@ from kupgrade.steps import (
     instance,
     network,
     services,
+    staging,
     takeover,
 )
 from kupgrade.steps.base import kinds
@@ -27,6 +29,7 @@ _ALL = (
     bootentry,
     checkpoint,
     crossing,
+    descriptors,
     filling,
     freeze,
     handover,
@@ -36,6 +39,7 @@ _ALL = (
     instance,
     network,
     services,
+    staging,
     takeover,
 )
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from kupgrade.model.record import Outcome, RecordKind
+from kupgrade.model.record import Outcome, RecordKind, Verdict
+from kupgrade.steps.crossing import Cross
+from kupgrade.steps.descriptors import HoldDescriptors, ReturnDescriptors
 from tests.crash.matrix import KINDS
 from tests.crash.test_matrix import clean
 from tests.fakes.drive import play
 from tests.fakes.endings import Behaviour
 from tests.fakes.judge import Run
+from tests.fakes.stored import LABEL, LOST, RETURNED, Stored
+
+Patch = pytest.MonkeyPatch
 
 GOOD = Behaviour("in memory", store="luo")
 DROPS = Behaviour("the new kernel takes over nothing", store="luo", drops_memory=True)
+DIES = Behaviour("whoever holds stored descriptors ends", store="luo", descriptors_die=True)
+UNHEALTHY = Behaviour("in memory, not healthy", store="luo", probe_fails=True)
 # What an upgrade without further faults comes to. Cold: the units start anew, as the plan said.
 KEPT, COLD = 0, 2
 HOSTS = {
@@ -21,7 +30,7 @@ HOSTS = {
         Outcome.ROLLED_BACK,
         KEPT,
     ),
-    Behaviour("in memory, not healthy", store="luo", probe_fails=True): (Outcome.ROLLED_BACK, KEPT),
+    UNHEALTHY: (Outcome.ROLLED_BACK, KEPT),
     Behaviour("in memory, no kexec back", store="luo", probe_fails=True, back_kexec_fails=True): (
         Outcome.ROLLED_BACK,
         COLD,
@@ -33,6 +42,7 @@ HOSTS = {
         COLD,
     ),
     DROPS: (Outcome.ROLLED_BACK, COLD),
+    DIES: (Outcome.ROLLED_BACK, KEPT),
 }
 ids = [host.name for host in HOSTS]
 
@@ -91,3 +101,69 @@ def test_a_kernel_that_got_nothing_goes_back_and_says_why() -> None:
     assert failed == ["The images did not come through the crossing"]
     assert run.machine.release == run.machine.plan.old_release
     assert run.state is not None and "did not come through" in run.state.undo_reason
+
+
+def told_of_descriptors(run: Run) -> list[tuple[str, str]]:
+    """What the journal says became of the stored descriptor, with the kind of the step that says it."""
+    kinds = [spec.kind for spec in run.machine.plan.steps]
+    wanted = (RecordKind.DONE, RecordKind.UNDONE)
+    records = [r for r in run.log.records if r.kind in wanted and r.step is not None and LABEL in r.data]
+    return [(kinds[r.step or 0], str(r.data[LABEL])) for r in records if r.data[LABEL] in (RETURNED, LOST)]
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        (GOOD, [("return-descriptors", RETURNED)]),
+        (UNHEALTHY, [("hold-descriptors", RETURNED)]),
+        (Behaviour("it panics", store="luo", new_kernel="panics"), [("hold-descriptors", LOST)]),
+        (DROPS, [("hold-descriptors", LOST)]),
+        (DIES, []),
+    ],
+    ids=lambda value: value.name if isinstance(value, Behaviour) else "",
+)
+def test_stored_descriptors_come_back_or_are_told(host: Behaviour, told: list[tuple[str, str]]) -> None:
+    """In the new kernel, on the way back by kexec too; after a restart by name. Before the jump nobody loses any."""
+    run = play(host, {})
+    clean([run])
+    assert told_of_descriptors(run) == told
+    assert run.machine.stored.in_store is not any(word == LOST for _, word in told)
+
+
+def _jumps_unasked(patch: Patch) -> None:
+    patch.setattr(Cross, "do", lambda _self, host, _before: host.crossing.cross())
+
+
+def _held_for_ever(patch: Patch) -> None:
+    patch.setattr(HoldDescriptors, "undo", lambda *_: None)
+
+
+def _let_go_in_any_boot(patch: Patch) -> None:
+    patch.setattr(HoldDescriptors, "undo", lambda self, host, *_: host.descriptors.let_go(self.session))
+
+
+def _told_before_it_is_done(patch: Patch) -> None:
+    patch.setattr(ReturnDescriptors, "do", lambda self, host, _: dict.fromkeys(self.expected, RETURNED))
+    patch.setattr(ReturnDescriptors, "verify", lambda *_: Verdict.DONE)
+
+
+def _not_fetched_before_the_way_back(patch: Patch) -> None:
+    patch.setattr(Stored, "fetch", lambda _: None)
+
+
+BUGS: tuple[tuple[Callable[[Patch], None], Behaviour, str], ...] = (
+    (_jumps_unasked, DIES, "left stored descriptors behind"),
+    (_held_for_ever, UNHEALTHY, "left behind: the session"),
+    (_let_go_in_any_boot, UNHEALTHY, "let go of before anybody else had them"),
+    (_told_before_it_is_done, GOOD, "left behind: the session"),
+    (_not_fetched_before_the_way_back, UNHEALTHY, "left stored descriptors behind"),
+)
+
+
+@pytest.mark.parametrize(("plant", "host", "words"), BUGS, ids=[plant.__name__.strip("_") for plant, _, _ in BUGS])
+def test_a_planted_bug_is_caught(
+    plant: Callable[[Patch], None], host: Behaviour, words: str, monkeypatch: Patch
+) -> None:
+    """Each of these mistakes with stored descriptors violates what must hold, on a host where it matters."""
+    plant(monkeypatch)
+    assert any(words in problem for problem in play(host, {}).problems)

@@ -24,6 +24,7 @@ from kupgrade.model.record import Now, Record, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
+from tests.fakes import stored
 from tests.fakes.endings import (
     REBOOT_ASKED,
     Behaviour,
@@ -58,11 +59,13 @@ def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS, *, i
         needed_services=(),
         hooks=hooks,
         reboot_packages=REBOOT_ASKED,
+        descriptor_stores=(stored.STORE,),
     )
     policy = fake_facts.policy(
         workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
         stop_services=True,
         soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
+        preserve=(stored.POLICY,) if kind is StoreKind.LUO else (),  # what needs the same kernels
         engine=EngineOptions(memory=MemoryMode.IN_PLACE if in_place else MemoryMode.COPY),
     )
     target = fake_facts.target()
@@ -186,5 +189,6 @@ def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
     state = fold.fold(log.records)
     if machine.boot_id != machine.plan.boot_id and not state.committed:
         machine.handed.fetch()
+        machine.stored.fetch()
     if jump_cut_short(state):
         machine.host.crossing.thaw_filesystems()

@@ -57,6 +57,7 @@ class Behaviour:
     ticket_lost: bool = False
     store: str = "disk"
     drops_memory: bool = False  # the new kernel takes over no memory, whatever the old one hands it
+    descriptors_die: bool = False  # the process that holds stored descriptors ends before the jump
     hook_says: str = ""  # "POINT: no" or "POINT: not now"
     in_place: bool = False  # memory is filled while the workloads run
     unplaceable: str = ""  # a page of it cannot be placed: before, after the commit

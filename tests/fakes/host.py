@@ -201,6 +201,7 @@ class Host:
         self.crossing = Crossing(machine)
         self.health = Health(machine)
         self.after = After(machine)
+        self.descriptors = machine.stored
 
     def go_back(self) -> None:
         machine = self.machine

@@ -105,6 +105,7 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
     for what, value in left.items():
         if value:
             wrong(f"left behind: {what} ({value})")
+    run.problems += machine.stored.problems(run.log.records)
     if machine.panic != ADMIN_PANIC:
         wrong(f"kernel.panic is {machine.panic}, it was {ADMIN_PANIC}")
     run.problems += judge_hooks(

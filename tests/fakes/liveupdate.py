@@ -8,6 +8,7 @@ the device and of sessions are numbers of its own, from FIRST on. It does not fi
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -38,11 +39,12 @@ def _devices_of_tmpfs() -> set[int]:
 
 @dataclass
 class File:
-    """A preserved file: a descriptor in the kernel that has it, its bytes and offset on the way to the next one."""
+    """A preserved file: a descriptor in the kernel that has it; bytes, offset and seals on the way to the next one."""
 
     fd: int = -1
     content: bytes = b""
     offset: int = 0
+    seals: int = 0
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -57,13 +59,19 @@ class File:
     def packed(self) -> File:
         """As the next kernel finds it, in memory that is nobody's yet."""
         content = Path(f"/proc/self/fd/{self.fd}").read_bytes()
-        return File(-1, content, os.lseek(self.fd, 0, os.SEEK_CUR))
+        try:
+            seals = fcntl.fcntl(self.fd, fcntl.F_GET_SEALS)
+        except OSError:  # a file on a tmpfs that has a mount point
+            seals = fcntl.F_SEAL_SEAL
+        return File(-1, content, os.lseek(self.fd, 0, os.SEEK_CUR), seals)
 
     def unpack(self) -> None:
         if self.fd < 0:
             self.fd = os.memfd_create("luo_file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.write(self.fd, self.content)
             os.lseek(self.fd, self.offset, os.SEEK_SET)
+            if self.seals:
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, self.seals)
 
 
 @dataclass

@@ -7,6 +7,7 @@ only, so that it runs in a virtual host as well.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kupgrade.kernel.liveupdate import SESSION, Calls, Device, Session
 
 CONTENT = b"what the first kernel wrote\n" * 1000
 LARGEST = 2**64 - 1  # token
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass
@@ -332,6 +334,9 @@ def leave(rig: Rig) -> None:
     os.close(fd)
     with memfd(b"") as fd:
         rig.kept["kept"].preserve_fd(fd, 7)
+    with memfd(b"sealed") as fd:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        rig.kept["kept"].preserve_fd(fd, 8)
     for name in ("never", "unread", "closed", "moved"):
         with memfd(name.encode()) as fd:
             rig.kept[name].preserve_fd(fd, 1)
@@ -389,6 +394,15 @@ def _(rig: Rig) -> str:
     fd = rig.kept["kept"].retrieve_fd(7)
     try:
         return repr(content(fd))
+    finally:
+        os.close(fd)
+
+
+@case(SECOND, "the sealed file", "b'sealed' True")
+def _(rig: Rig) -> str:
+    fd = rig.kept["kept"].retrieve_fd(8)
+    try:
+        return f"{content(fd)!r} {fcntl.fcntl(fd, fcntl.F_GET_SEALS) == SEALS}"
     finally:
         os.close(fd)
 

@@ -33,6 +33,7 @@ from tests.fakes.endings import (
 )
 from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
+from tests.fakes.stored import Stored
 
 if TYPE_CHECKING:
     from tests.fakes.logs import MemoryLog
@@ -64,6 +65,7 @@ class Machine:
         self.initrds: dict[str, int] = {}
         self.files = {w.name: 10 for w in self.workloads}
         self.handed = HandedOver(self, used=self.plan.store == StoreKind.LUO.value)
+        self.stored = Stored(self, used=any(spec.kind == "hold-descriptors" for spec in self.plan.steps))
         self.filling = Filling(self)
         # In hardware.
         self.watchdog = False
@@ -141,6 +143,7 @@ class Machine:
     def reset(self, *, injected: bool = False) -> None:
         """Power cut, watchdog, panic or ordinary restart: firmware and boot loader choose."""
         self.handed.restarted()
+        self.stored.restarted()
         self.end_boot(injected=injected)
         self.watchdog = False
         release = self.plan.new_release if self.default() == NEW_ENTRY else self.plan.old_release
@@ -157,6 +160,7 @@ class Machine:
         if self.handed.used and self.images and not self.handed.preserved():
             self.violate("jumped and left the images behind")
         self.handed.jumped()
+        self.stored.jumped()
         self.end_boot(injected=False)
         line = CommandLine.parse(loaded.cmdline)
         new = loaded.kernel.endswith(self.plan.new_release)
@@ -213,7 +217,7 @@ class Machine:
             self.stored_default, self.store_made, tuple(sorted(self.images.items(), key=str)), self.sealed_in,
             self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.initrds)), self.watchdog, self.boot_id,
             self.deadman, self.panic, self.loaded, self.lock, tuple(sorted(self.active)), tuple(sorted(self.copies)),
-            self.filesystems_frozen,
+            self.filesystems_frozen, self.stored.image,
         )  # fmt: skip
 
     def restored_or_running(self) -> bool:

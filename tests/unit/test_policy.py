@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kupgrade.errors import BadInputError
+from kupgrade.model.descriptors import PreservePolicy, StoreLosses
 from kupgrade.model.policy import Concern, NetworkMode, OnUnknown, Policy, SpawnOptions, seconds
 from kupgrade.model.schedule import Automation, Day, Mode, Window
 from kupgrade.model.workload import Fate, ProbeKind, StoreKind
@@ -415,3 +416,29 @@ def test_what_leads_outwards_has_its_tables(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(BadInputError, match=f"line 2: {key} is not usable"):
             load(tmp_path)
+
+
+def test_what_is_preserved_merges_by_its_unit() -> None:
+    """A later file changes the table of the same unit and adds its own."""
+    low = parse(Path("10.toml"), b'[[preserve]]\nunit = "a.service"\n[[preserve]]\nunit = "b.service"\n')
+    high = parse(Path("20.toml"), b'[[preserve]]\nunit = "a.service"\nlosses = "refuse"\n')
+    assert merge((low, high)).preserve == (
+        PreservePolicy("a.service", StoreLosses.REFUSE),
+        PreservePolicy("b.service", StoreLosses.TELL),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[preserve]]\nlosses = 'tell'", "preserve number 1 has no unit"),
+        ("[[preserve]]\nunit = 'demo'", "line 2: preserve.demo.unit"),
+        ("[[preserve]]\nunit = 'a.service'\nlosses = 'no'", "line 3: preserve.a.service.losses"),
+        ("[[preserve]]\nunit = 'a.service'\n[[preserve]]\nunit = 'a.service'", "used twice"),
+        ("[preserve]\nunit = 'a.service'", "Write each below its own [[preserve]]"),
+        ("[[preserve]]\nunit = 'a.service'\nname = 'x'", "no such key"),
+    ],
+)
+def test_a_wrong_table_of_what_is_preserved_is_named(text: str, told: str) -> None:
+    """With line and key."""
+    assert told in refusal(text)

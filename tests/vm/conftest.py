@@ -9,7 +9,8 @@ import pytest
 from kupgrade.rehearsal import virtual_host
 from tests.vm.hosts import NEWER, Guest, say, skipped_without, started, with_module
 
-COMPILED = ("test_images_in_memory.py", "test_liveupdate.py")  # they need kernels that are built meanwhile
+# They need kernels that are built meanwhile.
+COMPILED = ("test_images_in_memory.py", "test_liveupdate.py", "test_preserved_descriptors.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

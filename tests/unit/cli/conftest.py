@@ -34,6 +34,7 @@ def facts(**changes: Any) -> Any:
         "unknown": {"watchdog": "no such device"},
         "hooks": (),
         "errata": (),
+        "descriptor_stores": (),
     }
     return SimpleNamespace(**{**values, **changes})
 
