@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kupgrade.cli.auto import SETTLED
 from kupgrade.cli.auto_modes import _CODES
 from kupgrade.cli.main import VERBS
 from kupgrade.errors import ExitCode
@@ -39,6 +40,12 @@ def test_no_window_is_missed() -> None:
     every = timer["OnCalendar"].removeprefix("*:0/")
     gap = int(every) * 60 + seconds(timer["RandomizedDelaySec"]) + seconds(timer["AccuracySec"])
     assert gap < SHORTEST and timer["Persistent"] == "yes"
+
+
+def test_what_was_noted_just_now_is_looked_at_again_when_it_has_settled() -> None:
+    """Not only when the clock's next look comes: that may be twice as far away."""
+    again = seconds(unit("timer")["Timer"]["OnUnitInactiveSec"])
+    assert SETTLED <= again <= SETTLED + 60
 
 
 def test_waiting_is_no_failure_of_the_service() -> None:
