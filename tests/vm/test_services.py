@@ -111,7 +111,8 @@ def test_three_services_are_kept_with_their_sandboxes_under_load(services: Guest
     speakers: list[Speaker] = [
         *(Redis(services.network.connect(6379, 30.0), f"redis{n}") for n in range(2)),
         *(Postgres(services.network.connect(5432, 30.0), f"postgres{n}") for n in range(2)),
-        *(Web(services.network.connect(80, 30.0), f"web{n}") for n in range(2)),
+        # nginx ends a connection after 1000 requests (keepalive_requests).
+        *(Web(services.network.connect(80, 30.0), f"web{n}", interval=0.4) for n in range(2)),
     ]
     download = Download(services.network.connect(80, 30.0), rate=1 << 16)
     for speaker in (*speakers, download):
