@@ -66,9 +66,14 @@ def _device(value: Any) -> int:
 
 
 def kind_of(stored: Stored) -> str:
-    """What it is: memfd, socket, pipe, eventfd, ..., or file. Only memory of the kernel's own tmpfs counts as memfd."""
+    """What it is: memfd, socket, pipe, eventfd, ..., or file. Whatever lies in the kernel's own tmpfs is a memfd.
+
+    Not its name tells that: a memfd that came from another kernel has none any more.
+    """
+    if stored.device == _memory():
+        return MEMORY
     if stored.path.startswith("/memfd:"):
-        return MEMORY if stored.device == _memory() else "hugetlb memfd"
+        return "hugetlb memfd"
     if match := _OTHER.fullmatch(stored.path):
         return match[1] or match[2]
     return "file" if stored.path.startswith("/") else "descriptor of unknown kind"

@@ -26,7 +26,7 @@ _PATIENCE = 30.0  # seconds for systemd to come up
 
 def from_manager(unit: str, stored: Sequence[Stored], root: Path) -> list[Taken]:
     """Duplicates of stored descriptors out of PID 1, pidfd_getfd(2). Raises KupgradeError when one is not there."""
-    own = {(fd.device, fd.inode): fd for fd in process.fds(_MANAGER, root) if fd.kind is process.FdKind.MEMFD}
+    own = {(fd.device, fd.inode): fd for fd in process.fds(_MANAGER, root)}
     libc = Libc()
     found: list[Taken] = []
     pidfd = libc.pidfd_open(_MANAGER)

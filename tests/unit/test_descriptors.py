@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -54,8 +54,15 @@ def taken() -> list[Taken]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    made = Places(tmp_path)
+def short() -> Iterator[Path]:
+    """A directory whose name leaves room for that of a socket."""
+    with TemporaryDirectory() as top:
+        yield Path(top)
+
+
+@pytest.fixture
+def places(short: Path) -> Places:
+    made = Places(short)
     made.run.mkdir(parents=True)
     return made
 
@@ -284,10 +291,13 @@ def test_a_holder_goes_on_without_whoever_started_it(
     def killed(root: Path, name: str, work: Callable[[int], int]) -> bytes:
         children.append(os.fork())
         if children[-1] == 0:
-            reader, writer = os.pipe()
-            os.close(reader)
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-            os._exit(work(writer))
+            status = 1
+            try:
+                reader, writer = os.pipe()
+                os.close(reader)
+                status = work(writer)
+            finally:
+                os._exit(status)
         return b""
 
     monkeypatch.setattr(descriptor_holder.detached, "start", killed)
@@ -376,10 +386,10 @@ class Socket:
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_descriptors_are_sent_one_by_one_and_waited_for(
-    deaf: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deaf: bool, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With their names; a manager that does not come to the end of them in time is an error."""
-    path = tmp_path / "notify"
+    path = short / "notify"
     there = Socket(path, deaf=deaf)
     monkeypatch.setenv("NOTIFY_SOCKET", str(path))
     fd = memfd(b"x")

@@ -53,7 +53,6 @@ def test_a_list_of_another_form_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/memfd:cache (deleted)", "memfd"),
         ("socket:[4711]", "socket"),
         ("pipe:[4711]", "pipe"),
         ("anon_inode:[eventfd]", "eventfd"),
@@ -66,11 +65,17 @@ def test_a_list_of_another_form_is_refused(text: str) -> None:
     ],
 )
 def test_the_kind_is_told_by_what_it_refers_to(path: str, kind: str) -> None:
-    """Only memory of the kernel's own tmpfs can be handed over."""
+    """What is no memory of the kernel's own tmpfs, for whoever reads of the loss."""
+    assert kind_of(Stored("x", path, os.makedev(0, 0xFFFF), 1)) == kind
+
+
+@pytest.mark.parametrize("path", ["/memfd:cache (deleted)", "/ (deleted)"])
+def test_memory_is_told_by_where_it_lies(path: str) -> None:
+    """A memfd that a kernel took over from another one has no name any more, and is one all the same."""
     fd = os.memfd_create("where")
     device = os.fstat(fd).st_dev
     os.close(fd)
-    assert kind_of(Stored("x", path, device, 1)) == kind
+    assert kind_of(Stored("x", path, device, 1)) == "memfd"
 
 
 def test_memory_in_huge_pages_is_of_another_kind() -> None:
