@@ -104,13 +104,6 @@ class RealHost:
 
         return RealHooks(self.plan)
 
-    def fetch_descriptors(self) -> None:
-        """Stored descriptors that another kernel left are held in this one, so that every kexec takes them along."""
-        session = next((str(s.params["descriptors"]) for s in self.plan.steps if s.params.get("descriptors")), "")
-        if session:
-            with contextlib.suppress(KupgradeError):  # it is tried again, and told, when they are given back
-                self.descriptors.fetch(session)
-
     def go_back(self) -> None:
         """From the new kernel to the old release, by kexec, else by an ordinary restart."""
         self._jump_back(self.plan)
@@ -123,7 +116,7 @@ class RealHost:
         cross = next((spec.params for spec in plan.steps if spec.kind == "cross"), None)
         if cross is None:
             raise NeedsHumanError("The plan has no crossing to go back over", "it was written by another release")
-        self.fetch_descriptors()
+        fetch_descriptors(self, plan)
         self.crossing.jump(cross["back_kernel"], cross["back_initrd"], cross["back_cmdline"])
 
 
@@ -218,7 +211,7 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None],
         keep_pids_free(plan.workload_pids, root)
     elif not state.crossed:
         learn_ahead()
-    _fetch_carried(host, state)
+    _fetch_carried(host, state, places.root)
     if jump_cut_short(state):
         # A worker killed between the freeze of the file systems and the jump: nothing can be recorded before the thaw.
         if step_index(state, HAND_OVER) is not None and not state.crossed:
@@ -243,15 +236,23 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None],
     return advance(loop, state)
 
 
-def _fetch_carried(host: RealHost, state: State) -> None:
+def _fetch_carried(host: RealHost, state: State, root: Path) -> None:
     """What an earlier kernel had to hand over: fetched before anything is decided that depends on it."""
-    if state.committed or proc.boot_id(host.places.root) == state.plan.boot_id:
+    if state.committed or proc.boot_id(root) == state.plan.boot_id:
         return
     carried = carried_images(state.plan)
     if carried is not None:
         with contextlib.suppress(KupgradeError):  # what it means that they are not there is decided by the journal
             host.images.prepare(carried)
-    host.fetch_descriptors()
+    fetch_descriptors(host, state.plan)
+
+
+def fetch_descriptors(host: RealHost, plan: Plan) -> None:
+    """Stored descriptors that another kernel left are held in this one, so that every kexec takes them along."""
+    session = next((str(s.params["descriptors"]) for s in plan.steps if s.params.get("descriptors")), "")
+    if session:
+        with contextlib.suppress(KupgradeError):  # it is tried again, and told, when they are given back
+            host.descriptors.fetch(session)
 
 
 def learn_ahead() -> None:
