@@ -147,6 +147,39 @@ def test_three_services_are_kept_with_their_sandboxes_under_load(services: Guest
     assert download.digest == digest
 
 
+def test_three_services_come_back_to_the_old_kernel_with_their_sandboxes(services: Guest) -> None:
+    """A program of the operator's says no when all are restored under the new kernel: nothing is lost on the way back."""
+    link = services.link
+    link.write("/etc/kupgrade/policy.d/60-services.toml", POLICY.encode())
+    link.write("/etc/kupgrade/hooks/pre-resume.d/10-no", b"#!/bin/sh\necho not this one\nexit 1\n", 0o755)
+    inside.shell(link, SETUP, 300.0)
+    before, release = look(link), link.boots[-1].release
+    speakers: list[Speaker] = [
+        Redis(services.network.connect(6379, 30.0), "redis0"),
+        Postgres(services.network.connect(5432, 30.0), "postgres0"),
+        Web(services.network.connect(80, 30.0), "web0", interval=0.5),
+    ]
+    for speaker in speakers:
+        speaker.start()
+    done = link.run(["kupgrade", "apply", "--yes", "--no-wait", "--kernel", services.release], timeout=300.0)
+    assert done.status == ExitCode.DONE, done.stdout + done.stderr
+    link.wait_boot(600.0, after=1)
+    link.wait_boot(600.0, after=2)
+    with evidence(link):
+        inside.shell(link, ENDED, 700.0)
+        status = json.loads(link.run(["kupgrade", "status", "--json"]).stdout.strip().splitlines()[-1])
+        assert (status["running_release"], status["last"]["outcome"]) == (release, "rolled-back"), status
+        assert "not this one" in status["last"]["reason"]
+    for speaker in speakers:
+        speaker.stop()
+        told = (speaker.name, speaker.acknowledged, round(speaker.longest_gap, 1), speaker.problems)
+        print(told)
+        assert (speaker.resets, speaker.problems) == (0, []), told
+    assert look(link) == before
+    assert inside.leftovers(link) == ()
+    check_records(services, speakers)
+
+
 def check_records(guest: Guest, speakers: Sequence[Speaker]) -> None:
     """Over new connections, everything that was acknowledged."""
     redis = Redis(guest.network.connect(6379, 30.0), "reader")
