@@ -148,7 +148,7 @@ def test_three_services_are_kept_with_their_sandboxes_under_load(services: Guest
 
 
 def test_three_services_come_back_to_the_old_kernel_with_their_sandboxes(services: Guest) -> None:
-    """A program of the operator's says no when all are restored under the new kernel: nothing is lost on the way back."""
+    """The operator says no when all are restored under the new kernel: nothing is lost on the way back."""
     link = services.link
     link.write("/etc/kupgrade/policy.d/60-services.toml", POLICY.encode())
     link.write("/etc/kupgrade/hooks/pre-resume.d/10-no", b"#!/bin/sh\necho not this one\nexit 1\n", 0o755)
