@@ -185,6 +185,11 @@ def carried_images(plan: Plan) -> Store | None:
     return None if found is None else decode(Store, found, "cross.carried")
 
 
+def carried_descriptors(plan: Plan) -> str:
+    """The session of stored descriptors that pass from kernel to kernel; empty for none."""
+    return next((str(spec.params.get("descriptors", "")) for spec in plan.steps if spec.kind == CROSS), "")
+
+
 def _pids_free(state: State, places: Places) -> bool | None:
     """Whether every PID is unused, or used by the workload itself (restored already, not yet recorded)."""
     for pid in pids_in(image_store(state.plan)) or state.plan.workload_pids:
@@ -238,9 +243,9 @@ def run(journal: Journal, *, root: Path, watch: Callable[[Record, State], None],
 
 def _fetch_carried(host: RealHost, state: State, root: Path) -> None:
     """What an earlier kernel had to hand over: fetched before anything is decided that depends on it."""
-    if state.committed or proc.boot_id(root) == state.plan.boot_id:
+    carried, stored = carried_images(state.plan), carried_descriptors(state.plan)
+    if not (carried or stored) or state.committed or proc.boot_id(root) == state.plan.boot_id:
         return
-    carried = carried_images(state.plan)
     if carried is not None:
         with contextlib.suppress(KupgradeError):  # what it means that they are not there is decided by the journal
             host.images.prepare(carried)
@@ -249,8 +254,7 @@ def _fetch_carried(host: RealHost, state: State, root: Path) -> None:
 
 def fetch_descriptors(host: RealHost, plan: Plan) -> None:
     """Stored descriptors that another kernel left are held in this one, so that every kexec takes them along."""
-    session = next((str(s.params["descriptors"]) for s in plan.steps if s.params.get("descriptors")), "")
-    if session:
+    if session := carried_descriptors(plan):
         with contextlib.suppress(KupgradeError):  # it is tried again, and told, when they are given back
             host.descriptors.fetch(session)
 
@@ -280,7 +284,7 @@ def keep_pids_free(pids: Collection[int], root: Path) -> None:
 
 
 def remount_root() -> None:
-    """mount -o remount,rw /."""
+    """Make the root file system writable."""
     command.run(["mount", "-o", "remount,rw", "/"])
 
 

@@ -10,7 +10,6 @@ from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
 from tests.fakes.logs import check_commit
 from tests.fakes.machine import Machine
-from tests.fakes.stored import Stored
 from tests.fakes.two_kernels_parts import Disk, RunDirectory, RunFile
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ class Kernel:
         self.sealed_in: str | None = None
         self.lock = "both" if box.disk.lock_file and ticket is None else ""
         self.copies: dict[str, Copy] = {}
-        self.stored = Stored(self, used=False)  # type: ignore[arg-type]  # they do not pass to a kernel beside this one
         self.pending: set[str] = set()
         self.stale_units: set[str] = set()
         self.active: set[str] = set()
