@@ -9,13 +9,13 @@ from pathlib import Path
 
 from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import journal_streams
+from kupgrade.host import journal_streams, stopping
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
-from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
+from kupgrade.model.facts import Descriptor, ProcessFacts, StopFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
-from kupgrade.model.workload import Carried, Workload
+from kupgrade.model.workload import Carried, Fate, Workload
 from kupgrade.probe_sandbox import Around, left_behind
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
@@ -30,6 +30,8 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
 
     A server may have a process for each connection: when one ends meanwhile all is looked at again.
     """
+    if entry.fate is Fate.STOP:
+        return _observe_stop(entry)
     for _ in range(_LOOKS - 1):
         try:
             return _observe(entry, policy, systemd, root)
@@ -37,6 +39,14 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
             if error.errno not in proc.GONE:
                 raise
     return _observe(entry, policy, systemd, root)
+
+
+def _observe_stop(entry: WorkloadPolicy) -> WorkloadFacts:
+    """Nothing of what it is made of matters: only whether it can be stopped, and what goes with it."""
+    own, *others = stopping.with_company([entry.unit])
+    absent = "" if own.up else f"{entry.unit} is {own.active}"
+    facts = StopFacts(own.up, own.why_not, tuple(each.name for each in others if each.up))
+    return WorkloadFacts(entry.name, entry.unit, None, absent, stop=facts)
 
 
 @dataclass(frozen=True, slots=True)

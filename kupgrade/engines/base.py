@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kupgrade.core.hooks import hooks_at, timeout_at
 from kupgrade.core.memory_mode import in_place
+from kupgrade.core.stops import stop_orders
 from kupgrade.model.facts import Facts
 from kupgrade.model.hook import IN_NEW_KERNEL, HookPoint
 from kupgrade.model.ids import UpgradeId
@@ -19,6 +20,7 @@ from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood
 from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
+from kupgrade.steps.stopping import StartUnits, StopUnits
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
@@ -60,6 +62,18 @@ class Engine(Protocol):
 def filled(order: Order) -> tuple[StepSpec, ...]:
     """The wait for memory in place: images are needed, and nothing is good, before it ends; empty for copied memory."""
     return (spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()
+
+
+def stopped_units(order: Order) -> tuple[StepSpec, ...]:
+    """Units of fate stop: stopped, and started by nobody until `started_units`; empty when there are none."""
+    found = stop_orders(order.policy)
+    return (spec(StopUnits(found, str(order.upgrade))),) if found else ()
+
+
+def started_units(order: Order) -> tuple[StepSpec, ...]:
+    """The same are let go; empty when there are none."""
+    found = stop_orders(order.policy)
+    return (spec(StartUnits(found)),) if found else ()
 
 
 def made_good(order: Order) -> tuple[StepSpec, ...]:

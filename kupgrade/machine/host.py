@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kupgrade.machine.descriptors import RealDescriptors
     from kupgrade.machine.handover import RealHandover
     from kupgrade.machine.hooks import RealHooks
+    from kupgrade.machine.stopping import RealStopping
     from kupgrade.machine.takeover import RealTakeover
 
 registry.load_all()
@@ -96,6 +97,13 @@ class RealHost:
         from kupgrade.machine.descriptors import RealDescriptors
 
         return RealDescriptors(self.places, self.checkpoints.systemd, Stores(self.places.root))
+
+    @functools.cached_property
+    def stopping(self) -> RealStopping:
+        """Units that stand still."""
+        from kupgrade.machine.stopping import RealStopping
+
+        return RealStopping(self.checkpoints.systemd)
 
     @functools.cached_property
     def hooks(self) -> RealHooks:

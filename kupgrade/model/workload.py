@@ -10,7 +10,8 @@ class Fate(enum.Enum):
     """What happens to a workload."""
 
     KEEP = "keep"  # checkpointed and restored; an obstacle is a refusal
-    RESTART = "restart"  # stopped cleanly before the crossing, started by the new boot
+    RESTART = "restart"  # stopped with all that is not kept; whether it starts again is up to the next boot
+    STOP = "stop"  # stopped first of all, in its time; started again by kupgrade when the kept ones serve
     REFUSE = "refuse"  # its presence forbids the upgrade
 
 
@@ -70,6 +71,14 @@ class Workload:
     user_namespace: bool = False
     shared_memory: bool = False
     carried: tuple[Carried, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrder:
+    """A unit that stands still over the crossing, and the seconds in which it has to have stopped."""
+
+    unit: str
+    timeout: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from kupgrade.steps import (
     network,
     services,
     staging,
+    stopping,
     takeover,
 )
 from kupgrade.steps.base import kinds
@@ -40,6 +41,7 @@ _ALL = (
     network,
     services,
     staging,
+    stopping,
     takeover,
 )
 

@@ -24,7 +24,7 @@ from kupgrade.model.record import Now, Record, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
-from tests.fakes import stored
+from tests.fakes import stopping, stored
 from tests.fakes.endings import (
     REBOOT_ASKED,
     Behaviour,
@@ -35,7 +35,7 @@ from tests.fakes.endings import (
     Restarted,
 )
 from tests.fakes.hooks import HOOKS
-from tests.fakes.judge import BY_HAND, ENABLED, Run, judge
+from tests.fakes.judge import Run, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
 
@@ -51,18 +51,18 @@ WORKLOADS = (WEB, JOBS)
 
 @functools.cache
 def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS, *, in_place: bool = False) -> Plan:
-    """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
+    """The plan of the kexec engine for two workloads, one of them probed; two services end, two more are stopped."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen,
-        active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit),
+        workloads=(*seen, *stopping.FACTS),
+        active_services=(*stopping.SERVICES, WEB.unit, JOBS.unit),
         needed_services=(),
         hooks=hooks,
         reboot_packages=REBOOT_ASKED,
         descriptor_stores=(stored.STORE,),
     )
     policy = fake_facts.policy(
-        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
+        workloads=(*(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), *stopping.POLICIES),
         stop_services=True,
         soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
         preserve=(stored.POLICY,) if kind is StoreKind.LUO else (),  # what needs the same kernels
@@ -139,7 +139,7 @@ def begin(
     """A host on which the upgrade has been recorded and nothing else has happened."""
     kind = StoreKind(behaviour.store)
     in_place = behaviour.in_place
-    machine = Machine(plan(kind, in_place=in_place), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
+    machine = Machine(plan(kind, in_place=in_place), WORKLOADS, stopping.SERVICES, behaviour, faults)
     log = make_log(machine)
     log.begin(planned(kind, in_place=in_place))
     machine.log = log

@@ -12,6 +12,7 @@ from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, Crossed, Loaded, Restarted
 from tests.fakes.hooks import Hooks, Outside
 from tests.fakes.machine import Machine
 from tests.fakes.ports import Checkpoints, Freezer, Images, Network, Port
+from tests.fakes.stopping import Stopping
 from tests.fakes.stored import Stored
 
 
@@ -202,6 +203,7 @@ class Host:
         self.crossing = Crossing(machine)
         self.health = Health(machine)
         self.after = After(machine)
+        self.stopping = Stopping(machine)
 
     @property
     def descriptors(self) -> Stored:

@@ -12,8 +12,7 @@ from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, REBOOT_ASKED
 from tests.fakes.hooks import judge_hooks
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
-
-ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by hand, no boot starts it
+from tests.fakes.stopping import BY_HAND, ENABLED, STOPPED, judge_stopped
 
 
 @dataclass
@@ -106,6 +105,7 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
         if value:
             wrong(f"left behind: {what} ({value})")
     run.problems += machine.stored.problems(run.log.records)
+    run.problems += judge_stopped(machine)
     if machine.panic != ADMIN_PANIC:
         wrong(f"kernel.panic is {machine.panic}, it was {ADMIN_PANIC}")
     run.problems += judge_hooks(
@@ -143,7 +143,7 @@ def _judge_rollback(run: Run) -> None:
     if machine.boots == 1 and machine.reboot_packages != REBOOT_ASKED:
         run.problems.append(f"rolled back, but a restart is asked for by {machine.reboot_packages}")
     wanted = {ENABLED, BY_HAND} if machine.boots == 1 else {ENABLED}
-    if machine.active != wanted:
+    if machine.active - STOPPED != wanted:
         run.problems.append(f"services run: {sorted(machine.active)}, expected {sorted(wanted)}")
 
 

@@ -33,6 +33,7 @@ from tests.fakes.endings import (
 )
 from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
+from tests.fakes.stopping import started_by_boot
 from tests.fakes.stored import Stored
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Machine:
 
     plan: Plan
     workloads: tuple[Workload, ...]
-    services: tuple[str, ...]  # active before; all but the last are enabled
+    services: tuple[str, ...]  # active before
     behaviour: Behaviour = field(default_factory=Behaviour)
     faults: Mapping[int, str] = field(default_factory=dict)
     log: MemoryLog | None = None
@@ -62,6 +63,8 @@ class Machine:
         self.sealed_in: str | None = None  # the boot in which the complete mark was written
         self.lock_file = False
         self.holds: set[str] = set()
+        self.down: set[str] = set()  # units that nobody can start
+        self.started_in = ""  # the boot in which they were started again
         self.initrds: dict[str, int] = {}
         self.files = {w.name: 10 for w in self.workloads}
         self.handed = HandedOver(self, used=self.plan.store == StoreKind.LUO.value)
@@ -98,7 +101,7 @@ class Machine:
         self.loaded: Loaded | None = None
         self.lock = "both" if self.lock_file else ""
         self.mounted = False
-        self.active = set(self.services[:-1])
+        self.active = started_by_boot(self.services, self.down)
         self.copies: dict[str, Copy] = {}
         self.filling.booted()
         self.pending: set[str] = set()
@@ -215,7 +218,8 @@ class Machine:
         """All that an action could change, without what workloads do by themselves."""
         return (
             self.stored_default, self.store_made, tuple(sorted(self.images.items(), key=str)), self.sealed_in,
-            self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.initrds)), self.watchdog, self.boot_id,
+            self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.down)), tuple(sorted(self.initrds)),
+            self.watchdog, self.boot_id,
             self.deadman, self.panic, self.loaded, self.lock, tuple(sorted(self.active)), tuple(sorted(self.copies)),
             self.filesystems_frozen, self.stored.image,
         )  # fmt: skip

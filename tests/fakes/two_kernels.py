@@ -19,6 +19,7 @@ from kupgrade.model.record import Record, RecordKind
 from kupgrade.model.workload import Workload
 from tests.fakes.endings import NEW_ENTRY, Copy, EndError
 from tests.fakes.hooks import Outside
+from tests.fakes.stopping import started_by_boot
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_parts import Disk, NewServes, Process, SpawnBehaviour, Stuck
 
@@ -108,7 +109,7 @@ class Box:
         self.old = self.current = Kernel(
             self, f"boot-{self.boots}", release or self.plan.old_release, None, self.behaviour.admin_panic
         )
-        self.old.active = set(self.services[:-1])
+        self.old.active = started_by_boot(self.services, self.disk.down)
         self.drivers = {"disk": self.old, "net": self.old}
         self.beside = None
         for workload in self.workloads:

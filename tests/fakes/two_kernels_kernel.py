@@ -37,6 +37,7 @@ class Kernel:
         self.pending: set[str] = set()
         self.stale_units: set[str] = set()
         self.active: set[str] = set()
+        self.started_in = ""
         self.probed: set[str] = set()
         self.probing = ""
         self.pids_free = True
@@ -87,6 +88,10 @@ class Kernel:
     @property
     def holds(self) -> set[str]:
         return self.disk.holds
+
+    @property
+    def down(self) -> set[str]:
+        return self.disk.down
 
     @property
     def initrds(self) -> dict[str, int]:

@@ -114,9 +114,15 @@ def test_every_key_is_read() -> None:
         name = "batch"
         cgroup = "/batch"
         fate = "restart"
+        [[workload]]
+        name = "agent"
+        unit = "agent.service"
+        fate = "stop"
+        stop_timeout = "2min"
         """
     )
-    demo, batch = policy.workloads
+    demo, batch, agent = policy.workloads
+    assert (agent.fate, agent.stop_timeout, demo.stop_timeout) == (Fate.STOP, 120, 90)
     assert policy.engine.kexec.stores == (StoreKind.DISK,) and policy.engine.kexec.network is NetworkMode.WAIT
     assert (demo.probe.kind, demo.probe.port, demo.probe.path, demo.probe.timeout) == (
         ProbeKind.HTTP,
@@ -295,6 +301,9 @@ def test_another_way_to_find_a_workload_replaces_the_first() -> None:
             ["line 6"],
         ),
         ("[[workload]]\nname='a'\nunit='a.service'\nprobe = 'tcp'", ["[workload.probe]"]),
+        ("[[workload]]\nname='a'\ncgroup='/a'\nfate='stop'", ["workload.a.fate", "only a unit"]),
+        ("[[workload]]\nname='a'\nunit='a.service'\nfate='halt'", ['"keep", "restart", "stop", "refuse"']),
+        ("[[workload]]\nname='a'\nunit='a.service'\nstop_timeout=0", ["workload.a.stop_timeout", "positive"]),
         ("soak = -1", ["line 1", "soak", "positive"]),
         ("soak = true", ["soak", "time span"]),
         ("respect_inhibitors = 'no'", ["respect_inhibitors", "true or false"]),

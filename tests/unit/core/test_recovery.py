@@ -178,14 +178,14 @@ ROWS: dict[str, tuple[list[Event], Now, Action, str]] = {
     ),
     "cold on the old release: its default stays": (
         [
-            *COMMITTED, *done("release-units", NEW_BOOT, since="disarm"),
+            *COMMITTED, *done("start-units", NEW_BOOT, since="disarm"),
             (RecordKind.COLD, None, THIRD_BOOT, {"release": OLD}),
         ],
         Now(THIRD_BOOT, OLD, None), Action.RUN, "wipe-images",
     ),
     "cold on the new release: it becomes the default": (
         [
-            *COMMITTED, *done("release-units", NEW_BOOT, since="disarm"),
+            *COMMITTED, *done("start-units", NEW_BOOT, since="disarm"),
             (RecordKind.COLD, None, THIRD_BOOT, {"release": NEW}),
         ],
         Now(THIRD_BOOT, NEW, None), Action.RUN, "mark-good",
