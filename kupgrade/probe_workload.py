@@ -11,9 +11,9 @@ from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import journal_streams, stopping
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_diag, sockets
+from kupgrade.kernel import blockfs, cgroup, cgroup_tree, namespaces, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
-from kupgrade.model.facts import Descriptor, ProcessFacts, StopFacts, WorkloadFacts
+from kupgrade.model.facts import CgroupFacts, Descriptor, ProcessFacts, StopFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Carried, Fate, Workload
 from kupgrade.probe_sandbox import Around, left_behind
@@ -154,7 +154,16 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         own_clock="time" in around.own,
         sandbox=sandbox,
         after=around.unit.after if around.unit else (),
+        cgroups=_cgroups(path, members, root),
     )
+
+
+def _cgroups(path: str, members: Iterable[proc.Process], root: Path) -> tuple[CgroupFacts, ...]:
+    """Those below the workload's own, and those elsewhere in which one of its processes is."""
+    below = {each.pid for each in proc.in_cgroup(members, path)}
+    elsewhere = [CgroupFacts(each.cgroup, (each.pid,)) for each in members if each.pid not in below]
+    found = cgroup_tree.uses(path, root) if path != "/" and cgroup.exists(path, root) else ()
+    return (*(CgroupFacts(use.path, use.pids, use.controllers, use.kind, use.frozen) for use in found), *elsewhere)
 
 
 def _place(entry: WorkloadPolicy, systemd: Systemd, root: Path) -> tuple[int, str, str] | str:

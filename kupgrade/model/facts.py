@@ -70,6 +70,20 @@ class ProcessFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CgroupFacts:
+    """A cgroup of a workload's processes below its own; with a path from / on: one elsewhere.
+
+    `controllers`: applied to it by the one above; `kind`: cgroup.type; `frozen`: somebody has frozen it.
+    """
+
+    path: str
+    pids: tuple[int, ...] = ()
+    controllers: tuple[str, ...] = ()
+    kind: str = "domain"
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxFacts:
     """What a unit makes for its service that another process tree has not (systemd.exec(5))."""
 
@@ -114,6 +128,7 @@ class WorkloadFacts:
     own_clock: bool = False  # has a time namespace, so CLOCK_MONOTONIC can go on
     sandbox: SandboxFacts = SandboxFacts()
     after: tuple[str, ...] = ()  # units that its own names in After=
+    cgroups: tuple[CgroupFacts, ...] = ()
     stop: StopFacts | None = None
 
 
