@@ -138,6 +138,7 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         shared_memory="ipc" not in around.own
         and any(m.path.startswith("/SYSV") for each in maps.values() for m in each),
         carried=carried,
+        watchdog=around.unit.watchdog if around.unit else 0.0,
     )
     established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
     return WorkloadFacts(

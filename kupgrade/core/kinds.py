@@ -25,6 +25,7 @@ REPEATED = frozenset(
         "disarm",
         "unlock-network",
         "release-units",
+        "resume-watchdogs",
         "start-units",
         "wipe-images",
         "unstage-initrd",

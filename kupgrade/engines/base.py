@@ -21,6 +21,7 @@ from kupgrade.steps.bootentry import MarkGood
 from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
 from kupgrade.steps.stopping import StartUnits, StopUnits
+from kupgrade.steps.watchdogs import PauseWatchdogs, ResumeWatchdogs
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
@@ -62,6 +63,22 @@ class Engine(Protocol):
 def filled(order: Order) -> tuple[StepSpec, ...]:
     """The wait for memory in place: images are needed, and nothing is good, before it ends; empty for copied memory."""
     return (spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()
+
+
+def paused_watchdogs(order: Order) -> tuple[StepSpec, ...]:
+    """Before the units are held, for undone after it; empty when none has a watchdog."""
+    found = _watched(order)
+    return (spec(PauseWatchdogs(found)),) if found else ()
+
+
+def resumed_watchdogs(order: Order) -> tuple[StepSpec, ...]:
+    """The same after the commit."""
+    found = _watched(order)
+    return (spec(ResumeWatchdogs(found)),) if found else ()
+
+
+def _watched(order: Order) -> tuple[Workload, ...]:
+    return tuple(each for each in with_unit(order) if each.watchdog)
 
 
 def stopped_units(order: Order) -> tuple[StepSpec, ...]:

@@ -7,6 +7,8 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   hold-descriptors          after the services whose stores they are in have been stopped: nothing changes them any more
   call-hooks                gate: first of all, and again before the gate; pre-dump: before memory is copied; post-dump,
                             pre-restore, pre-resume: around dump and restore, in the blackout
+  pause-watchdogs           before the freeze: systemd would kill who says nothing; before hold-units: its undo needs a
+                            unit that has its own configuration back
   hold-units                from now on no boot starts a kept unit a second time
   arm-watchdog              a new kernel that hangs before user space ends in a reset
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
@@ -39,6 +41,8 @@ from kupgrade.engines.base import (
     hooks_after_commit,
     hooks_before_commit,
     made_good,
+    paused_watchdogs,
+    resumed_watchdogs,
     started_units,
     stopped_units,
     with_unit,
@@ -125,6 +129,7 @@ class KexecEngine:
         units = with_unit(order)
         carried = order.store if order.store.kind is StoreKind.LUO else None
         return (
+            *paused_watchdogs(order),
             *((spec(HoldUnits(units, str(order.upgrade), deadline)),) if units else ()),
             spec(ArmWatchdog(deadline)),
             spec(LockNetwork(order.workloads, order.store)),
@@ -177,6 +182,7 @@ class KexecEngine:
             *((spec(ReleaseUnits(units)),) if units else ()),
             *returned(order),
             *filled(order),
+            *resumed_watchdogs(order),
             *started_units(order),
             *soon,
             spec(WipeImages(order.store)),

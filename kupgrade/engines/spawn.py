@@ -3,6 +3,7 @@
 Order and its reasons (each line is also a crash window, see core/recovery.py):
   prepare-store … ask-standby   the new kernel boots and waits while the workloads run, on fewer CPUs, in less memory
   stop-units                as with kexec; after the new kernel answers, for what can fail for long comes before it
+  pause-watchdogs           as with kexec: here the old system runs on all the time that its services are frozen
   hold-units                from now on no boot starts a kept unit a second time
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the commit rollback is to stop the new kernel and to thaw
@@ -34,6 +35,8 @@ from kupgrade.engines.base import (
     hooks_after_commit,
     hooks_before_commit,
     made_good,
+    paused_watchdogs,
+    resumed_watchdogs,
     started_units,
     stopped_units,
     with_unit,
@@ -143,6 +146,7 @@ class SpawnEngine:
         options, units = order.policy.engine.spawn, with_unit(order)
         return (
             *answer_for_hooks(order),
+            *paused_watchdogs(order),
             *((spec(HoldUnits(units, str(order.upgrade), int(order.policy.deadline))),) if units else ()),
             spec(LockNetwork(order.workloads, order.store)),
             spec(Freeze(order.workloads)),
@@ -196,6 +200,7 @@ class SpawnEngine:
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
             *filled(order),
+            *resumed_watchdogs(order),
             *started_units(order),
             *soon,
             spec(WipeImages(order.store)),

@@ -54,7 +54,8 @@ class Workload:
     `root_pid` the root of the process tree; `pids` every process when it was planned, some of which may end and others
     begin until it is frozen; ports are local ports of its sockets. `sandbox`: kinds of namespaces that systemd makes
     for the unit, and into which it is restored; `user_namespace`: it has one, which it leaves; `shared_memory`: it has
-    System V segments attached, in the host's IPC namespace.
+    System V segments attached, in the host's IPC namespace. `watchdog`: seconds after which the unit is killed when
+    its main process has said nothing (WatchdogSec=); 0: never.
     """
 
     name: str
@@ -71,6 +72,15 @@ class Workload:
     user_namespace: bool = False
     shared_memory: bool = False
     carried: tuple[Carried, ...] = ()
+    watchdog: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A unit that is watched, and the seconds after which it is killed when nothing was heard of it."""
+
+    unit: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from kupgrade.steps import (
     staging,
     stopping,
     takeover,
+    watchdogs,
 )
 from kupgrade.steps.base import kinds
 
@@ -43,6 +44,7 @@ _ALL = (
     staging,
     stopping,
     takeover,
+    watchdogs,
 )
 
 

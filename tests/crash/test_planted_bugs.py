@@ -19,6 +19,7 @@ from kupgrade.steps.hook import CallHooks
 from kupgrade.steps.network import LockNetwork
 from kupgrade.steps.services import HoldUnits
 from kupgrade.steps.stopping import StartUnits, StopUnits
+from kupgrade.steps.watchdogs import PauseWatchdogs, ResumeWatchdogs
 from tests.crash.matrix import BEHAVIOURS, GOOD, trace
 from tests.fakes.drive import play
 from tests.fakes.endings import Behaviour
@@ -214,6 +215,19 @@ def _stopped_by_the_look_of_it(patch: Patch) -> None:
     patch.setattr(StopUnits, "verify", lambda *_: Verdict.DONE)
 
 
+def _watchdog_not_paused(patch: Patch) -> None:
+    patch.setattr(PauseWatchdogs, "do", lambda *_: None)
+    patch.setattr(PauseWatchdogs, "verify", lambda *_: Verdict.DONE)
+
+
+def _watchdog_of_one_boot(patch: Patch) -> None:
+    _ends_with_its_boot(patch, "pause-watchdogs")
+
+
+def _watchdog_not_resumed(patch: Patch) -> None:
+    patch.setattr(ResumeWatchdogs, "do", lambda *_: {})
+
+
 # Each bug with the words in which it is noticed.
 BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_thaw_before_withdraw, "beside a complete mark"),
@@ -245,6 +259,9 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_stopped_and_not_kept_down, "could start it again"),
     (_never_started_again, "do not run at its end"),
     (_stopped_by_the_look_of_it, "run while the workloads stand still"),
+    (_watchdog_not_paused, "systemd hears nothing of web"),
+    (_watchdog_of_one_boot, "nobody watches web"),
+    (_watchdog_not_resumed, "nobody watches web"),
     (_sealed_before_dumped, "sealed although images are missing"),
 )
 

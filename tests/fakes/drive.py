@@ -43,7 +43,7 @@ MAX_ADVANCES = 24
 UPGRADE = UpgradeId("20261121-041503-9f2c1a")
 WEB = Workload(
     "web", "web.service", "/system.slice/web.service", 500, (500, 501), tcp_ports=(80,),
-    probe=Probe(ProbeKind.TCP, port=80),
+    probe=Probe(ProbeKind.TCP, port=80), watchdog=30.0,
 )  # fmt: skip
 JOBS = Workload("jobs", "jobs.service", "/system.slice/jobs.service", 700, (700,), udp_ports=(5000,))
 WORKLOADS = (WEB, JOBS)

@@ -95,6 +95,8 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
             wrong(f"{workload.name} does not serve at the end: {copy}")
         elif copy.lineage and not machine.excused:
             wrong(f"{workload.name} lost its memory")
+        if machine.watched.get(workload.name, 0.0) != workload.watchdog:
+            wrong(f"nobody watches {workload.name} any more")
     left = {
         "network lock": machine.lock, "network lock of the next boots": machine.lock_file, "drop-ins": machine.holds,
         "kexec image": machine.loaded, "images": machine.images, "image directory": machine.store_made,

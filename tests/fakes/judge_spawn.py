@@ -86,6 +86,8 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
             wrong(f"{workload.name} does not serve at the end: {copy}")
         elif copy.lineage and not box.excused:
             wrong(f"{workload.name} lost its memory")
+        if kernel.watched.get(workload.name, 0.0) != workload.watchdog:
+            wrong(f"nobody watches {workload.name} any more")
         if box.cold_starts.get(workload.name, 0) > max(0, box.boots - 1):
             wrong(f"{workload.name} was started cold {box.cold_starts[workload.name]} times in {box.boots} boots")
     left = {

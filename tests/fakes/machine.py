@@ -81,6 +81,7 @@ class Machine:
         self.boots = 0
         self._new_boot(self.plan.old_release)
         self.copies = {w.name: Copy(10, 0) for w in self.workloads}
+        self.watched = {w.name: w.watchdog for w in self.workloads if w.watchdog}
         self.active = set(self.services)
         from tests.fakes.host import Host  # whose ports name this class
 
@@ -103,6 +104,7 @@ class Machine:
         self.mounted = False
         self.active = started_by_boot(self.services, self.down)
         self.copies: dict[str, Copy] = {}
+        self.watched: dict[str, float] = {}  # by systemd; what it adopts is not
         self.filling.booted()
         self.pending: set[str] = set()
         self.filesystems_frozen = False
@@ -130,6 +132,7 @@ class Machine:
         if not self.excused:
             self.violate(f"{name} was started cold, its memory is lost and no power cut excuses it")
         self.cold_starts += 1
+        self.watched |= {w.name: w.watchdog for w in self.workloads if w.watchdog and w.name == name}
         self.copies[name] = Copy(self.files[name], self.cold_starts)
         self.connected[name] = True
 
@@ -219,9 +222,8 @@ class Machine:
         return (
             self.stored_default, self.store_made, tuple(sorted(self.images.items(), key=str)), self.sealed_in,
             self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.down)), tuple(sorted(self.initrds)),
-            self.watchdog, self.boot_id,
-            self.deadman, self.panic, self.loaded, self.lock, tuple(sorted(self.active)), tuple(sorted(self.copies)),
-            self.filesystems_frozen, self.stored.image,
+            self.watchdog, self.boot_id, self.deadman, self.panic, self.loaded, self.lock, self.filesystems_frozen,
+            tuple(sorted(self.active)), tuple(sorted(self.copies)), tuple(sorted(self.watched)), self.stored.image,
         )  # fmt: skip
 
     def restored_or_running(self) -> bool:
@@ -265,6 +267,8 @@ class Machine:
                 self._work_without_copy(name)
             elif copy.running:
                 self._work_of_copy(name, copy)
+            elif name in self.watched:
+                self.violate(f"systemd hears nothing of {name} and kills it")
 
     def _work_without_copy(self, name: str) -> None:
         if not self.lock and self.connected[name]:
