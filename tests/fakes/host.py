@@ -64,7 +64,8 @@ class Units(Port):
     def start(self, units: Sequence[str]) -> None:
         for unit in units:
             self.m.act(f"start {unit}")
-            self.m.active.add(unit)
+            if unit not in self.m.down:
+                self.m.active.add(unit)
 
 
 class Boot(Port):
