@@ -283,8 +283,8 @@ def make_bystander(units: Sequence[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """One part of the conversation with this machine."""
-    from kupgrade.machine.host import compose
     from kupgrade.machine.places import Places
+    from kupgrade.machine.real_host import compose
     from kupgrade.planfile import read
 
     part, path = argv
