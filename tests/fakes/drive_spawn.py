@@ -24,7 +24,7 @@ from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes import facts as fake_facts
 from tests.fakes import stopping
-from tests.fakes.drive import UPGRADE, WORKLOADS, FakeClock, shared_plan
+from tests.fakes.drive import UPGRADE, WORKLOADS, FakeClock, shared_plans
 from tests.fakes.endings import REBOOT_ASKED, EndError, Kill, PowerCut, Restarted
 from tests.fakes.hooks import HOOKS
 from tests.fakes.judge_spawn import SpawnRun, judge
@@ -86,7 +86,7 @@ def two_kernels(memory: MemoryMode = MemoryMode.COPY) -> Iterator[None]:
     """The real code on the modelled mechanism, for as long as this lasts."""
     MODE.append(memory)
     try:
-        with shared_plan(spawn_plan(), _planned()), pytest.MonkeyPatch.context() as patch:
+        with shared_plans((spawn_plan(), _planned())), pytest.MonkeyPatch.context() as patch:
             planted(patch)
             yield
     finally:

@@ -156,13 +156,13 @@ def authority(records: Sequence[Record]) -> list[str]:
     """One writer: every record is of the boot and epoch that hold authority; a claim raises the epoch by one."""
     problems = []
     boot, epoch = records[0].boot_id, records[0].epoch
-    for record in records[1:]:
+    for place, record in enumerate(records[1:], 2):
         if record.kind in CLAIMS:
             if record.epoch != epoch + 1:
                 problems.append(f"record {record.seq}: a claim in epoch {record.epoch} after {epoch}")
             boot, epoch = record.boot_id, record.epoch
         elif record.kind is not RecordKind.HANDS_OFF and (record.boot_id, record.epoch) != (boot, epoch):
             problems.append(f"record {record.seq}: {record.boot_id} epoch {record.epoch} has no authority")
-        if record.seq != records.index(record) + 1:
+        if record.seq != place:
             problems.append(f"record {record.seq} is out of sequence")
     return problems
