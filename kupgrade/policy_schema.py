@@ -95,6 +95,7 @@ _WORKLOAD: Mapping[str, Check] = {
     "cgroup": _text(re.compile(r"/[^\0\n]+"), 'a path below /sys/fs/cgroup, e.g. "/system.slice/demo.service"'),
     "fate": _one_of(Fate),
     "max_blackout": _span,
+    "stop_timeout": _span,
 }
 _PROBE: Mapping[str, Check] = {
     "kind": _one_of(ProbeKind),
@@ -222,6 +223,8 @@ def _workload(entry: Mapping[str, Any]) -> WorkloadPolicy:
     if len(ways) != 1:
         found = " and ".join(ways) or "none of them"
         raise KeyProblem(where, f"one of unit, pidfile, cgroup must be set, not {found}", "Set one")
+    if values.get("fate") is Fate.STOP and "unit" not in values:
+        raise KeyProblem((*where, "fate"), "only a unit can be stopped and started again", "Name its unit")
     return WorkloadPolicy(**values, probe=_probe(probe, (*where, "probe")))
 
 

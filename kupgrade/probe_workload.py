@@ -9,13 +9,13 @@ from pathlib import Path
 
 from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.host import journal_streams
+from kupgrade.host import journal_streams, stopping
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import blockfs, cgroup, namespaces, proc, process, sock_diag, sockets
+from kupgrade.kernel import blockfs, cgroup, cgroup_tree, namespaces, proc, process, sock_diag, sockets
 from kupgrade.kernel.process import FdKind
-from kupgrade.model.facts import Descriptor, ProcessFacts, WorkloadFacts
+from kupgrade.model.facts import CgroupFacts, Descriptor, ProcessFacts, StopFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
-from kupgrade.model.workload import Carried, Workload
+from kupgrade.model.workload import Carried, Fate, Workload
 from kupgrade.probe_sandbox import Around, left_behind
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
@@ -30,6 +30,8 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
 
     A server may have a process for each connection: when one ends meanwhile all is looked at again.
     """
+    if entry.fate is Fate.STOP:
+        return _observe_stop(entry)
     for _ in range(_LOOKS - 1):
         try:
             return _observe(entry, policy, systemd, root)
@@ -37,6 +39,14 @@ def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, ro
             if error.errno not in proc.GONE:
                 raise
     return _observe(entry, policy, systemd, root)
+
+
+def _observe_stop(entry: WorkloadPolicy) -> WorkloadFacts:
+    """Nothing of what it is made of matters: only whether it can be stopped, and what goes with it."""
+    own, *others = stopping.with_company([entry.unit])
+    absent = "" if own.up else f"{entry.unit} is {own.active}"
+    facts = StopFacts(own.up, own.why_not, tuple(each.name for each in others if each.up))
+    return WorkloadFacts(entry.name, entry.unit, None, absent, stop=facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,7 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         shared_memory="ipc" not in around.own
         and any(m.path.startswith("/SYSV") for each in maps.values() for m in each),
         carried=carried,
+        watchdog=around.unit.watchdog if around.unit else 0.0,
     )
     established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
     return WorkloadFacts(
@@ -144,7 +155,16 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         own_clock="time" in around.own,
         sandbox=sandbox,
         after=around.unit.after if around.unit else (),
+        cgroups=_cgroups(path, members, root),
     )
+
+
+def _cgroups(path: str, members: Iterable[proc.Process], root: Path) -> tuple[CgroupFacts, ...]:
+    """Those below the workload's own, and those elsewhere in which one of its processes is."""
+    below = {each.pid for each in proc.in_cgroup(members, path)}
+    elsewhere = [CgroupFacts(each.cgroup, (each.pid,)) for each in members if each.pid not in below]
+    found = cgroup_tree.uses(path, root) if path != "/" and cgroup.exists(path, root) else ()
+    return (*(CgroupFacts(use.path, use.pids, use.controllers, use.kind, use.frozen) for use in found), *elsewhere)
 
 
 def _place(entry: WorkloadPolicy, systemd: Systemd, root: Path) -> tuple[int, str, str] | str:

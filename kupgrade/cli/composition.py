@@ -112,7 +112,7 @@ def _tell_metrics(root: Path) -> str:
 
 
 def _observe(state: State, root: Path) -> Now:
-    from kupgrade.machine.host import observe_now
+    from kupgrade.machine.observed import observe_now
     from kupgrade.machine.places import Places
 
     return observe_now(state, Places(root))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kupgrade.core.hooks import hook_refusals
 from kupgrade.core.live_update import live_update_refusals
 from kupgrade.core.obstacles import obstacles
+from kupgrade.core.stops import stop_losses, stop_refusals
 from kupgrade.model.facts import Facts
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Loss, Refusal
@@ -82,7 +83,7 @@ def workload_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
             for o in obstacles(seen)
             if o.fatal
         ]
-    return tuple(found)
+    return (*found, *stop_refusals(facts, policy))
 
 
 def target_refusals(facts: Facts, policy: Policy, target: Target) -> tuple[Refusal, ...]:
@@ -157,6 +158,7 @@ def losses(facts: Facts, policy: Policy, stopped: tuple[str, ...]) -> tuple[Loss
         for o in obstacles(seen)
         if not o.fatal
     ]
+    found += stop_losses(facts, policy)
     found += [Loss(unit, "not kept: stopped cleanly, started again by the new boot") for unit in stopped]
     found.append(Loss("login sessions and everything outside services", "they end with the old kernel"))
     return tuple(found)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kupgrade.core.obstacles import obstacles
 from kupgrade.model.codec import encode
-from kupgrade.model.facts import Facts, WorkloadFacts
+from kupgrade.model.facts import Facts, StopFacts, WorkloadFacts
 from kupgrade.model.plan import Budget, Plan, Refusal, Side, StepSpec
 
 _KERNEL = {Side.OLD: "old kernel", Side.NEW: "new kernel"}
@@ -137,6 +137,9 @@ def _able(refused: Mapping[str, Sequence[Refusal]]) -> Iterator[str]:
 
 
 def _workload(facts: WorkloadFacts) -> Iterator[str]:
+    if facts.stop is not None:
+        yield f"  {facts.name}: {_stopped(facts.unit, facts.stop)}"
+        return
     if facts.workload is None:
         yield f"  {facts.name}: does not run ({facts.absent or 'no process found'})"
         return
@@ -148,6 +151,14 @@ def _workload(facts: WorkloadFacts) -> Iterator[str]:
     for obstacle in obstacles(facts):
         kind = "cannot be kept" if obstacle.fatal else "note"
         yield f"    - {kind}: {obstacle.comm} ({obstacle.pid}) {obstacle.what}"
+
+
+def _stopped(unit: str, facts: StopFacts) -> str:
+    if facts.why_not:
+        return f"cannot be stopped and started again: {facts.why_not}"
+    along = f", and with it {', '.join(facts.along)}" if facts.along else ""
+    runs = "runs" if facts.runs else "does not run now"
+    return f"{unit} {runs}; it is stopped before an upgrade, and started again if it ran{along}"
 
 
 def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], stores: StoreChoice) -> dict[str, Any]:
@@ -162,6 +173,7 @@ def preflight_json(facts: Facts, capabilities: Mapping[str, Sequence[Refusal]], 
             "shared_bytes": workload.shared_bytes,
             "connections": workload.connections,
             "obstacles": encode(obstacles(workload)),
+            "stop": encode(workload.stop),
         }
         for workload in facts.workloads
     ]

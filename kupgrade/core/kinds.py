@@ -16,6 +16,7 @@ REPEATED = frozenset(
     {
         "stage-initrd",
         "ready-standby",
+        "stop-units",
         "ship-images",
         "gate",
         "ask-standby",
@@ -24,6 +25,8 @@ REPEATED = frozenset(
         "disarm",
         "unlock-network",
         "release-units",
+        "resume-watchdogs",
+        "start-units",
         "wipe-images",
         "unstage-initrd",
         TAKE_DISK,
@@ -38,7 +41,7 @@ REPEATED = frozenset(
 
 # An upgrade that is held stops before the first of these: from there on the host would notice. A loaded kernel turns
 # a restart into a jump, CPUs and memory are missed, services stand still, copied memory grows stale.
-HELD_BEFORE = frozenset({"load-kernel", "take-cpus", "take-memory", "stop-services", "pre-dump", "gate"})
+HELD_BEFORE = frozenset({"load-kernel", "take-cpus", "take-memory", "stop-units", "stop-services", "pre-dump", "gate"})
 
 
 def makes_default(spec: StepSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kupgrade.core.cgroups import cgroup_obstacles
 from kupgrade.core.sandbox import of_namespaces, sandbox_obstacles
 from kupgrade.model.facts import Descriptor, ProcessFacts, SandboxFacts, WorkloadFacts
 from kupgrade.model.workload import Obstacle
@@ -17,6 +18,7 @@ def obstacles(facts: WorkloadFacts) -> tuple[Obstacle, ...]:
     """Everything that stands in the way of one workload; fatal ones first."""
     found = [o for process in facts.processes for o in _of_process(process, facts.sandbox)]
     found += sandbox_obstacles(facts)
+    found += cgroup_obstacles(facts)
     if facts.workload is not None and not facts.own_clock:
         root = facts.workload.root_pid
         found.append(

@@ -14,6 +14,7 @@ from kupgrade.core.ordering import in_order
 from kupgrade.core.predict import budget, images_on
 from kupgrade.core.preserve_checks import preserve_target_refusals
 from kupgrade.core.preserved import preserved, store_losses, store_notes
+from kupgrade.core.stops import stop_orders
 from kupgrade.model.facts import Facts
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.plan import Phase, Plan, Refusal
@@ -54,6 +55,7 @@ def kept(facts: Facts, policy: Policy) -> tuple[Workload, ...]:
 def to_stop(facts: Facts, policy: Policy) -> tuple[str, ...]:
     """Services to stop cleanly before the blackout: neither kept, nor needed by a kept one, nor the host's own."""
     units = {w.unit for w in kept(facts, policy)} | set(facts.needed_services)
+    units |= {each.unit for each in stop_orders(policy)}  # these are stopped before all others
     still = {store.unit for store in preserved(facts, policy)}  # what is in a store must not change any more
     return tuple(
         u

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kupgrade.core.hooks import hooks_at, timeout_at
 from kupgrade.core.memory_mode import in_place
+from kupgrade.core.stops import stop_orders
 from kupgrade.model.facts import Facts
 from kupgrade.model.hook import IN_NEW_KERNEL, HookPoint
 from kupgrade.model.ids import UpgradeId
@@ -19,6 +20,8 @@ from kupgrade.steps.base import spec
 from kupgrade.steps.bootentry import MarkGood
 from kupgrade.steps.filling import FillMemory
 from kupgrade.steps.hook import AnswerForHooks, CallHooks, TellHooks
+from kupgrade.steps.stopping import StartUnits, StopUnits
+from kupgrade.steps.watchdogs import PauseWatchdogs, ResumeWatchdogs
 
 # Brings up the agent and nothing else; the agent's unit starts the default target when it is done.
 CROSSING_TARGET = "kupgrade-crossing.target"
@@ -60,6 +63,34 @@ class Engine(Protocol):
 def filled(order: Order) -> tuple[StepSpec, ...]:
     """The wait for memory in place: images are needed, and nothing is good, before it ends; empty for copied memory."""
     return (spec(FillMemory(order.workloads)),) if in_place(order.policy, order.target) else ()
+
+
+def paused_watchdogs(order: Order) -> tuple[StepSpec, ...]:
+    """Before the units are held, for undone after it; empty when none has a watchdog."""
+    found = _watched(order)
+    return (spec(PauseWatchdogs(found)),) if found else ()
+
+
+def resumed_watchdogs(order: Order) -> tuple[StepSpec, ...]:
+    """The same after the commit."""
+    found = _watched(order)
+    return (spec(ResumeWatchdogs(found)),) if found else ()
+
+
+def _watched(order: Order) -> tuple[Workload, ...]:
+    return tuple(each for each in with_unit(order) if each.watchdog)
+
+
+def stopped_units(order: Order) -> tuple[StepSpec, ...]:
+    """Units of fate stop: stopped, and started by nobody until `started_units`; empty when there are none."""
+    found = stop_orders(order.policy)
+    return (spec(StopUnits(found, str(order.upgrade))),) if found else ()
+
+
+def started_units(order: Order) -> tuple[StepSpec, ...]:
+    """The same are let go; empty when there are none."""
+    found = stop_orders(order.policy)
+    return (spec(StartUnits(found)),) if found else ()
 
 
 def made_good(order: Order) -> tuple[StepSpec, ...]:

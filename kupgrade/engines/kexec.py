@@ -2,9 +2,13 @@
 
 Order and its reasons (each line is also a crash window, see core/recovery.py):
   prepare-store … gate      nothing that a workload notices, but services that are not kept are stopped here
+  stop-units                before all other services: one that watches them must not see them go; and before memory is
+                            copied and the gate is asked: a slow stop makes neither of them stale
   hold-descriptors          after the services whose stores they are in have been stopped: nothing changes them any more
   call-hooks                gate: first of all, and again before the gate; pre-dump: before memory is copied; post-dump,
                             pre-restore, pre-resume: around dump and restore, in the blackout
+  pause-watchdogs           before the freeze: systemd would kill who says nothing; before hold-units: its undo needs a
+                            unit that has its own configuration back
   hold-units                from now on no boot starts a kept unit a second time
   arm-watchdog              a new kernel that hangs before user space ends in a reset
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
@@ -16,6 +20,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   thaw … unstage-initrd     output commit, then tidying; mark-good after the workloads serve (with a soak time: last)
   return-descriptors        before the agent ends, and with it the time in which no service has been started
   fill-memory               memory in place only: the images are needed, and nothing is good, before all is placed
+  start-units               last of what others notice: until now no boot has started them, whichever it was
   tell-hooks                post-resume when they serve, commit after mark-good: nobody can say no any more
 """
 
@@ -36,6 +41,10 @@ from kupgrade.engines.base import (
     hooks_after_commit,
     hooks_before_commit,
     made_good,
+    paused_watchdogs,
+    resumed_watchdogs,
+    started_units,
+    stopped_units,
     with_unit,
 )
 from kupgrade.model.facts import Facts
@@ -96,6 +105,7 @@ class KexecEngine:
             spec(StageInitrd(target.back_initrd, staged(order, "back"), order.pid_floor, 0)),
             spec(LoadKernel(target.image.path, staged(order, "new"), crossing_cmdline(order))),
         ]
+        steps += stopped_units(order)
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
         if stores := preserved(facts, policy):
@@ -119,6 +129,7 @@ class KexecEngine:
         units = with_unit(order)
         carried = order.store if order.store.kind is StoreKind.LUO else None
         return (
+            *paused_watchdogs(order),
             *((spec(HoldUnits(units, str(order.upgrade), deadline)),) if units else ()),
             spec(ArmWatchdog(deadline)),
             spec(LockNetwork(order.workloads, order.store)),
@@ -171,6 +182,8 @@ class KexecEngine:
             *((spec(ReleaseUnits(units)),) if units else ()),
             *returned(order),
             *filled(order),
+            *resumed_watchdogs(order),
+            *started_units(order),
             *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(staged(order, "new"))),

@@ -2,6 +2,8 @@
 
 Order and its reasons (each line is also a crash window, see core/recovery.py):
   prepare-store … ask-standby   the new kernel boots and waits while the workloads run, on fewer CPUs, in less memory
+  stop-units                as with kexec; after the new kernel answers, for what can fail for long comes before it
+  pause-watchdogs           as with kexec: here the old system runs on all the time that its services are frozen
   hold-units                from now on no boot starts a kept unit a second time
   lock-network              before the freeze, so that the peers' last segments are acknowledged or not sent
   freeze, dump              the originals stay, frozen: until the commit rollback is to stop the new kernel and to thaw
@@ -13,6 +15,7 @@ Order and its reasons (each line is also a crash window, see core/recovery.py):
   thaw, unlock-network      output commit
   start-system … wipe       the host's init around running workloads; units, boot default, and the rest of the machine
   fill-memory               memory in place only, before anything is good: the images are needed until all is placed
+  start-units               after the host's init has left them alone: it reads from the disk who is kept down
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ from kupgrade.engines.base import (
     hooks_after_commit,
     hooks_before_commit,
     made_good,
+    paused_watchdogs,
+    resumed_watchdogs,
+    started_units,
+    stopped_units,
     with_unit,
 )
 from kupgrade.errors import RefusedError
@@ -115,6 +122,7 @@ class SpawnEngine:
             ),
             spec(ReadyStandby(choice.modules, order.workloads, WRITES, choice.handed)),
         ]
+        steps += stopped_units(order)
         if order.stopped:
             steps.append(spec(StopServices(order.stopped)))
         steps += hooks_before_commit(order, HookPoint.PRE_DUMP)
@@ -138,6 +146,7 @@ class SpawnEngine:
         options, units = order.policy.engine.spawn, with_unit(order)
         return (
             *answer_for_hooks(order),
+            *paused_watchdogs(order),
             *((spec(HoldUnits(units, str(order.upgrade), int(order.policy.deadline))),) if units else ()),
             spec(LockNetwork(order.workloads, order.store)),
             spec(Freeze(order.workloads)),
@@ -191,6 +200,8 @@ class SpawnEngine:
             spec(StartSystem(order.workloads, SYSTEM_TIMEOUT)),
             *((spec(AdoptUnits(units, ADOPT_TIMEOUT)), spec(ReleaseUnits(units))) if units else ()),
             *filled(order),
+            *resumed_watchdogs(order),
+            *started_units(order),
             *soon,
             spec(WipeImages(order.store)),
             spec(UnstageInitrd(_standby(order))),

@@ -29,20 +29,26 @@ def store(notify: str, fds: Sequence[int], pid: int = 0) -> None:
         manager.settimeout(TIMEOUT)
         manager.connect(f"\0{notify[1:]}" if notify.startswith("@") else notify)
         for start in range(0, len(fds), MOST):
-            _send(manager, b"FDSTORE=1", fds[start : start + MOST], pid)
-        reader, writer = os.pipe()
+            send(manager, b"FDSTORE=1", fds[start : start + MOST], pid)
+        barrier(manager, pid)
+
+
+def barrier(manager: socket.socket, pid: int) -> None:
+    """Wait until PID 1 has taken all messages before (sd_notify_barrier(3)). Raises OSError, as TimeoutError, too."""
+    reader, writer = os.pipe()
+    try:
         try:
-            try:
-                _send(manager, b"BARRIER=1", [writer], pid)
-            finally:
-                os.close(writer)
-            _await_end(reader)
+            send(manager, b"BARRIER=1", [writer], pid)
         finally:
-            os.close(reader)
+            os.close(writer)
+        _await_end(reader)
+    finally:
+        os.close(reader)
 
 
-def _send(manager: socket.socket, text: bytes, fds: Sequence[int], pid: int) -> None:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+def send(manager: socket.socket, text: bytes, fds: Sequence[int], pid: int) -> None:
+    """One message in the name of `pid` (0: our own), with descriptors. Raises OSError."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
     if pid:  # only root may name another process
         credentials = struct.pack("iII", pid, os.geteuid(), os.getegid())
         ancillary.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials))
@@ -50,7 +56,7 @@ def _send(manager: socket.socket, text: bytes, fds: Sequence[int], pid: int) -> 
 
 
 def _await_end(reader: int) -> None:
-    """Until PID 1 closed the other end of a pipe: it has taken all messages before (sd_notify_barrier(3))."""
+    """Until PID 1 closed the other end of a pipe."""
     poll = select.poll()
     poll.register(reader, 0)
     if not poll.poll(TIMEOUT * 1000):

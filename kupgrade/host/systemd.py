@@ -19,6 +19,7 @@ from pathlib import Path
 from kupgrade.errors import KupgradeError
 from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
+from kupgrade.model.policy import seconds
 
 DROPIN = "90-kupgrade.conf"
 # systemd.unit(5), "System Unit Search Path", the first that has a file wins.
@@ -46,6 +47,7 @@ _PROPERTIES = (
     "MemoryDenyWriteExecute",
     "PartOf",
     "After",
+    "WatchdogUSec",
 )
 
 
@@ -70,6 +72,7 @@ class Unit:
     denies_write_execute: bool = False
     part_of: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    watchdog: float = 0.0  # seconds; 0: none
 
 
 def parse_show(text: str) -> dict[str, str]:
@@ -97,7 +100,13 @@ def unit_of(name: str, values: Mapping[str, str]) -> Unit:
         denies_write_execute=values.get("MemoryDenyWriteExecute") == "yes",
         part_of=tuple(values.get("PartOf", "").split()),
         after=tuple(values.get("After", "").split()),
+        watchdog=_span(values.get("WatchdogUSec", "0")),
     )
+
+
+def _span(text: str) -> float:
+    """Seconds, of a time that systemctl shows for people; what lasts for ever is no limit."""
+    return 0.0 if text in ("", "0", "infinity") else seconds(text)
 
 
 def dropin_text(
@@ -111,8 +120,9 @@ def dropin_text(
 ) -> str:
     """The drop-in that makes a unit's next start a restore (start_timeout in seconds).
 
-    `sandboxed`: what is started gets the unit's namespaces, all but that of its users, as root; `executable` is a file
-    that it needs, where the unit lets few be executed.
+    Nothing is heard of a restored process until it is thawed: its watchdog counts from when somebody says so
+    (host/unit_watchdog.py). `sandboxed`: what is started gets the unit's namespaces, all but that of its users, as
+    root; `executable` is a file that it needs, where the unit lets few be executed.
     """
     words = " ".join(_quote(word) for word in restorer)
     prefix, more = ("!", "PrivateUsers=no\n") if sandboxed else ("+", "")
@@ -127,6 +137,7 @@ PIDFile={pidfile}
 GuessMainPID=no
 Restart=no
 TimeoutStartSec={start_timeout}
+WatchdogSec=0
 ExecCondition=
 ExecStartPre=
 ExecStartPost=

@@ -172,6 +172,7 @@ class RealCheckpoints:
             sandbox=workload.sandbox,
             files=meta.files,
             mounts=meta.mounts,
+            cells=meta.cells,
             as_strict=str(proc.release(self.places.root)) == self.new_release,
         )
 

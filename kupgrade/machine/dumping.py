@@ -17,7 +17,8 @@ from kupgrade.host import criu_edits, volatile
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
-from kupgrade.kernel import cgroup, namespaces, process, sock_diag
+from kupgrade.kernel import cgroup, cgroup_tree, namespaces, process, sock_diag
+from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.namespaces import Held
 from kupgrade.kernel.proc import GONE
 from kupgrade.machine import copies, restorer, sandbox
@@ -40,7 +41,7 @@ class Meta:
 
     `pids`: those that were dumped; empty in images of a release that kept to those planned. `files`: what systemd opens
     for it; `mounts`: those by which its mount namespace differs from the host's; `mounted`: units of the host's own
-    mounts that its private directories lie on.
+    mounts that its private directories lie on; `cells`: its cgroup and those below, with who is in which.
     """
 
     streams: dict[str, int]
@@ -48,6 +49,7 @@ class Meta:
     files: tuple[ForeignFile, ...] = ()
     mounts: tuple[Held, ...] = ()
     mounted: tuple[str, ...] = ()
+    cells: tuple[Cell, ...] = ()
 
 
 def read_meta(store: Store, workload: Workload) -> Meta:
@@ -122,7 +124,8 @@ def dump(criu: Criu, store: Store, workload: Workload) -> int:
     if workload.shared_memory:
         criu_edits.keep_shared_memory(directory, sandbox.segments(pids))
     volatile.pack(sandbox.view(workload.root_pid), workload.carried, directory)
-    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload)))
+    cells = cgroup_tree.cells(workload.cgroup)
+    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload), cells))
     return bytes_in(directory)
 
 

@@ -21,7 +21,7 @@ from kupgrade.kernel import kspawn, printk
 from kupgrade.kernel.printk import Line
 from kupgrade.machine import faults
 from kupgrade.machine.beside import RealBeside
-from kupgrade.machine.host import SystemClock, observe_now
+from kupgrade.machine.observed import SystemClock, observe_now
 from kupgrade.machine.places import Places
 from kupgrade.machine.spawn_watch import Watch
 from kupgrade.model import standby

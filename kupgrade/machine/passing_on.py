@@ -9,7 +9,7 @@ from pathlib import Path
 from kupgrade.core.recovery import Action, decide
 from kupgrade.errors import KupgradeError
 from kupgrade.host.systemd import Systemd
-from kupgrade.machine import host
+from kupgrade.machine.observed import observe_now
 from kupgrade.machine.places import Places
 from kupgrade.model.record import State
 
@@ -21,7 +21,7 @@ def left(state: State, root: Path = Path("/")) -> bool:
     """Whether nothing but what is left to the worker comes next."""
     if state.over or state.hands_off or not state.committed:
         return False
-    decision = decide(state, host.observe_now(state, Places(root)))
+    decision = decide(state, observe_now(state, Places(root)))
     acts = decision.action in (Action.RUN, Action.VERIFY) and decision.step is not None
     return acts and state.plan.steps[decision.step or 0].kind in LEFT
 

@@ -25,9 +25,10 @@ from kupgrade.host.command import environment
 from kupgrade.host.criu import Criu, RestoreOptions
 from kupgrade.host.criu_child import Inside
 from kupgrade.kernel import cgroup, namespaces, proc
+from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import fill, sandbox
+from kupgrade.machine import cells, fill, sandbox
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
@@ -44,7 +45,7 @@ class Request:
     `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
     its memory is filled while it runs already. `sandbox`: kinds of namespaces of the start process that it is restored
     into, `mounts` what they must have (if not `as_strict`, what is missing is told, and no more), `files` what systemd
-    had opened before it made them.
+    had opened before it made them. `cells`: its cgroup and those below it, with who is in which.
     """
 
     directory: str
@@ -59,6 +60,7 @@ class Request:
     files: tuple[ForeignFile, ...] = ()
     mounts: tuple[Held, ...] = ()
     as_strict: bool = False
+    cells: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
             pid = _starter(places, name, request, begun + request.deadline)
             if not pid:
                 return Answer(0, 0.0, "systemd did not start the unit's restore")
-            where = proc.process(pid).cgroup
+            where = cells.unit_cgroup(request.cgroup, proc.process(pid).cgroup)
             inherit = _streams(pid, request.streams)
             if request.sandbox:
                 around, view = Inside(pid, request.sandbox), sandbox.view(pid)
@@ -205,6 +207,7 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
         cgroup.enter(where)
         lazy = request.in_place and not copied
         root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=lazy, inside=around))
+        cells.fill(where, request.cells)
         if around is not None:
             _close_shell(request, around.pid)
         Path(request.pidfile).write_text(f"{root}\n")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
-from kupgrade.host import journal_streams
+from kupgrade.host import journal_state, journal_streams
 from kupgrade.host.journal_streams import Offer
 from kupgrade.kernel.libc import read_text
 from kupgrade.model.workload import Store, Workload
@@ -44,7 +44,7 @@ def offer(directory: Path, workloads: Sequence[Workload]) -> Offer | None:
     for workload in workloads:
         for _, theirs in PAIRS.get(workload.name, {}).values():
             name = read_text(Path("/proc") / str(workload.root_pid) / "comm").strip()
-            found.append((os.dup(theirs), journal_streams.new_stream(workload.unit, name)))
+            found.append((os.dup(theirs), journal_state.new_stream(workload.unit, name)))
     return journal_streams.offer(directory, "restored", found) if found else None
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kupgrade.host import bootloader
+from kupgrade.host import bootloader, unit_watchdog
 from kupgrade.host.systemd import Systemd, dropin_text
 from kupgrade.kernel import cgroup
 from kupgrade.machine import restorer
 from kupgrade.machine.places import Places
 from kupgrade.model.kernel import KernelRelease
-from kupgrade.model.workload import Workload
+from kupgrade.model.workload import Watched, Workload
 
 _FREEZE_TIMEOUT = 10.0  # seconds
 
@@ -57,6 +57,17 @@ class RealUnits:
         if unit.main_pid != workload.root_pid:
             return f"{workload.unit} has main PID {unit.main_pid}, not {workload.root_pid}"
         return ""
+
+    def watched(self, workloads: Sequence[Workload]) -> tuple[Watched, ...]:
+        """As systemd goes by now."""
+        units = [self.systemd.show(each.unit) for each in workloads if each.unit]
+        return tuple(Watched(each.name, each.watchdog) for each in units if each.watchdog and each.main_pid)
+
+    def watch(self, workload: Workload, seconds: float) -> None:
+        """See the port."""
+        unit = self.systemd.show(workload.unit)
+        if unit.active == "active" and unit.main_pid:
+            unit_watchdog.set_timeout(unit.main_pid, seconds, self.places.root)
 
     def active(self) -> tuple[str, ...]:
         """Active services."""

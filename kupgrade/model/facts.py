@@ -70,6 +70,20 @@ class ProcessFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CgroupFacts:
+    """A cgroup of a workload's processes below its own; with a path from / on: one elsewhere.
+
+    `controllers`: applied to it by the one above; `kind`: cgroup.type; `frozen`: somebody has frozen it.
+    """
+
+    path: str
+    pids: tuple[int, ...] = ()
+    controllers: tuple[str, ...] = ()
+    kind: str = "domain"
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxFacts:
     """What a unit makes for its service that another process tree has not (systemd.exec(5))."""
 
@@ -82,8 +96,23 @@ class SandboxFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class StopFacts:
+    """Of a unit that is to be stopped and started again: whether it runs, and unless empty why that cannot be.
+
+    `along`: units that run now and stop with it, or that could start it (timers, sockets, paths).
+    """
+
+    runs: bool
+    why_not: str = ""
+    along: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadFacts:
-    """One workload of the policy as it is now. `workload` is None when it does not run; `absent` says why."""
+    """One workload of the policy as it is now. `workload` is None when it does not run; `absent` says why.
+
+    `stop` is there for one of fate stop, of which nothing else is asked.
+    """
 
     name: str
     unit: str
@@ -99,6 +128,8 @@ class WorkloadFacts:
     own_clock: bool = False  # has a time namespace, so CLOCK_MONOTONIC can go on
     sandbox: SandboxFacts = SandboxFacts()
     after: tuple[str, ...] = ()  # units that its own names in After=
+    cgroups: tuple[CgroupFacts, ...] = ()
+    stop: StopFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ class MetricsOptions:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadPolicy:
-    """One workload; exactly one of `unit`, `pidfile`, `cgroup` is set. `max_blackout`: seconds."""
+    """One workload; exactly one of `unit`, `pidfile`, `cgroup` is set. `max_blackout`, `stop_timeout`: seconds."""
 
     name: str
     unit: str = ""
@@ -172,6 +172,7 @@ class WorkloadPolicy:
     cgroup: str = ""
     fate: Fate = Fate.KEEP
     max_blackout: float | None = None
+    stop_timeout: float = 90.0  # as systemd's DefaultTimeoutStopSec=
     probe: Probe = field(default_factory=Probe)
 
 

@@ -10,7 +10,8 @@ class Fate(enum.Enum):
     """What happens to a workload."""
 
     KEEP = "keep"  # checkpointed and restored; an obstacle is a refusal
-    RESTART = "restart"  # stopped cleanly before the crossing, started by the new boot
+    RESTART = "restart"  # stopped with all that is not kept; whether it starts again is up to the next boot
+    STOP = "stop"  # stopped first of all, in its time; started again by kupgrade when the kept ones serve
     REFUSE = "refuse"  # its presence forbids the upgrade
 
 
@@ -53,7 +54,8 @@ class Workload:
     `root_pid` the root of the process tree; `pids` every process when it was planned, some of which may end and others
     begin until it is frozen; ports are local ports of its sockets. `sandbox`: kinds of namespaces that systemd makes
     for the unit, and into which it is restored; `user_namespace`: it has one, which it leaves; `shared_memory`: it has
-    System V segments attached, in the host's IPC namespace.
+    System V segments attached, in the host's IPC namespace. `watchdog`: seconds after which the unit is killed when
+    its main process has said nothing (WatchdogSec=); 0: never.
     """
 
     name: str
@@ -70,6 +72,23 @@ class Workload:
     user_namespace: bool = False
     shared_memory: bool = False
     carried: tuple[Carried, ...] = ()
+    watchdog: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A unit that is watched, and the seconds after which it is killed when nothing was heard of it."""
+
+    unit: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrder:
+    """A unit that stands still over the crossing, and the seconds in which it has to have stopped."""
+
+    unit: str
+    timeout: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kupgrade.model.plan import Allowance
-from kupgrade.model.workload import FileState, Store, Workload
+from kupgrade.model.workload import FileState, Store, Watched, Workload
 
 
 class Images(Protocol):
@@ -165,6 +165,12 @@ class Units(Protocol):
 
     def adopted(self, workload: Workload) -> str:
         """Empty when the unit is active with the workload's root process; else what is wrong."""
+
+    def watched(self, workloads: Sequence[Workload]) -> tuple[Watched, ...]:
+        """Of their units those that are killed when nothing is heard of them for some time."""
+
+    def watch(self, workload: Workload, seconds: float) -> None:
+        """Have its unit watched so from now on, 0: not at all. One that does not run needs nobody."""
 
     def active(self) -> tuple[str, ...]:
         """Active services."""

@@ -19,7 +19,9 @@ from kupgrade.steps import (
     network,
     services,
     staging,
+    stopping,
     takeover,
+    watchdogs,
 )
 from kupgrade.steps.base import kinds
 
@@ -40,7 +42,9 @@ _ALL = (
     network,
     services,
     staging,
+    stopping,
     takeover,
+    watchdogs,
 )
 
 

@@ -23,6 +23,7 @@ BEHAVIOURS = (
     Behaviour("PIDs taken, no kexec back", probe_fails=True, plain_boot_takes_pids=True, stored_default=None),
     Behaviour("the gate says no", gate_says_no=True),
     Behaviour("the dump fails", dump_fails=True),
+    Behaviour("a unit does not stop", stop_hangs=True),
     Behaviour("an image is bad at once", damaged_images="at once", hands_off=True),
     Behaviour("the thaw fails twice", thaw_failures=2),
     Behaviour("kernel.panic is set by user space", sysctl_sets_panic=True),

@@ -22,6 +22,8 @@ from kupgrade.steps.health import ProbeWorkloads
 from kupgrade.steps.hook import AnswerForHooks
 from kupgrade.steps.network import LockNetwork, UnlockNetwork
 from kupgrade.steps.services import HoldUnits
+from kupgrade.steps.stopping import StopUnits
+from kupgrade.steps.watchdogs import PauseWatchdogs, ResumeWatchdogs
 from tests.crash.spawn_matrix import BEHAVIOURS, GOOD
 from tests.fakes import two_kernels_new, two_kernels_old
 from tests.fakes.two_kernels import TORN, box
@@ -274,6 +276,19 @@ def _nobody_answers_for_hooks(patch: Patch) -> None:
     patch.setattr(AnswerForHooks, "undo", lambda *_: None)
 
 
+def _watchdog_counts_in_the_blackout(patch: Patch) -> None:
+    patch.setattr(PauseWatchdogs, "do", lambda *_: None)
+    patch.setattr(PauseWatchdogs, "verify", lambda *_: Verdict.DONE)
+
+
+def _restored_units_not_watched(patch: Patch) -> None:
+    patch.setattr(ResumeWatchdogs, "do", lambda *_: {})
+
+
+def _agents_not_kept_down(patch: Patch) -> None:
+    patch.setattr(StopUnits, "do", lambda self, host_, before: host_.stopping.stop(self.orders, before.units))
+
+
 # Each bug with the words in which it is noticed, and the fault and the host on which it is, if none is enough for most.
 BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_flag_after_merge, "before its flag", "", GOOD),
@@ -312,4 +327,7 @@ BUGS: tuple[tuple[Callable[[Patch], None], str, str, SpawnBehaviour], ...] = (
     (_no_log, TORN, "cut", LOGGED),
     (_never_retired_again, "although it could go", "", GOOD),
     (_buses_given_again, "given twice", "", GOOD),
+    (_watchdog_counts_in_the_blackout, "systemd hears nothing of web", "", GOOD),
+    (_restored_units_not_watched, "nobody watches web", "", GOOD),
+    (_agents_not_kept_down, "could start it again", "", GOOD),
 )

@@ -23,6 +23,7 @@ BEHAVIOURS = (
     SpawnBehaviour("the probe fails", probe_fails=True),
     SpawnBehaviour("the gate says no", gate_says_no=True),
     SpawnBehaviour("the dump fails", dump_fails=True),
+    SpawnBehaviour("a unit does not stop", stop_hangs=True),
     SpawnBehaviour("an image is bad at once", damaged_images="at once"),
     SpawnBehaviour("an image rots on its way", damaged_images="later"),
     SpawnBehaviour("a round rots on its way", damaged_images="a round"),

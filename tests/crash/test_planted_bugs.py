@@ -18,6 +18,8 @@ from kupgrade.steps.health import ProbeWorkloads
 from kupgrade.steps.hook import CallHooks
 from kupgrade.steps.network import LockNetwork
 from kupgrade.steps.services import HoldUnits
+from kupgrade.steps.stopping import StartUnits, StopUnits
+from kupgrade.steps.watchdogs import PauseWatchdogs, ResumeWatchdogs
 from tests.crash.matrix import BEHAVIOURS, GOOD, trace
 from tests.fakes.drive import play
 from tests.fakes.endings import Behaviour
@@ -181,14 +183,49 @@ def _half_a_hook_counts(patch: Patch) -> None:
     patch.setattr(CallHooks, "verify", lambda *_: Verdict.DONE)
 
 
-def _hooks_end_with_their_boot(patch: Patch) -> None:
+def _ends_with_its_boot(patch: Patch, kind: str) -> None:
     original = recovery._undo_applies
 
     def applies(state: Any, index: int, now: Any) -> bool:
-        own = state.plan.steps[index].kind != "call-hooks" or state.steps[index].boot_id == now.boot_id
+        own = state.plan.steps[index].kind != kind or state.steps[index].boot_id == now.boot_id
         return own and original(state, index, now)
 
     patch.setattr(recovery, "_undo_applies", applies)
+
+
+def _hooks_end_with_their_boot(patch: Patch) -> None:
+    _ends_with_its_boot(patch, "call-hooks")
+
+
+def _stopped_for_one_boot(patch: Patch) -> None:
+    _ends_with_its_boot(patch, "stop-units")
+
+
+def _stopped_and_not_kept_down(patch: Patch) -> None:
+    patch.setattr(StopUnits, "do", lambda self, host, before: host.stopping.stop(self.orders, before.units))
+
+
+def _never_started_again(patch: Patch) -> None:
+    patch.setattr(StartUnits, "do", lambda *_: {})
+    patch.setattr(StartUnits, "verify", lambda *_: Verdict.DONE)
+
+
+def _stopped_by_the_look_of_it(patch: Patch) -> None:
+    patch.setattr(StopUnits, "do", lambda *_: None)
+    patch.setattr(StopUnits, "verify", lambda *_: Verdict.DONE)
+
+
+def _watchdog_not_paused(patch: Patch) -> None:
+    patch.setattr(PauseWatchdogs, "do", lambda *_: None)
+    patch.setattr(PauseWatchdogs, "verify", lambda *_: Verdict.DONE)
+
+
+def _watchdog_of_one_boot(patch: Patch) -> None:
+    _ends_with_its_boot(patch, "pause-watchdogs")
+
+
+def _watchdog_not_resumed(patch: Patch) -> None:
+    patch.setattr(ResumeWatchdogs, "do", lambda *_: {})
 
 
 # Each bug with the words in which it is noticed.
@@ -197,7 +234,7 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_effect_before_record, "without its intent"),
     (_commit_after_thaw, "before the commit"),
     (_no_fence_of_the_epoch, "a claim in epoch 1 after 1"),
-    (_second_before_image, "left behind: drop-ins"),
+    (_second_before_image, "are kept down"),
     (_unlock_before_restore, "RST"),
     (_hold_forgotten, "lost its memory"),
     (_dead_images_restored, "goes back"),
@@ -218,6 +255,13 @@ BUGS: tuple[tuple[Callable[[Patch], None], str], ...] = (
     (_hooks_not_undone, "left behind: what the"),
     (_half_a_hook_counts, "hook was never called"),
     (_hooks_end_with_their_boot, "left behind: what the"),
+    (_stopped_for_one_boot, "are kept down"),
+    (_stopped_and_not_kept_down, "could start it again"),
+    (_never_started_again, "do not run at its end"),
+    (_stopped_by_the_look_of_it, "run while the workloads stand still"),
+    (_watchdog_not_paused, "systemd hears nothing of web"),
+    (_watchdog_of_one_boot, "nobody watches web"),
+    (_watchdog_not_resumed, "nobody watches web"),
     (_sealed_before_dumped, "sealed although images are missing"),
 )
 

@@ -4,24 +4,31 @@ What a port answers must not depend on which of the two stands behind it: the cr
 values that mean the same on both (yes, no, unknown, more than nothing, refused), never paths or sizes.
 
 In a virtual host: `python3 conversation.py before|jump|after PLAN`; `before` and `after` print their answers as JSON.
+There it makes a service of its own, which is no workload, and lets the workloads' units hear of their watchdogs.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.plan import Plan, StepSpec
+from kupgrade.model.workload import StopOrder
 from kupgrade.steps.base import load
 
 Answers = list[tuple[str, Any]]
 DEADLINE = 300  # seconds until the dead-man of the next boot would strike
 PANIC = 7  # seconds, a value that nothing else sets
+WATCHDOG = 900.0  # seconds, more than anything here takes
+BYSTANDER = "batch.service"
+STOP = (StopOrder(BYSTANDER, 30.0),)
+UNITS = "/etc/systemd/system"
 
 
 def _spec(plan: Plan, kind: str) -> StepSpec:
@@ -61,6 +68,8 @@ class Conversation:
         self._boot_default()
         self._after()
         self._network_and_units()
+        self._stopping()
+        self._watchdogs()
         self._freeze_and_dump()
         host = self.host
         self.ask("a watchdog is armed, or there is none", lambda: bool(host.crossing.arm_watchdog(DEADLINE)))
@@ -143,6 +152,37 @@ class Conversation:
         self.each("hold for the jump", lambda w: units.hold(w, str(self.plan.upgrade), DEADLINE))
         self.each("adopted while held", units.adopted)
 
+    def _stopping(self) -> None:
+        stopping, one = self.host.stopping, (BYSTANDER,)
+        self.ask("it runs", lambda: stopping.up(one) == one)
+        self.ask("nobody is kept down", lambda: stopping.kept_down() == ())
+        for _ in range(2):
+            self.ask("keep it down", lambda: stopping.keep_down(one, str(self.plan.upgrade)))
+            self.ask("it is kept down", lambda: stopping.kept_down() == one)
+            self.ask("it runs on", lambda: stopping.up(one) == one)
+            self.ask("stop it", lambda: stopping.stop(STOP, one))
+            self.ask("stop it again", lambda: stopping.stop(STOP, one))
+            self.ask("it does not run", lambda: stopping.up(one) == ())
+            self._start_in_vain()
+            self.ask("let it go", lambda: stopping.let_go(one) == ())
+            self.ask("it runs again", lambda: stopping.up(one) == one)
+            self.ask("nobody is kept down any more", lambda: stopping.kept_down() == ())
+        self.ask("keep it down for the jump", lambda: stopping.keep_down(one, str(self.plan.upgrade)))
+        self.ask("stop it for the jump", lambda: stopping.stop(STOP, one))
+
+    def _start_in_vain(self) -> None:
+        self.ask("start it in vain", lambda: self.host.units.start([BYSTANDER]))
+        self.ask("it still does not run", lambda: self.host.stopping.up((BYSTANDER,)) == ())
+
+    def _watchdogs(self) -> None:
+        units, workloads = self.host.units, self.workloads
+        self.each("no watchdog", lambda w: units.watch(w, 0.0))
+        for _ in range(2):
+            self.ask("none is watched", lambda: units.watched(workloads) == ())
+            self.each("watch it", lambda w: units.watch(w, WATCHDOG))
+            self.ask("all are watched", lambda: {w.seconds for w in units.watched(workloads)} == {WATCHDOG})
+            self.each("watch it no more", lambda w: units.watch(w, 0.0))
+
     def _freeze_and_dump(self) -> None:
         host, store, workloads = self.host, self.store, self.workloads
         checkpoints, freezer, images = host.checkpoints, host.freezer, host.images
@@ -208,6 +248,12 @@ class Conversation:
         self.ask("release", lambda: host.units.release(workloads))
         self.each("held after the release", host.units.held)
         self.each("adopted in the end", host.units.adopted)
+        self._watchdogs()
+        self.ask("the bystander is kept down in a new boot", lambda: host.stopping.kept_down() == (BYSTANDER,))
+        self._start_in_vain()
+        self.ask("let it go", lambda: host.stopping.let_go((BYSTANDER,)) == ())
+        self.ask("it runs again", lambda: host.stopping.up((BYSTANDER,)) == (BYSTANDER,))
+        self.ask("nobody is kept down in the end", lambda: host.stopping.kept_down() == ())
         self.ask("wipe", lambda: host.images.wipe(store))
         self.ask("present after the wipe", lambda: host.images.present(store))
         self.ask("unstage", lambda: host.crossing.unstage(self.initrd.out))
@@ -224,10 +270,21 @@ class Conversation:
         self.each("adopted", self.host.units.adopted)
 
 
+def make_bystander(units: Sequence[str]) -> None:
+    """A service that does nothing and that no boot starts; and `units` listen to what is said in their name."""
+    Path(UNITS, BYSTANDER).write_text("[Service]\nExecStart=/bin/sleep infinity\n")
+    for unit in units:
+        dropin = Path(UNITS, f"{unit}.d/10-conversation.conf")
+        dropin.parent.mkdir(exist_ok=True)
+        dropin.write_text("[Service]\nNotifyAccess=main\n")
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    subprocess.run(["systemctl", "start", BYSTANDER], check=True)
+
+
 def main(argv: list[str]) -> int:
     """One part of the conversation with this machine."""
-    from kupgrade.machine.host import compose
     from kupgrade.machine.places import Places
+    from kupgrade.machine.real_host import compose
     from kupgrade.planfile import read
 
     part, path = argv
@@ -235,6 +292,8 @@ def main(argv: list[str]) -> int:
     places = Places()
     places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     conversation = Conversation(compose(plan, places), plan)
+    if part == "before":
+        make_bystander([each.unit for each in conversation.workloads])
     if part == "jump":
         conversation.host.crossing.cross()
     answers = conversation.before() if part == "before" else conversation.after()

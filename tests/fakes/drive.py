@@ -24,7 +24,7 @@ from kupgrade.model.record import Now, Record, State
 from kupgrade.model.workload import Probe, ProbeKind, StoreKind, Workload
 from kupgrade.steps import base
 from tests.fakes import facts as fake_facts
-from tests.fakes import stored
+from tests.fakes import stopping, stored
 from tests.fakes.endings import (
     REBOOT_ASKED,
     Behaviour,
@@ -35,7 +35,7 @@ from tests.fakes.endings import (
     Restarted,
 )
 from tests.fakes.hooks import HOOKS
-from tests.fakes.judge import BY_HAND, ENABLED, Run, judge
+from tests.fakes.judge import Run, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
 
@@ -43,26 +43,31 @@ MAX_ADVANCES = 24
 UPGRADE = UpgradeId("20261121-041503-9f2c1a")
 WEB = Workload(
     "web", "web.service", "/system.slice/web.service", 500, (500, 501), tcp_ports=(80,),
-    probe=Probe(ProbeKind.TCP, port=80),
+    probe=Probe(ProbeKind.TCP, port=80), watchdog=30.0,
 )  # fmt: skip
 JOBS = Workload("jobs", "jobs.service", "/system.slice/jobs.service", 700, (700,), udp_ports=(5000,))
 WORKLOADS = (WEB, JOBS)
 
 
-@functools.cache
 def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS, *, in_place: bool = False) -> Plan:
-    """The plan of the kexec engine for two workloads, one of them probed, and two services to stop."""
+    """One for all who ask for the same, however they ask: what is shared is known by being the same object."""
+    return _plan(kind, hooks, in_place)
+
+
+@functools.cache
+def _plan(kind: StoreKind, hooks: tuple[Hook, ...], in_place: bool) -> Plan:
+    """The plan of the kexec engine for two workloads, one of them probed; two services end, two more are stopped."""
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen,
-        active_services=(ENABLED, BY_HAND, WEB.unit, JOBS.unit),
+        workloads=(*seen, *stopping.FACTS),
+        active_services=(*stopping.SERVICES, WEB.unit, JOBS.unit),
         needed_services=(),
         hooks=hooks,
         reboot_packages=REBOOT_ASKED,
         descriptor_stores=(stored.STORE,),
     )
     policy = fake_facts.policy(
-        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
+        workloads=(*(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), *stopping.POLICIES),
         stop_services=True,
         soak=600.0 if kind is StoreKind.LUO else 0.0,  # the plan of one store has a soak time, that of the other none
         preserve=(stored.POLICY,) if kind is StoreKind.LUO else (),  # what needs the same kernels
@@ -75,8 +80,13 @@ def plan(kind: StoreKind = StoreKind.DISK, hooks: tuple[Hook, ...] = HOOKS, *, i
     return assemble(UPGRADE, 1.8e9, facts, policy, target, "kexec", store, phases, ())
 
 
-@functools.cache
 def planned(kind: StoreKind = StoreKind.DISK, *, in_place: bool = False) -> Record:
+    """The first record of its journal; one, as with `plan`."""
+    return _planned(kind, in_place)
+
+
+@functools.cache
+def _planned(kind: StoreKind, in_place: bool) -> Record:
     log = MemoryLog()
     made = plan(kind, in_place=in_place)
     start(Loop(log, None, _no_machine, FakeClock()), made, made.boot_id)
@@ -88,19 +98,22 @@ def _no_machine(_state: State) -> Now:
 
 
 @contextmanager
-def shared_plan(of: Plan | None = None, first: Record | None = None) -> Iterator[None]:
-    """Decode one plan and its steps once instead of in each of thousands of runs; other plans are as ever."""
-    mine = of or plan()
-    stored = (first or planned()).data["plan"]
-    steps = {id(spec): base.load(spec) for spec in mine.steps}
+def shared_plans(*shared: tuple[Plan, Record]) -> Iterator[None]:
+    """Decode these plans, each with its first record, and their steps once instead of in each of thousands of runs.
+
+    Other plans are as ever.
+    """
+    by_data = {id(first.data["plan"]): made for made, first in shared}
+    loaded = {id(spec): base.load(spec) for made, _ in shared for spec in made.steps}
+    all_steps = {id(made): made.steps for made, _ in shared}
+    all_sides = {id(made): made.sides for made, _ in shared}
     decode, load = fold.decode, executor.load
-    every_step, every_side = (cast(property, vars(Plan)[name]) for name in ("steps", "sides"))
-    all_steps, all_sides = mine.steps, mine.sides
+    every_step, every_side = (cast(property, vars(Plan)[name]).fget for name in ("steps", "sides"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fold, "decode", lambda cls, data, where: mine if data is stored else decode(cls, data, where))
-        patch.setattr(Plan, "steps", property(lambda one: all_steps if one is mine else every_step.fget(one)))
-        patch.setattr(Plan, "sides", property(lambda one: all_sides if one is mine else every_side.fget(one)))
-        patch.setattr(executor, "load", lambda spec: steps[id(spec)] if id(spec) in steps else load(spec))
+        patch.setattr(fold, "decode", lambda cls, data, where: by_data.get(id(data)) or decode(cls, data, where))
+        patch.setattr(Plan, "steps", property(lambda one: all_steps.get(id(one)) or every_step(one)))
+        patch.setattr(Plan, "sides", property(lambda one: all_sides.get(id(one)) or every_side(one)))
+        patch.setattr(executor, "load", lambda spec: loaded.get(id(spec)) or load(spec))
         yield
 
 
@@ -139,7 +152,7 @@ def begin(
     """A host on which the upgrade has been recorded and nothing else has happened."""
     kind = StoreKind(behaviour.store)
     in_place = behaviour.in_place
-    machine = Machine(plan(kind, in_place=in_place), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults)
+    machine = Machine(plan(kind, in_place=in_place), WORKLOADS, stopping.SERVICES, behaviour, faults)
     log = make_log(machine)
     log.begin(planned(kind, in_place=in_place))
     machine.log = log
@@ -166,9 +179,8 @@ def one_life(run: Run) -> None:
     machine.host.hooks.answered.clear()  # what a process knows ends with it
     run.advances += 1
     try:
-        if run.advances > 1:
-            before_the_first_record(machine, run.log)
-        run.state = advance(_loop(run))
+        state = before_the_first_record(machine, run.log) if run.advances > 1 else None
+        run.state = advance(_loop(run), state)
     except Kill:
         machine.handed.killed()
         return  # the kernel and everything in it goes on; systemd starts the tool again
@@ -184,11 +196,12 @@ def one_life(run: Run) -> None:
         machine.hang()
 
 
-def before_the_first_record(machine: Machine, log: MemoryLog) -> None:
-    """What kupgrade.machine.host.run does when a worker starts."""
+def before_the_first_record(machine: Machine, log: MemoryLog) -> State:
+    """What kupgrade.machine.host.run does when a worker starts; the state that it goes on from."""
     state = fold.fold(log.records)
     if machine.boot_id != machine.plan.boot_id and not state.committed:
         machine.handed.fetch()
         machine.stored.fetch()
     if jump_cut_short(state):
         machine.host.crossing.thaw_filesystems()
+    return state

@@ -23,10 +23,10 @@ from kupgrade.model.workload import StoreKind
 from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes import facts as fake_facts
-from tests.fakes.drive import UPGRADE, WORKLOADS, FakeClock, shared_plan
+from tests.fakes import stopping
+from tests.fakes.drive import UPGRADE, WORKLOADS, FakeClock, shared_plans
 from tests.fakes.endings import REBOOT_ASKED, EndError, Kill, PowerCut, Restarted
 from tests.fakes.hooks import HOOKS
-from tests.fakes.judge import BY_HAND, ENABLED
 from tests.fakes.judge_spawn import SpawnRun, judge
 from tests.fakes.logs import MemoryLog
 from tests.fakes.two_kernels import BOX, Box
@@ -51,15 +51,15 @@ def _made_plan(memory: MemoryMode) -> Plan:
     seen = tuple(fake_facts.seen(name=w.name, unit=w.unit, workload=w) for w in WORKLOADS)
     units = tuple(w.unit for w in WORKLOADS)
     facts = fake_facts.facts(
-        workloads=seen,
-        active_services=(ENABLED, BY_HAND, *units),
+        workloads=(*seen, *stopping.FACTS),
+        active_services=(*stopping.SERVICES, *units),
         needed_services=(),
         spawn=fake_facts.spawn(),
         hooks=HOOKS,
         reboot_packages=REBOOT_ASKED,
     )
     policy = fake_facts.policy(
-        workloads=tuple(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS),
+        workloads=(*(WorkloadPolicy(w.name, unit=w.unit) for w in WORKLOADS), *stopping.POLICIES),
         stop_services=True,
         engine=EngineOptions(memory=memory, spawn=SpawnOptions(predump_rounds=1)),
     )
@@ -86,7 +86,7 @@ def two_kernels(memory: MemoryMode = MemoryMode.COPY) -> Iterator[None]:
     """The real code on the modelled mechanism, for as long as this lasts."""
     MODE.append(memory)
     try:
-        with shared_plan(spawn_plan(), _planned()), pytest.MonkeyPatch.context() as patch:
+        with shared_plans((spawn_plan(), _planned())), pytest.MonkeyPatch.context() as patch:
             planted(patch)
             yield
     finally:
@@ -126,7 +126,7 @@ def strike(box: Box, kernel: Kernel, kind: str) -> None:
 
 def play_spawn(behaviour: SpawnBehaviour, faults: Mapping[int, str]) -> SpawnRun:
     """One upgrade on one machine with these faults, through everything that follows, judged."""
-    box = Box(spawn_plan(), WORKLOADS, (ENABLED, BY_HAND), behaviour, faults, _planned(), strike)
+    box = Box(spawn_plan(), WORKLOADS, stopping.SERVICES, behaviour, faults, _planned(), strike)
     _no_child()
     run = SpawnRun(behaviour.name, faults, box)
     BOX.append(box)

@@ -49,6 +49,7 @@ class Behaviour:
     damaged_images: str = ""  # at once, later, a round
     gate_says_no: bool = False
     dump_fails: bool = False
+    stop_hangs: bool = False  # a unit of fate stop does not end in its time
     thaw_failures: int = 0  # how often the thaw of restored copies fails before it works
     stored_default: str | None = OLD_ENTRY  # None: the boot loader takes the newest
     watchdog: bool = True

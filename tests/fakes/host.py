@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from kupgrade.errors import KupgradeError
 from kupgrade.model.plan import Allowance, Plan
 from kupgrade.model.reboot import RebootWishes, left
-from kupgrade.model.workload import FileState, Store, Workload
+from kupgrade.model.workload import FileState, Store, Watched, Workload
 from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, Crossed, Loaded, Restarted
 from tests.fakes.hooks import Hooks, Outside
 from tests.fakes.machine import Machine
 from tests.fakes.ports import Checkpoints, Freezer, Images, Network, Port
+from tests.fakes.stopping import Stopping
 from tests.fakes.stored import Stored
 
 
@@ -40,6 +41,18 @@ class Units(Port):
         copy = self.m.copies.get(workload.name)
         return "" if copy is not None and copy.adopted else "not its unit's"
 
+    def watched(self, workloads: Sequence[Workload]) -> tuple[Watched, ...]:
+        return tuple(Watched(w.unit, self.m.watched[w.name]) for w in workloads if w.name in self.m.watched)
+
+    def watch(self, workload: Workload, seconds: float) -> None:
+        self.m.act(f"watchdog of {workload.name}: {seconds:g} s")
+        if workload.name in self.m.holds and seconds:
+            self.m.violate(f"the watchdog of {workload.name} is set, and systemd listens to no word of its unit")
+        if not seconds:
+            self.m.watched.pop(workload.name, None)
+        elif workload.name in self.m.copies:
+            self.m.watched[workload.name] = seconds
+
     def active(self) -> tuple[str, ...]:
         return tuple(sorted(self.m.active))
 
@@ -51,7 +64,8 @@ class Units(Port):
     def start(self, units: Sequence[str]) -> None:
         for unit in units:
             self.m.act(f"start {unit}")
-            self.m.active.add(unit)
+            if unit not in self.m.down:
+                self.m.active.add(unit)
 
 
 class Boot(Port):
@@ -202,6 +216,7 @@ class Host:
         self.crossing = Crossing(machine)
         self.health = Health(machine)
         self.after = After(machine)
+        self.stopping = Stopping(machine)
 
     @property
     def descriptors(self) -> Stored:

@@ -12,8 +12,7 @@ from tests.fakes.endings import ADMIN_PANIC, NEW_ENTRY, OLD_ENTRY, REBOOT_ASKED
 from tests.fakes.hooks import judge_hooks
 from tests.fakes.logs import MemoryLog
 from tests.fakes.machine import Machine
-
-ENABLED, BY_HAND = "cron.service", "report.service"  # the second was started by hand, no boot starts it
+from tests.fakes.stopping import BY_HAND, ENABLED, STOPPED, judge_stopped
 
 
 @dataclass
@@ -96,6 +95,8 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
             wrong(f"{workload.name} does not serve at the end: {copy}")
         elif copy.lineage and not machine.excused:
             wrong(f"{workload.name} lost its memory")
+        if machine.watched.get(workload.name, 0.0) != workload.watchdog:
+            wrong(f"nobody watches {workload.name} any more")
     left = {
         "network lock": machine.lock, "network lock of the next boots": machine.lock_file, "drop-ins": machine.holds,
         "kexec image": machine.loaded, "images": machine.images, "image directory": machine.store_made,
@@ -106,6 +107,7 @@ def _judge_end(run: Run, outcome: Outcome) -> None:
         if value:
             wrong(f"left behind: {what} ({value})")
     run.problems += machine.stored.problems(run.log.records)
+    run.problems += judge_stopped(machine)
     if machine.panic != ADMIN_PANIC:
         wrong(f"kernel.panic is {machine.panic}, it was {ADMIN_PANIC}")
     run.problems += judge_hooks(
@@ -143,7 +145,7 @@ def _judge_rollback(run: Run) -> None:
     if machine.boots == 1 and machine.reboot_packages != REBOOT_ASKED:
         run.problems.append(f"rolled back, but a restart is asked for by {machine.reboot_packages}")
     wanted = {ENABLED, BY_HAND} if machine.boots == 1 else {ENABLED}
-    if machine.active != wanted:
+    if machine.active - STOPPED != wanted:
         run.problems.append(f"services run: {sorted(machine.active)}, expected {sorted(wanted)}")
 
 
@@ -154,13 +156,13 @@ def authority(records: Sequence[Record]) -> list[str]:
     """One writer: every record is of the boot and epoch that hold authority; a claim raises the epoch by one."""
     problems = []
     boot, epoch = records[0].boot_id, records[0].epoch
-    for record in records[1:]:
+    for place, record in enumerate(records[1:], 2):
         if record.kind in CLAIMS:
             if record.epoch != epoch + 1:
                 problems.append(f"record {record.seq}: a claim in epoch {record.epoch} after {epoch}")
             boot, epoch = record.boot_id, record.epoch
         elif record.kind is not RecordKind.HANDS_OFF and (record.boot_id, record.epoch) != (boot, epoch):
             problems.append(f"record {record.seq}: {record.boot_id} epoch {record.epoch} has no authority")
-        if record.seq != records.index(record) + 1:
+        if record.seq != place:
             problems.append(f"record {record.seq} is out of sequence")
     return problems

@@ -9,7 +9,8 @@ from kupgrade.core.recovery import Action, decide
 from kupgrade.model.record import Outcome, Record, RecordKind, State
 from tests.fakes.endings import NEW_ENTRY, OLD_ENTRY, REBOOT_ASKED
 from tests.fakes.hooks import judge_hooks
-from tests.fakes.judge import BY_HAND, ENABLED, authority
+from tests.fakes.judge import authority
+from tests.fakes.stopping import BY_HAND, ENABLED, STOPPED, judge_stopped
 from tests.fakes.two_kernels import Box
 
 PROMPT = 20.0  # seconds
@@ -85,6 +86,8 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
             wrong(f"{workload.name} does not serve at the end: {copy}")
         elif copy.lineage and not box.excused:
             wrong(f"{workload.name} lost its memory")
+        if kernel.watched.get(workload.name, 0.0) != workload.watchdog:
+            wrong(f"nobody watches {workload.name} any more")
         if box.cold_starts.get(workload.name, 0) > max(0, box.boots - 1):
             wrong(f"{workload.name} was started cold {box.cold_starts[workload.name]} times in {box.boots} boots")
     left = {
@@ -96,6 +99,7 @@ def _judge_end(run: SpawnRun, outcome: Outcome) -> None:
     for what, value in left.items():
         if value:
             wrong(f"left behind: {what} ({value})")
+    run.problems += judge_stopped(kernel)
     run.problems += judge_hooks(box.outside, outcome, box.behaviour, default=kernel.default() == NEW_ENTRY)
     if box.unsaid and not any(r.kind in (RecordKind.COLD, RecordKind.FELL_BACK) for r in run.records):
         wrong("the machine was restarted and the journal does not say so")
@@ -138,7 +142,7 @@ def _judge_rollback(run: SpawnRun) -> None:
         wrong(f"rolled back, but {kernel.release} runs")
     if kernel.stored_default != box.behaviour.stored_default:
         wrong(f"the boot default is {kernel.stored_default}, it was {box.behaviour.stored_default}")
-    if kernel.active != ({ENABLED, BY_HAND} if box.boots == 1 else {ENABLED}):
+    if kernel.active - STOPPED != ({ENABLED, BY_HAND} if box.boots == 1 else {ENABLED}):
         wrong(f"services run: {sorted(kernel.active)}")
     if box.new is not None and box.new.alive:
         wrong("the new kernel still runs")

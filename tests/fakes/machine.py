@@ -33,6 +33,7 @@ from tests.fakes.endings import (
 )
 from tests.fakes.filling import Filling
 from tests.fakes.handed_over import HandedOver
+from tests.fakes.stopping import started_by_boot
 from tests.fakes.stored import Stored
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Machine:
 
     plan: Plan
     workloads: tuple[Workload, ...]
-    services: tuple[str, ...]  # active before; all but the last are enabled
+    services: tuple[str, ...]  # active before
     behaviour: Behaviour = field(default_factory=Behaviour)
     faults: Mapping[int, str] = field(default_factory=dict)
     log: MemoryLog | None = None
@@ -62,6 +63,8 @@ class Machine:
         self.sealed_in: str | None = None  # the boot in which the complete mark was written
         self.lock_file = False
         self.holds: set[str] = set()
+        self.down: set[str] = set()  # units that nobody can start
+        self.started_in = ""  # the boot in which they were started again
         self.initrds: dict[str, int] = {}
         self.files = {w.name: 10 for w in self.workloads}
         self.handed = HandedOver(self, used=self.plan.store == StoreKind.LUO.value)
@@ -78,6 +81,7 @@ class Machine:
         self.boots = 0
         self._new_boot(self.plan.old_release)
         self.copies = {w.name: Copy(10, 0) for w in self.workloads}
+        self.watched = {w.name: w.watchdog for w in self.workloads if w.watchdog}
         self.active = set(self.services)
         from tests.fakes.host import Host  # whose ports name this class
 
@@ -98,8 +102,9 @@ class Machine:
         self.loaded: Loaded | None = None
         self.lock = "both" if self.lock_file else ""
         self.mounted = False
-        self.active = set(self.services[:-1])
+        self.active = started_by_boot(self.services, self.down)
         self.copies: dict[str, Copy] = {}
+        self.watched: dict[str, float] = {}  # by systemd; what it adopts is not
         self.filling.booted()
         self.pending: set[str] = set()
         self.filesystems_frozen = False
@@ -127,6 +132,7 @@ class Machine:
         if not self.excused:
             self.violate(f"{name} was started cold, its memory is lost and no power cut excuses it")
         self.cold_starts += 1
+        self.watched |= {w.name: w.watchdog for w in self.workloads if w.watchdog and w.name == name}
         self.copies[name] = Copy(self.files[name], self.cold_starts)
         self.connected[name] = True
 
@@ -215,9 +221,9 @@ class Machine:
         """All that an action could change, without what workloads do by themselves."""
         return (
             self.stored_default, self.store_made, tuple(sorted(self.images.items(), key=str)), self.sealed_in,
-            self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.initrds)), self.watchdog, self.boot_id,
-            self.deadman, self.panic, self.loaded, self.lock, tuple(sorted(self.active)), tuple(sorted(self.copies)),
-            self.filesystems_frozen, self.stored.image,
+            self.lock_file, tuple(sorted(self.holds)), tuple(sorted(self.down)), tuple(sorted(self.initrds)),
+            self.watchdog, self.boot_id, self.deadman, self.panic, self.loaded, self.lock, self.filesystems_frozen,
+            tuple(sorted(self.active)), tuple(sorted(self.copies)), tuple(sorted(self.watched)), self.stored.image,
         )  # fmt: skip
 
     def restored_or_running(self) -> bool:
@@ -261,6 +267,8 @@ class Machine:
                 self._work_without_copy(name)
             elif copy.running:
                 self._work_of_copy(name, copy)
+            elif name in self.watched:
+                self.violate(f"systemd hears nothing of {name} and kills it")
 
     def _work_without_copy(self, name: str) -> None:
         if not self.lock and self.connected[name]:

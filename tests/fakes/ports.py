@@ -10,6 +10,7 @@ from kupgrade.model.workload import Store, Workload
 from tests.fakes.endings import Copy, Image
 from tests.fakes.handed_over import Holder
 from tests.fakes.machine import Machine
+from tests.fakes.stopping import check_quiet
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Checkpoints(Port):
 
     def _dump(self, workload: Workload) -> None:
         self.m.act(f"dump {workload.name}")
+        check_quiet(self.m)
         copy = self.m.copies[workload.name]
         if not self.m.lock:
             self.m.violate(f"{workload.name} was dumped while packets come in: what it acknowledges now is lost")
@@ -146,6 +148,7 @@ class Checkpoints(Port):
         return {}
 
     def _restore(self, name: str) -> None:
+        check_quiet(self.m)
         if name in self.m.copies or not self.m.pids_free:
             raise KupgradeError(f"{name} could not be restored", "a PID is taken")
         if not self.m.summoned:

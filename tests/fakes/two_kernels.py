@@ -19,6 +19,7 @@ from kupgrade.model.record import Record, RecordKind
 from kupgrade.model.workload import Workload
 from tests.fakes.endings import NEW_ENTRY, Copy, EndError
 from tests.fakes.hooks import Outside
+from tests.fakes.stopping import started_by_boot
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_parts import Disk, NewServes, Process, SpawnBehaviour, Stuck
 
@@ -54,6 +55,7 @@ class Box:
         self.disk = Disk([planned], {w.name: 10 for w in workloads}, behaviour.stored_default)
         self.old = Kernel(self, plan.boot_id, plan.old_release, None, behaviour.admin_panic)
         self.old.copies = {w.name: Copy(10, 0) for w in workloads}
+        self.old.watched = {w.name: w.watchdog for w in workloads if w.watchdog}
         self.old.active = set(services)
         self.new: Kernel | None = None
         self.current = self.old
@@ -108,7 +110,7 @@ class Box:
         self.old = self.current = Kernel(
             self, f"boot-{self.boots}", release or self.plan.old_release, None, self.behaviour.admin_panic
         )
-        self.old.active = set(self.services[:-1])
+        self.old.active = started_by_boot(self.services, self.disk.down)
         self.drivers = {"disk": self.old, "net": self.old}
         self.beside = None
         for workload in self.workloads:
@@ -186,6 +188,9 @@ class Box:
                 self.violate(f"{name} runs in both kernels")
             for kernel in running:
                 self._work(kernel, name)
+            for kernel in self.kernels:
+                if name in kernel.watched and kernel not in running and not kernel.dead and name in kernel.copies:
+                    self.violate(f"the {kernel.side} kernel's systemd hears nothing of {name} and kills it")
             holder = self.drivers["net"]
             if holder is not None and not holder.lock and self.connected[name]:
                 if name not in holder.copies:

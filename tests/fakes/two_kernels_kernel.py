@@ -34,9 +34,11 @@ class Kernel:
         self.sealed_in: str | None = None
         self.lock = "both" if box.disk.lock_file and ticket is None else ""
         self.copies: dict[str, Copy] = {}
+        self.watched: dict[str, float] = {}
         self.pending: set[str] = set()
         self.stale_units: set[str] = set()
         self.active: set[str] = set()
+        self.started_in = ""
         self.probed: set[str] = set()
         self.probing = ""
         self.pids_free = True
@@ -87,6 +89,10 @@ class Kernel:
     @property
     def holds(self) -> set[str]:
         return self.disk.holds
+
+    @property
+    def down(self) -> set[str]:
+        return self.disk.down
 
     @property
     def initrds(self) -> dict[str, int]:
@@ -150,6 +156,7 @@ class Kernel:
             self.violate(f"{name} comes up from {self.files[name]}, clients saw {self.seen[name]}")
         self.box.cold_starts[name] = self.box.cold_starts.get(name, 0) + 1
         self.copies[name] = Copy(self.files[name], self.box.boots)
+        self.watched |= {w.name: w.watchdog for w in self.workloads if w.watchdog and w.name == name}
         self.box.connected[name] = True
 
     def now(self, _state: State) -> Now:

@@ -15,6 +15,7 @@ from kupgrade.standby import carry_on
 from kupgrade.standby import takeover as agent
 from kupgrade.standby.verbs import Here
 from tests.fakes.endings import EndError
+from tests.fakes.stopping import started_by_boot
 from tests.fakes.two_kernels import Box, box
 from tests.fakes.two_kernels_kernel import Kernel
 from tests.fakes.two_kernels_old import DEVICES
@@ -34,7 +35,7 @@ class Takeover(RealTakeover):
         if here.current.system:
             return
         here.current.system = True
-        here.current.active = set(here.services[:-1])
+        here.current.active = started_by_boot(here.services, here.current.down)
         for workload in here.workloads:
             if workload.name not in here.current.holds:
                 here.current.cold_start(workload.name)

@@ -138,6 +138,7 @@ class Disk:
     stored_default: str | None
     lock_file: bool = False
     holds: set[str] = field(default_factory=set)
+    down: set[str] = field(default_factory=set)
     initrds: dict[str, int] = field(default_factory=dict)
     built: set[str] = field(default_factory=set)
     torn: bool = False
@@ -157,5 +158,5 @@ class Disk:
     def copy(self) -> Disk:
         return Disk(
             list(self.records), dict(self.files), self.stored_default, self.lock_file, set(self.holds),
-            dict(self.initrds), set(self.built), self.torn,
+            set(self.down), dict(self.initrds), set(self.built), self.torn,
         )  # fmt: skip

@@ -203,6 +203,7 @@ def test_what_cannot_be_taken_back_is_said_and_kept_until_the_purge(host: Root) 
     dropin = host.file("etc/systemd/system/demo.service.d/90-kupgrade.conf")
     dropin.parent.mkdir(parents=True)
     dropin.write_text("[Service]\n")
+    (dropin.parent / "90-kupgrade-stopped.conf").write_text("[Unit]\n")
     said = apt(host, "remove")
     assert f"WARNING: the kernel upgrade {UPGRADE} is still open" in said
     assert "Install kupgrade again" in said

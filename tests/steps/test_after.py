@@ -85,11 +85,11 @@ def kinds(of: Plan) -> list[str]:
 
 
 def test_without_a_soak_time_the_new_kernel_is_made_good_at_once() -> None:
-    """In both engines: right after the units are their own again, then the wish for a restart, then hooks are told."""
+    """In both engines: right after the units are there again, then the wish for a restart, then hooks are told."""
     for each in (plan(), spawn_plan()):
         found = kinds(each)
         at = found.index("mark-good")
-        assert found[at - 1 : at + 4] == ["release-units", *MADE_GOOD, "wipe-images"]
+        assert found[at - 1 : at + 4] == ["start-units", *MADE_GOOD, "wipe-images"]
         assert "soak" not in found
 
 

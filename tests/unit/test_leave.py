@@ -131,7 +131,7 @@ def serving_records(*, soaks: bool) -> tuple[Record, ...]:
 @pytest.mark.parametrize("soaks", [True, False])
 def test_only_a_soak_time_is_left_to_the_worker(monkeypatch: pytest.MonkeyPatch, soaks: bool) -> None:
     """Every other step is the agent's own."""
-    monkeypatch.setattr(host, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
+    monkeypatch.setattr(passing_on, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
     assert passing_on.left(serving(soaks=soaks)) is soaks
 
 
@@ -151,7 +151,7 @@ def test_an_agent_passes_a_soak_time_on(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(host, "await_predecessors", lambda patience: None)
     monkeypatch.setattr(host, "run", run)
-    monkeypatch.setattr(host, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
+    monkeypatch.setattr(passing_on, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
     monkeypatch.setattr(resume.StateDirectory, "open_current", lambda self, patience: Journal())
     monkeypatch.setattr(passing_on, "pass_on", lambda: deeds.append("passed on"))
     assert resume.main([]) == ExitCode.DONE
@@ -186,7 +186,7 @@ def test_a_kernel_that_came_up_beside_another_passes_it_on_too(tmp_path: Path, m
     places.run.mkdir(parents=True)
     monkeypatch.setattr(carry_on, "Places", lambda: places)
     monkeypatch.setattr(host, "run", run)
-    monkeypatch.setattr(host, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
+    monkeypatch.setattr(passing_on, "observe_now", lambda state, places: Now(NEW_BOOT, "6.12.57", None))
     monkeypatch.setattr(carry_on.StateDirectory, "open_current", lambda self: Journal())
     monkeypatch.setattr(carry_on.standing, "put", lambda places, stage: deeds.append(stage.value))
     monkeypatch.setattr(passing_on, "pass_on", lambda: deeds.append("passed on"))

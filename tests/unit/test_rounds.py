@@ -46,6 +46,7 @@ def criu() -> Criu:
 @pytest.fixture
 def rounds(tmp_path: Path, criu: Criu, monkeypatch: pytest.MonkeyPatch) -> tuple[RealCheckpoints, Store]:
     monkeypatch.setattr(dumping, "journal_streams", lambda _pids: {})
+    monkeypatch.setattr(dumping.cgroup_tree, "cells", lambda _cgroup: ())
     monkeypatch.setattr(cgroup, "members", lambda _path: WORKLOAD.pids)
     monkeypatch.setattr(copies, "tree", lambda _workload: WORKLOAD.pids)
     (tmp_path / "images").mkdir(mode=0o700)

@@ -19,8 +19,9 @@ from kupgrade.executor import Loop, advance, start
 from kupgrade.host import kernels
 from kupgrade.journal import Journal
 from kupgrade.kernel import cpu, memory_blocks, proc
-from kupgrade.machine.host import SystemClock, compose, observe_now
+from kupgrade.machine.observed import SystemClock, observe_now
 from kupgrade.machine.places import Places
+from kupgrade.machine.real_host import compose
 from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.memory import BlockState
 from kupgrade.model.plan import Phase, Plan, Side

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kupgrade.host import journal_streams
+from kupgrade.host import journal_state, journal_streams
 from kupgrade.host.journal_streams import Offer, StreamPair
 
 RUN = Path("/run/kupgrade")
@@ -66,7 +66,7 @@ def start_writer(name: str, pair: StreamPair, last: int = 0) -> int:
 def begin(name: str, last: int = 0) -> tuple[Offer, int]:
     pair = journal_streams.make()
     start_writer(name, pair, last)
-    stream = journal_streams.new_stream(unit(name), f"id {name}")
+    stream = journal_state.new_stream(unit(name), f"id {name}")
     return journal_streams.offer(RUN, name, [(pair.server_fd, stream)]), pair.client_fd
 
 
@@ -103,7 +103,7 @@ def restart(name: str) -> dict[str, Any]:
 def insist(name: str) -> dict[str, Any]:
     pair = journal_streams.make()
     start_writer(name, pair)
-    offer = Offer(RUN, name, [(pair.server_fd, journal_streams.new_stream(unit(name), f"id {name}"))], Path("/"))
+    offer = Offer(RUN, name, [(pair.server_fd, journal_state.new_stream(unit(name), f"id {name}"))], Path("/"))
     began = time.monotonic()
     offer.insist()
     took = time.monotonic() - began

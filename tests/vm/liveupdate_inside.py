@@ -1,7 +1,8 @@
 """Run as root in a virtual host whose kernel has KHO and LUO: the cases of liveupdate_cases.py, over three kernels.
 
 `liveupdate_inside.py first|second|third OUT [RELEASE]`: runs the cases of this kernel and writes what was seen as JSON
-to OUT; with RELEASE, hands over to that kernel by kexec, with sessions open. `liveupdate_cases.py` lies beside it.
+to OUT; with RELEASE, hands over to that kernel by kexec, with sessions open. What `liveupdate_cases.FILES` names
+lies in tests/fakes beside it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-import liveupdate_cases as cases
-
 from kupgrade.errors import KernelError
 from kupgrade.kernel import kexec, kho, liveupdate
 from kupgrade.kernel.libc import Libc
+from tests.fakes import liveupdate_cases as cases
+from tests.fakes.liveupdate_made import leave as leave_sessions
+from tests.fakes.liveupdate_rig import Rig
 
 BULK = 64 << 20  # bytes
 CHUNK = hashlib.shake_128(b"bulk").digest(1 << 20)
@@ -31,7 +33,7 @@ def milliseconds(began: float) -> float:
     return round((time.perf_counter() - began) * 1000, 1)
 
 
-def preserve_bulk(rig: cases.Rig) -> dict[str, float]:
+def preserve_bulk(rig: Rig) -> dict[str, float]:
     """64 MiB into a session of their own, which stays open."""
     fd = os.memfd_create("bulk")
     for _ in range(BULK // len(CHUNK)):
@@ -47,7 +49,7 @@ def preserve_bulk(rig: cases.Rig) -> dict[str, float]:
     return took | {"does it live": milliseconds(began)}
 
 
-def retrieve_bulk(rig: cases.Rig) -> dict[str, Any]:
+def retrieve_bulk(rig: Rig) -> dict[str, Any]:
     began = time.perf_counter()
     with rig.retrieve("bulk") as session:
         fd = session.retrieve_fd(1)
@@ -70,14 +72,14 @@ def leave(release: str) -> None:
 
 def main() -> None:
     stage, out = sys.argv[1:3]
-    rig = cases.Rig(liveupdate.KERNEL, Path("/dev/shm"), os.dup)
-    table = {"first": cases.FIRST, "second": cases.SECOND, "third": cases.THIRD}[stage]
+    rig = Rig(liveupdate.KERNEL, Path("/dev/shm"), os.dup)
+    table = cases.TABLES[stage]
     found: dict[str, Any] = {"release": platform.release()}
     found["kho"] = dataclasses.asdict(kho.read())
     found["seen"] = {each.name: each.seen(rig) for each in table}
     try:
         if stage == "first":
-            cases.leave(rig)
+            leave_sessions(rig)
             found["ms"] = preserve_bulk(rig)
         if stage == "second":
             found["ms"] = retrieve_bulk(rig)

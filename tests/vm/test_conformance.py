@@ -23,7 +23,7 @@ PLAN = "/root/plan.json"
 
 def fake_answers() -> dict[str, Any]:
     """Both halves of the conversation with the fake, each answer by its question; `violations` aside."""
-    machine = Machine(plan(), WORKLOADS[:1], ())
+    machine = Machine(plan(), WORKLOADS[:1], (conversation.BYSTANDER,))
     first = conversation.Conversation(machine.host, plan())
     first.workloads = WORKLOADS[:1]
     before = first.before()

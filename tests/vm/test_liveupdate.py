@@ -24,7 +24,7 @@ from tests.vm.conftest import say
 pytestmark = pytest.mark.vm
 
 HERE = Path(__file__).parent
-FILES = (HERE / "liveupdate_inside.py", HERE.parent / "fakes/liveupdate_cases.py")
+INSIDE = "liveupdate_inside.py"
 
 
 @pytest.fixture
@@ -70,11 +70,13 @@ def test_the_kernel_answers_as_the_fake_does(handover: tuple[VirtualHost, Link])
     """Every case over three kernels of two releases; the facts about KHO, and the names told from the images."""
     host, link = handover
     old, new = host.old_release, host.new_release
-    for path in FILES:
-        link.write(f"/root/{path.name}", path.read_bytes())
+    assert link.run(["mkdir", "-p", "/root/tests/fakes"]).status == 0
+    link.write(f"/root/{INSIDE}", (HERE / INSIDE).read_bytes())
+    for name in cases.FILES:
+        link.write(f"/root/tests/fakes/{name}", (HERE.parent / "fakes" / name).read_bytes())
     found = {"first": stage(link, "first", new), "second": stage(link, "second", old), "third": stage(link, "third")}
     assert [each["release"] for each in found.values()] == [old, new, old]
-    for name, table in (("first", cases.FIRST), ("second", cases.SECOND), ("third", cases.THIRD)):
+    for name, table in cases.TABLES.items():
         assert found[name]["seen"] == {each.name: each.expected for each in table}
         facts = found[name]["kho"]
         assert (facts["device_there"], facts["enabled"], facts["liveupdate"]) == (True, True, True)

@@ -1,4 +1,4 @@
-"""auto: what is made of requests in each mode, what waits, what is refused, what is never done."""
+"""auto: what is made of requests in each mode, and what waits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 
 from kupgrade.core.permission import Hindrances
-from kupgrade.errors import RefusedError
-from kupgrade.model.automation import Verdict
-from kupgrade.model.ids import UpgradeId
-from kupgrade.model.plan import BlackoutTerm, Budget, Plan, Refusal
+from kupgrade.model.plan import Plan
 from kupgrade.model.record import RecordKind
 from kupgrade.model.schedule import Terms
 
-from .automation import NEW, NOON, OPEN, RUNNING, SHUT, STAGED, Auto, staged
-from .conftest import HANDS_OFF, ROLLED_BACK, Event, facts, failed_early, write
+from .automation import NEW, NOON, OPEN, RUNNING, SHUT, STAGED, Auto
+from .conftest import Event, write
 
 
 def test_without_requests_nothing_happens(auto: Auto) -> None:
@@ -65,17 +62,6 @@ def test_a_request_that_is_fulfilled_goes_with_its_note(auto: Auto) -> None:
     attempt, code = auto.look()
     assert (attempt["verdict"], code, auto.pending, auto.note) == ("nothing", 0, (), "")
     assert not auto.host.composed.requests.plan.exists()
-
-
-def test_a_dry_run_touches_nothing(auto: Auto) -> None:
-    """It tells what it would do."""
-    for mode in ("notify", "plan", "stage", "rehearse", "apply"):
-        auto.policy(mode)
-        auto.ask(NEW, RUNNING)
-        before = auto.host.snapshot()
-        attempt, _ = auto.look("-n")
-        assert attempt["release"] == NEW and len(attempt["withdrawn"]) == 1
-        assert auto.host.snapshot() == before and "start-worker" not in auto.host.calls and not auto.rehearsals
 
 
 def test_plan(auto: Auto) -> None:
@@ -165,80 +151,6 @@ def test_rehearse(auto: Auto, outcome: tuple[str, str], verdict: str) -> None:
     assert len(auto.rehearsals) == 2
 
 
-def test_no_rehearsal_is_a_refusal(auto: Auto) -> None:
-    """A host that has no laboratory says so, each time."""
-
-    def refuse(plan: Plan) -> tuple[str, str]:
-        raise RefusedError("There is no rehearsal on this host", "mmdebstrap is not installed", "Install it")
-
-    auto.policy("rehearse")
-    auto.host.change(rehearse=refuse)
-    auto.ask(NEW)
-    attempt, code = auto.look()
-    assert (attempt["verdict"], code) == ("refused", 3) and "mmdebstrap" in attempt["why"]
-
-
-@pytest.mark.parametrize("mode", ["plan", "stage", "rehearse", "apply"])
-def test_what_is_refused_stays_and_is_told_whole(auto: Auto, mode: str) -> None:
-    """Every refusal of the planner is in the record; nothing is begun."""
-    auto.policy(mode)
-    auto.host.refusals = (Refusal("criu is there", "no criu", "Install it"), Refusal("nft is there", "no nft", "x"))
-    auto.ask(NEW)
-    attempt, code = auto.look()
-    assert (attempt["verdict"], code) == ("refused", 3) and "no criu" in attempt["why"] and "no nft" in attempt["why"]
-    assert auto.pending == (NEW,) and auto.host.composed.open_state() is None
-
-
-@pytest.mark.parametrize("mode", ["plan", "stage", "rehearse", "apply"])
-def test_over_budget_is_6(auto: Auto, mode: str) -> None:
-    """A prediction over its limit is refused with its own code."""
-    auto.policy(mode)
-    auto.host.plan = replace(auto.host.plan, budgets=(Budget("demo", (BlackoutTerm("dump", 9.0, "x"),), 5.0),))
-    auto.ask(NEW)
-    attempt, code = auto.look()
-    assert (attempt["verdict"], attempt["code"], code) == ("refused", 6, 6) and not auto.rehearsals
-
-
-def failed(auto: Auto, events: tuple[Event, ...]) -> None:
-    auto.policy("apply")
-    auto.host.events = events
-    auto.ask(NEW)
-    assert auto.look()[0]["verdict"] == "started"
-
-
-def test_what_crossed_and_came_back_is_not_tried_again(auto: Auto) -> None:
-    """The memory of bad versions holds for the automation: the request goes, with the way to insist."""
-    failed(auto, ((RecordKind.STARTED, 4, {"epoch": 1}), *ROLLED_BACK[1:]))
-    attempt, code = auto.look()
-    assert (attempt["verdict"], code, auto.pending) == ("nothing", 0, ())
-    assert "rolled back before" in attempt["why"] and "--retry-failed" in attempt["why"]
-
-
-def test_what_failed_before_the_crossing_backs_off(auto: Auto) -> None:
-    """Ten minutes later it is not begun again; after the pause it is."""
-    failed(auto, failed_early(75))
-    auto.now = 1_795_000_100.0 + 60  # when the fake journal ended
-    attempt, code = auto.look()
-    assert (attempt["verdict"], attempt["next"], code) == ("waits", 1_795_000_100.0 + 3600, 75)
-    assert auto.host.calls.count("start-worker") == 1
-
-
-@pytest.mark.parametrize(
-    ("events", "holder", "verdict", "code"),
-    [((), 7, "waits", 75), (STAGED, None, "waits", 75), (HANDS_OFF, None, "refused", 5)],
-)
-def test_beside_an_open_upgrade_nothing_is_begun(
-    auto: Auto, events: tuple[Event, ...], holder: int | None, verdict: str, code: int
-) -> None:
-    """Whoever began it: it goes first; one that needs a person is told as that."""
-    auto.policy("apply")
-    auto.host.open(*events)
-    auto.host.change(holder=lambda path, root: holder)
-    auto.ask(NEW)
-    attempt, found = auto.look()
-    assert (attempt["verdict"], found) == (verdict, code) and auto.host.calls == []
-
-
 @pytest.mark.parametrize(
     ("terms", "events", "starts"),
     [
@@ -270,109 +182,6 @@ def test_a_soak_time_without_a_worker_gets_one(auto: Auto) -> None:
     auto.host.events = ()
     auto.look()
     assert auto.host.calls == ["start-worker"]
-
-
-def test_hostile_files_are_told_and_not_acted_on(auto: Auto) -> None:
-    """They are in the record and in status; what is good beside them counts."""
-    auto.ask(NEW)
-    (auto.host.composed.requests.folder / "evil; reboot.json").write_text("{}")
-    attempt, _ = auto.look()
-    assert attempt["verdict"] == "notified" and len(attempt["ignored"]) == 1
-    assert "ignored:" in auto.host.call("status").output
-
-
-def test_status_tells(auto: Auto) -> None:
-    """What was asked for, what was decided, why, and when next; as text and as JSON."""
-    auto.policy("apply", SHUT)
-    auto.ask(NEW)
-    auto.look()
-    text = auto.host.call("status").output
-    for words in ("Automation (apply)", f"requested: {NEW} (debian", "waits", "no window is open", "2026-11-22 02:00"):
-        assert words in text
-    (value,), _ = auto.host.lines("status")
-    assert value["automation"]["mode"] == "apply"
-    assert value["automation"]["pending"]["requests"][0]["release"] == NEW
-    assert value["automation"]["attempts"][-1]["verdict"] == Verdict.WAITS.value
-
-
-@pytest.mark.parametrize("what", ["log", "policy", "directory"])
-def test_status_survives_damage(auto: Auto, what: str) -> None:
-    """What is open is told whatever is wrong with the files of the automation."""
-    auto.ask(NEW)
-    auto.host.open()
-    match what:
-        case "log":
-            (auto.host.composed.state.path / "automation.json").write_text("{")
-        case "policy":
-            auto.policy("frobnicate")
-        case "directory":
-            auto.host.composed.requests.folder.chmod(0o777)
-    result = auto.host.call("status")
-    assert result.exit_code == 0 and "is planned" in result.output and "Automation: unknown" in result.output
-
-
-@pytest.mark.parametrize(
-    ("words", "found", "code"),
-    [
-        ((), Hindrances(), 75),
-        (("--now",), Hindrances(), 0),
-        (("--now",), Hindrances(inhibitors=("apt (installing)",)), 0),
-        (("-n",), Hindrances(), 75),
-    ],
-)
-def test_windows_hold_by_hand_too(auto: Auto, words: tuple[str, ...], found: Hindrances, code: int) -> None:
-    """Outside of a window apply is 75 and nothing is begun, unless a person says now; the journal knows that."""
-    auto.policy("notify", SHUT)
-    auto.hindrances, auto.host.events = found, ()
-    result = auto.host.call("apply", "--no-wait", *words)
-    assert result.exit_code == code, result.output
-    state = auto.host.composed.open_state()
-    assert (state is not None and state.terms == Terms(at_once=True)) if code == 0 else state is None
-    if code:
-        assert "no window is open" in result.output and "--now" in result.output
-
-
-def test_plan_and_policy_check_tell_of_windows(auto: Auto) -> None:
-    """A plan may be made at any time, with a warning; the check says when the windows are."""
-    auto.policy("apply", SHUT)
-    result = auto.host.call("plan")
-    assert result.exit_code == 0 and "would have to wait: no window is open" in result.stderr
-    told = auto.host.call("policy", "check").output
-    assert "by itself: apply; windows daily 02:00 UTC for 180 min: shut, opens next 2026-11-22 02:00 UTC" in told
-    auto.policy("notify", OPEN)
-    assert "open until 2026-11-21 14:00 UTC" in auto.host.call("policy", "check").output
-    auto.policy("notify")
-    assert "by itself: notify; upgrades at any time" in auto.host.call("policy", "check").output
-
-
-def test_what_was_only_put_away_does_not_back_off(auto: Auto) -> None:
-    """A host that changed while an upgrade was held is staged anew at the next look."""
-    staged(auto)
-    auto.now = NOON + 15 * 3600
-    auto.host.change(probe=lambda root, policy: facts(digest="e" * 64))
-    auto.host.events = ((RecordKind.FINISHED, None, {"outcome": "rolled-back"}),)
-    auto.look()
-    assert auto.host.composed.open_state() is None
-    again = replace(auto.host.plan, upgrade=UpgradeId("20261122-031503-aaaaaa"), facts_digest="e" * 64)
-    auto.host.plan, auto.host.events = again, ()
-    attempt, code = auto.look()
-    assert (attempt["verdict"], attempt["upgrade"], code) == ("started", str(again.upgrade), 0)
-
-
-def test_held_up_by_hand(auto: Auto) -> None:
-    """An inhibitor stops a person, too; other people at the host do not."""
-    auto.host.events = ()
-    auto.hindrances = Hindrances(inhibitors=("apt (installing)",), users=("ann",))
-    lines, code = auto.host.lines("apply", "--no-wait")
-    assert code == 75 and "apt (installing)" in lines[-1]["reason"]
-    auto.hindrances = Hindrances(users=("ann",))
-    assert auto.host.call("apply", "--no-wait").exit_code == 0
-
-
-def test_root_is_needed(auto: Auto) -> None:
-    """As for every verb that acts."""
-    auto.host.change(euid=lambda: 1000)
-    assert auto.host.call("auto").exit_code == 3
 
 
 def test_requests_of_a_test_host_are_private(auto: Auto, tmp_path: Path, plan_with: Callable[..., Plan]) -> None:

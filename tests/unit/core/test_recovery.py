@@ -85,7 +85,7 @@ def answer(events: list[Event], now: Now) -> tuple[Action, str]:
 
 ROWS: dict[str, tuple[list[Event], Now, Action, str]] = {
     "planned: the first step": ([], HERE, Action.RUN, "prepare-store"),
-    "a step done: the next one": (done("gate"), HERE, Action.RUN, "hold-units"),
+    "a step done: the next one": (done("gate"), HERE, Action.RUN, "pause-watchdogs"),
     "step open, same boot: ask the machine": ([*done("lock-network"), begun("freeze")], HERE, Action.VERIFY, "freeze"),
     "step open that cannot be seen: again": ([*done("pre-dump"), begun("gate")], HERE, Action.RUN, "gate"),
     "step failed once: undo all": (
@@ -178,14 +178,14 @@ ROWS: dict[str, tuple[list[Event], Now, Action, str]] = {
     ),
     "cold on the old release: its default stays": (
         [
-            *COMMITTED, *done("release-units", NEW_BOOT, since="disarm"),
+            *COMMITTED, *done("start-units", NEW_BOOT, since="disarm"),
             (RecordKind.COLD, None, THIRD_BOOT, {"release": OLD}),
         ],
         Now(THIRD_BOOT, OLD, None), Action.RUN, "wipe-images",
     ),
     "cold on the new release: it becomes the default": (
         [
-            *COMMITTED, *done("release-units", NEW_BOOT, since="disarm"),
+            *COMMITTED, *done("start-units", NEW_BOOT, since="disarm"),
             (RecordKind.COLD, None, THIRD_BOOT, {"release": NEW}),
         ],
         Now(THIRD_BOOT, NEW, None), Action.RUN, "mark-good",

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError, KupgradeError
-from kupgrade.host import journal_push, journal_streams
-from kupgrade.host.journal_streams import Offer, Stream, StreamPair
+from kupgrade.host import journal_push, journal_state, journal_streams
+from kupgrade.host.journal_state import Stream
+from kupgrade.host.journal_streams import Offer, StreamPair
 
 STREAM = Stream("demo.service", "demo", "0123456789abcdef0123456789abcdef")
 WRITTEN = """# This is private data. Do not parse
@@ -105,14 +106,14 @@ def test_a_pair_tells_who_wrote_before_anybody_reads(pairs: list[StreamPair]) ->
 
 def test_the_state_file_is_as_journald_writes_it() -> None:
     """All keys of stdout_stream_save(); names quoted, so that no character in them is read as another."""
-    assert journal_streams.state_text(STREAM) == WRITTEN
+    assert journal_state.state_text(STREAM) == WRITTEN
     odd = Stream("a\\x2db.service", 'say "$x"\n', STREAM.stream_id)
-    assert 'IDENTIFIER="say \\"\\$x\\"?"\nUNIT="a\\\\x2db.service"' in journal_streams.state_text(odd)
+    assert 'IDENTIFIER="say \\"\\$x\\"?"\nUNIT="a\\\\x2db.service"' in journal_state.state_text(odd)
 
 
 def test_a_stream_keeps_what_the_last_journald_knew() -> None:
     """A state file of journald's own is read, escapes and all; unknown keys and an empty file are no error."""
-    stream = journal_streams.parse_state(JOURNALD_WROTE)
+    stream = journal_state.parse_state(JOURNALD_WROTE)
     assert stream == Stream(
         "dev-disk-by\\x2dlabel.service",
         "démo\ttab",
@@ -121,8 +122,8 @@ def test_a_stream_keeps_what_the_last_journald_knew() -> None:
         level_prefix=False,
         forward_to_kmsg=True,
     )
-    assert journal_streams.parse_state(WRITTEN) == STREAM
-    assert journal_streams.parse_state("").level_prefix
+    assert journal_state.parse_state(WRITTEN) == STREAM
+    assert journal_state.parse_state("").level_prefix
 
 
 def test_the_dropin_starts_the_program_before_journald() -> None:

@@ -24,9 +24,10 @@ from kupgrade.kernel.liveupdate_errors import (
     SessionExistsError,
     SessionLostError,
 )
-from tests.fakes import liveupdate_cases as cases
 from tests.fakes.liveupdate import FakeLiveUpdate
-from tests.fakes.liveupdate_cases import Case, Rig
+from tests.fakes.liveupdate_arrived import SECOND, THIRD
+from tests.fakes.liveupdate_made import FIRST, leave
+from tests.fakes.liveupdate_rig import Case, Rig
 
 HEADER = Path("/usr/include/linux/liveupdate.h")
 
@@ -45,7 +46,7 @@ def rig(fake: FakeLiveUpdate) -> Rig:
     return Rig(fake, Path("/dev/shm"), fake.share)
 
 
-@pytest.mark.parametrize("case", [each for each in cases.FIRST if not each.real_only], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [each for each in FIRST if not each.real_only], ids=lambda case: case.name)
 def test_the_fake_answers_as_the_kernel_does(rig: Rig, fake: FakeLiveUpdate, case: Case) -> None:
     """One kernel: each case of the table gives what the kernel was seen to give, and leaves nothing open."""
     assert case.seen(rig) == case.expected
@@ -54,14 +55,14 @@ def test_the_fake_answers_as_the_kernel_does(rig: Rig, fake: FakeLiveUpdate, cas
 
 def test_the_fake_hands_over_as_the_kernel_does(rig: Rig, fake: FakeLiveUpdate) -> None:
     """Three kernels: what is held open arrives, what is not retrieved goes."""
-    cases.leave(rig)
-    for table in (cases.SECOND, cases.THIRD):
+    leave(rig)
+    for table in (SECOND, THIRD):
         fake.kexec()
         rig.kept.clear()
         assert [(each.name, each.seen(rig)) for each in table] == [(each.name, each.expected) for each in table]
 
 
-@pytest.mark.parametrize("table", [cases.FIRST, cases.SECOND, cases.THIRD])
+@pytest.mark.parametrize("table", [FIRST, SECOND, THIRD])
 def test_every_case_has_a_name_of_its_own(table: list[Case]) -> None:
     """A result is found by its name."""
     assert len({each.name for each in table}) == len(table)
