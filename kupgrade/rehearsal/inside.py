@@ -52,7 +52,8 @@ pgrep -f '[k]upgrade-deadman' >/dev/null && echo "the dead-man timer"
 test -e /var/lib/kupgrade/current && echo "an open upgrade"
 ls /var/lib/kupgrade/fault.json /run/kupgrade-fault.json 2>/dev/null | grep -q . && echo "a fault that never struck"
 env=/boot/grub/grubenv
-test -e $env && ! grep -q "^saved_entry=\(.*>\)\?gnulinux-$(uname -r)-" $env && echo "another kernel as the boot default"
+saved="^saved_entry=\(.*>\)\?gnulinux-$(uname -r)-"
+test -e $env && ! grep -q "$saved" $env && echo "another kernel as the boot default"
 true
 """
 
