@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,3 +19,11 @@ def _no_rules_on_this_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libnftables, "load", lambda: None)
         yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whoever is done takes tests of the other: in turns of many, one process gets all the long crash tests."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
