@@ -1,6 +1,9 @@
 """Settings for all tests."""
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,14 @@ def _no_rules_on_this_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libnftables, "load", lambda: None)
         yield
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory of one's own in memory, if there is any: for what is flushed very often, and asked only if it is."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 @pytest.hookimpl(optionalhook=True)
