@@ -29,26 +29,44 @@ def fold(records: Sequence[Record]) -> State:
         plan=plan,
         epoch=first.epoch,
         boot_id=first.boot_id,
-        steps=tuple(StepState() for _ in plan.steps),
+        steps=(StepState(),) * len(plan.steps),
         last_seq=first.seq,
         terms=decode(Terms, first.data.get("terms", {}), "journal.terms"),
     )
-    for record in records[1:]:
-        state = apply(state, record)
-    return state
+    return _with_all(state, records[1:]) if len(records) > 1 else state
+
+
+def _with_all(state: State, records: Sequence[Record]) -> State:
+    """As `apply` of each in turn, in a fraction of the time: an agent folds while the workloads stand still."""
+    steps, epoch = list(state.steps), state.epoch
+    for record in records:
+        _check_authority(epoch, record)
+        epoch = record.epoch
+        if record.step is None:
+            state = replace(state, **_changes(state, record))
+        else:
+            index, changed = _changed_step(steps, record)
+            steps[index] = changed
+    return replace(state, steps=tuple(steps), epoch=epoch, last_seq=records[-1].seq)
 
 
 def apply(state: State, record: Record) -> State:
     """One record on top of a state; raises NeedsHumanError when it does not fit."""
-    if record.epoch < state.epoch:
-        raise NeedsHumanError(
-            "The journal holds a record of a dead authority", f"epoch {record.epoch} after {state.epoch}"
-        )
-    changes = _step_changes(state, record) if record.step is not None else _changes(state, record)
-    return replace(state, epoch=record.epoch, last_seq=record.seq, **changes)
+    _check_authority(state.epoch, record)
+    if record.step is None:
+        return replace(state, epoch=record.epoch, last_seq=record.seq, **_changes(state, record))
+    index, changed = _changed_step(state.steps, record)
+    steps = (*state.steps[:index], changed, *state.steps[index + 1 :])
+    return replace(state, epoch=record.epoch, last_seq=record.seq, steps=steps)
+
+
+def _check_authority(epoch: int, record: Record) -> None:
+    if record.epoch < epoch:
+        raise NeedsHumanError("The journal holds a record of a dead authority", f"epoch {record.epoch} after {epoch}")
 
 
 def _changes(state: State, record: Record) -> dict[str, Any]:
+    """By a record of the upgrade as a whole; of the state neither steps nor epoch count."""
     match record.kind:
         case RecordKind.CROSSED:
             return {"crossed": True, "boot_id": record.boot_id}
@@ -95,11 +113,12 @@ def _outcome(record: Record) -> Outcome:
         raise NeedsHumanError("The journal ends with an outcome that does not exist", str(error)) from None
 
 
-def _step_changes(state: State, record: Record) -> dict[str, Any]:
+def _changed_step(steps: Sequence[StepState], record: Record) -> tuple[int, StepState]:
+    """Which step a record is of, and what has become of it."""
     index = record.step
-    if index is None or not 0 <= index < len(state.steps):
+    if index is None or not 0 <= index < len(steps):
         raise NeedsHumanError("The journal names a step that the plan does not have", str(index))
-    old = state.steps[index]
+    old = steps[index]
     match record.kind:
         case RecordKind.STARTED:
             new = replace(
@@ -125,7 +144,7 @@ def _step_changes(state: State, record: Record) -> dict[str, Any]:
             new = replace(old, status=StepStatus.UNDONE, undo_boot_id=_undo_boot(old, record))
         case _:
             raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
-    return {"steps": (*state.steps[:index], new, *state.steps[index + 1 :])}
+    return index, new
 
 
 def _first_before(old: StepState, record: Record) -> Mapping[str, Any]:

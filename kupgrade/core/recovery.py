@@ -79,8 +79,7 @@ def _same_boot(state: State, now: Now) -> Decision:
     if state.undoing:
         return _undo_next(state, now)
     cross = crossing_of(state)
-    for index, step in enumerate(state.steps):
-        spec = state.plan.steps[index]
+    for index, (step, spec) in enumerate(zip(state.steps, state.plan.steps, strict=True)):
         match step.status:
             case StepStatus.DONE:
                 continue
@@ -170,8 +169,9 @@ def _undo_next(state: State, now: Now) -> Decision:
         return Decision(Action.ASK_HUMAN, "asked to undo after the commit; the way back is a new upgrade")
     if _must_reenter(state, now):
         return Decision(Action.REENTER, "processes of this boot hold PIDs that the workloads need")
+    specs = state.plan.steps
     for index in reversed(range(len(state.steps))):
-        step, spec = state.steps[index], state.plan.steps[index]
+        step, spec = state.steps[index], specs[index]
         if step.status in (StepStatus.NEW, StepStatus.UNDONE):
             if not (spec.kind == DUMP and _restore_again(state, now)):
                 continue

@@ -24,6 +24,7 @@ def _entries(facts: Facts, policy: Policy) -> Iterator[tuple[WorkloadPolicy, Sto
 def stop_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     """Why one of them cannot be stopped and started again, and with it no upgrade be made as the policy wants it."""
     kept = {each.unit for each in policy.workloads if each.fate is Fate.KEEP and each.unit}
+    stored = {each.unit for each in policy.preserve}
     found = []
     for entry, seen in _entries(facts, policy):
         rule = f"{entry.name} can be stopped"
@@ -37,6 +38,9 @@ def stop_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         elif with_it := sorted(kept.intersection(seen.along if seen else ())):
             fact = f"{', '.join(with_it)}, which is to be kept, would stop with {entry.unit}"
             found.append(Refusal(rule, fact, "Keep it, too, or loosen Requires=, BindsTo= or PartOf= of the kept one"))
+        if unreturned := sorted(stored.intersection((entry.unit, *(seen.along if seen else ())))):
+            fact = f"the descriptors of {', '.join(unreturned)} are to be returned, for which it must be started before"
+            found.append(Refusal(rule, fact, "Give it fate = restart, or take it out of [[preserve]]"))
         if policy.keeps_service(entry.unit):
             fact = f"keep_services says that {entry.unit} must not be stopped beforehand"
             found.append(Refusal(rule, fact, "Take it out of one of the two"))

@@ -10,7 +10,7 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from kupgrade.errors import BadInputError
@@ -23,6 +23,8 @@ def encode(value: object) -> Any:
 
     Raises TypeError for anything else: a programming error, never an operator's.
     """
+    if type(value) in _PLAIN:  # most of all values, and asked fastest
+        return value
     match value:
         case None | bool() | int() | float() | str() if not isinstance(value, enum.Enum):
             return value
@@ -33,8 +35,16 @@ def encode(value: object) -> Any:
         case Mapping():
             return {str(key): encode(item) for key, item in value.items()}
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {name: encode(getattr(value, name)) for name in _names(type(value))}
     raise TypeError(f"cannot encode {type(value).__name__}")
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 @functools.cache
@@ -48,6 +58,7 @@ def learn(kind: Any) -> None:
         learn(part)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in _learned:
         _learned.add(kind)
+        _fields(kind)
         for hint in _hints(kind).values():
             learn(hint)
 
@@ -60,78 +71,158 @@ def decode(cls: type[T], data: object, where: str = "$") -> T:
 
     Raises BadInputError for a wrong type, a missing field or an unknown one.
     """
-    result: T = _decode(cls, data, where)
+    try:
+        result: T = _reader(cls)(data)
+    except _MisfitError as misfit:
+        raise BadInputError(f"Stored data is not as expected at {where}{misfit.place}", misfit.why) from None
     return result
 
 
-def _wrong(where: str, expected: str, data: object) -> BadInputError:
-    return BadInputError(f"Stored data is not as expected at {where}", f"expected {expected}, found {data!r:.60}")
+# What reads one kind of value. Made once for each field of a class: looking at a type hint takes longer than reading.
+_Reader = Callable[[Any], Any]
 
 
-def _decode(kind: Any, data: object, where: str) -> Any:
+class _MisfitError(Exception):
+    """A value that is not of its kind; `place` grows on its way out of what the value is in."""
+
+    def __init__(self, why: str, place: str = "") -> None:
+        super().__init__(why)
+        self.why, self.place = why, place
+
+    def within(self, place: str) -> _MisfitError:
+        self.place = place + self.place
+        return self
+
+
+def _wrong(expected: str, data: object, place: str = "") -> _MisfitError:
+    return _MisfitError(f"expected {expected}, found {data!r:.60}", place)
+
+
+def _named(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _reader(kind: Any) -> _Reader:
     origin = get_origin(kind)
     if kind is Any or kind is object:
-        return data
+        return lambda data: data
     if origin in (Union, types.UnionType):
-        return _decode_union(get_args(kind), data, where)
+        return _union_reader(get_args(kind))
     if origin is tuple:
-        return _decode_tuple(get_args(kind), data, where)
+        return _tuple_reader(get_args(kind))
     if origin in (dict, Mapping) or origin is getattr(typing, "Mapping", None):
-        if not isinstance(data, dict):
-            raise _wrong(where, "an object", data)
-        item = get_args(kind)[1]
-        return {str(key): _decode(item, value, f"{where}.{key}") for key, value in data.items()}
+        return _mapping_reader(get_args(kind)[1])
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), data, where)
+        return functools.partial(_read_dataclass, typing.cast(type, kind))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _enum_reader(kind)
+    return _scalar_reader(kind)
+
+
+def _scalar_reader(kind: Any) -> _Reader:
+    known = kind if isinstance(kind, type) else ()
+
+    def read(data: Any) -> Any:
+        if isinstance(data, known) and not (kind is int and isinstance(data, bool)):
+            return data
+        if kind is float and isinstance(data, int) and not isinstance(data, bool):
+            return float(data)
+        raise _wrong(_named(kind), data)
+
+    return read
+
+
+def _enum_reader(kind: type[enum.Enum]) -> _Reader:
+    def read(data: Any) -> Any:
         try:
             return kind(data)
         except ValueError:
-            raise _wrong(where, " or ".join(repr(m.value) for m in kind), data) from None
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if kind is type(None) and data is None:
-        return None
-    if isinstance(kind, type) and isinstance(data, kind) and not (kind is int and isinstance(data, bool)):
-        return data
-    raise _wrong(where, getattr(kind, "__name__", str(kind)), data)
+            raise _wrong(" or ".join(repr(m.value) for m in kind), data) from None
+
+    return read
 
 
-def _decode_union(options: tuple[Any, ...], data: object, where: str) -> Any:
-    if data is None and type(None) in options:
-        return None
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return _decode(option, data, where)
-        except BadInputError:
-            continue
-    raise _wrong(where, " or ".join(getattr(o, "__name__", str(o)) for o in options), data)
+def _union_reader(options: tuple[Any, ...]) -> _Reader:
+    optional = type(None) in options
+    readers = tuple(_reader(option) for option in options if option is not type(None))
+
+    def read(data: Any) -> Any:
+        if data is None and optional:
+            return None
+        for each in readers:
+            try:
+                return each(data)
+            except (_MisfitError, BadInputError):
+                continue
+        raise _wrong(" or ".join(map(_named, options)), data)
+
+    return read
 
 
-def _decode_tuple(items: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, list | tuple):
-        raise _wrong(where, "a list", data)
-    if len(items) == 2 and items[1] is Ellipsis:
-        return tuple(_decode(items[0], value, f"{where}[{i}]") for i, value in enumerate(data))
-    if len(items) != len(data):
-        raise _wrong(where, f"{len(items)} values", data)
-    return tuple(_decode(kind, value, f"{where}[{i}]") for i, (kind, value) in enumerate(zip(items, data, strict=True)))
+def _mapping_reader(item: Any) -> _Reader:
+    read_item = _reader(item)
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise _wrong("an object", data)
+        found = {}
+        for key, value in data.items():
+            try:
+                found[str(key)] = read_item(value)
+            except _MisfitError as misfit:
+                raise misfit.within(f".{key}")  # noqa: B904 - the same one, further out
+        return found
+
+    return read
 
 
-def _decode_dataclass(kind: type, data: object, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise _wrong(where, "an object", data)
+def _tuple_reader(items: tuple[Any, ...]) -> _Reader:
+    any_length = len(items) == 2 and items[1] is Ellipsis
+    readers = tuple(_reader(item) for item in items if item is not Ellipsis)
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, list | tuple):
+            raise _wrong("a list", data)
+        if not any_length and len(readers) != len(data):
+            raise _wrong(f"{len(readers)} values", data)
+        found = []
+        for at, value in enumerate(data):
+            try:
+                found.append(readers[0 if any_length else at](value))
+            except _MisfitError as misfit:
+                raise misfit.within(f"[{at}]")  # noqa: B904 - the same one, further out
+        return tuple(found)
+
+    return read
+
+
+@functools.cache
+def _fields(kind: type) -> Mapping[str, tuple[_Reader, bool]]:
+    """By the name of each field what reads it, and whether it must be there."""
     hints = _hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise _wrong(f"{where}.{unknown[0]}", "no such key", data[unknown[0]])
+    return {
+        f.name: (
+            _reader(hints[f.name]),
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(kind)
+    }
+
+
+def _read_dataclass(kind: type, data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise _wrong("an object", data)
+    fields = _fields(kind)
+    if not data.keys() <= fields.keys():
+        unknown = sorted(data.keys() - fields.keys())
+        raise _wrong("no such key", data[unknown[0]], f".{unknown[0]}")
     values = {}
-    for name, field in fields.items():
+    for name, (read, required) in fields.items():
         if name in data:
-            values[name] = _decode(hints[name], data[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise BadInputError(f"Stored data is not as expected at {where}", f"{name} is missing")
+            try:
+                values[name] = read(data[name])
+            except _MisfitError as misfit:
+                raise misfit.within(f".{name}")  # noqa: B904 - the same one, further out
+        elif required:
+            raise _MisfitError(f"{name} is missing")
     return kind(**values)

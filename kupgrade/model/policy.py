@@ -22,6 +22,8 @@ _UNITS = {
     **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
+    **dict.fromkeys(("month", "months"), 2629800.0),
+    **dict.fromkeys(("y", "year", "years"), 31557600.0),
 }
 _TERM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*")
 

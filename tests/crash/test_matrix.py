@@ -104,11 +104,11 @@ def test_a_machine_without_a_watchdog_survives_kills_at_the_jump() -> None:
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS[::3], ids=names[::3])
-def test_the_real_journal_with_torn_tails_gives_the_same_end(behaviour: Behaviour, tmp_path: Path) -> None:
+def test_the_real_journal_with_torn_tails_gives_the_same_end(behaviour: Behaviour, in_memory: Path) -> None:
     """On a file, with half-written last lines, each scenario ends as it does in memory."""
 
     def on_file(faults: dict[int, str]) -> Run:
-        path = tmp_path / "journal"
+        path = in_memory / "journal"
         path.unlink(missing_ok=True)
         logs: list[FileLog] = []
 

@@ -27,8 +27,6 @@ DEADLINE = 300  # seconds until the dead-man of the next boot would strike
 PANIC = 7  # seconds, a value that nothing else sets
 WATCHDOG = 900.0  # seconds, more than anything here takes
 BYSTANDER = "batch.service"
-STOP = (StopOrder(BYSTANDER, 30.0),)
-UNITS = "/etc/systemd/system"
 
 
 def _spec(plan: Plan, kind: str) -> StepSpec:
@@ -160,19 +158,20 @@ class Conversation:
             self.ask("keep it down", lambda: stopping.keep_down(one, str(self.plan.upgrade)))
             self.ask("it is kept down", lambda: stopping.kept_down() == one)
             self.ask("it runs on", lambda: stopping.up(one) == one)
-            self.ask("stop it", lambda: stopping.stop(STOP, one))
-            self.ask("stop it again", lambda: stopping.stop(STOP, one))
+            self.ask("stop it", lambda: stopping.stop([StopOrder(BYSTANDER, 30.0)], one))
+            self.ask("stop it again", lambda: stopping.stop([StopOrder(BYSTANDER, 30.0)], one))
             self.ask("it does not run", lambda: stopping.up(one) == ())
-            self._start_in_vain()
-            self.ask("let it go", lambda: stopping.let_go(one) == ())
-            self.ask("it runs again", lambda: stopping.up(one) == one)
-            self.ask("nobody is kept down any more", lambda: stopping.kept_down() == ())
+            self._let_go()
         self.ask("keep it down for the jump", lambda: stopping.keep_down(one, str(self.plan.upgrade)))
-        self.ask("stop it for the jump", lambda: stopping.stop(STOP, one))
+        self.ask("stop it for the jump", lambda: stopping.stop([StopOrder(BYSTANDER, 30.0)], one))
 
-    def _start_in_vain(self) -> None:
-        self.ask("start it in vain", lambda: self.host.units.start([BYSTANDER]))
-        self.ask("it still does not run", lambda: self.host.stopping.up((BYSTANDER,)) == ())
+    def _let_go(self) -> None:
+        stopping, one = self.host.stopping, (BYSTANDER,)
+        self.ask("start it in vain", lambda: self.host.units.start(one))
+        self.ask("it still does not run", lambda: stopping.up(one) == ())
+        self.ask("let it go", lambda: stopping.let_go(one) == ())
+        self.ask("it runs again", lambda: stopping.up(one) == one)
+        self.ask("nobody is kept down any more", lambda: stopping.kept_down() == ())
 
     def _watchdogs(self) -> None:
         units, workloads = self.host.units, self.workloads
@@ -250,10 +249,7 @@ class Conversation:
         self.each("adopted in the end", host.units.adopted)
         self._watchdogs()
         self.ask("the bystander is kept down in a new boot", lambda: host.stopping.kept_down() == (BYSTANDER,))
-        self._start_in_vain()
-        self.ask("let it go", lambda: host.stopping.let_go((BYSTANDER,)) == ())
-        self.ask("it runs again", lambda: host.stopping.up((BYSTANDER,)) == (BYSTANDER,))
-        self.ask("nobody is kept down in the end", lambda: host.stopping.kept_down() == ())
+        self._let_go()
         self.ask("wipe", lambda: host.images.wipe(store))
         self.ask("present after the wipe", lambda: host.images.present(store))
         self.ask("unstage", lambda: host.crossing.unstage(self.initrd.out))
@@ -272,13 +268,14 @@ class Conversation:
 
 def make_bystander(units: Sequence[str]) -> None:
     """A service that does nothing and that no boot starts; and `units` listen to what is said in their name."""
-    Path(UNITS, BYSTANDER).write_text("[Service]\nExecStart=/bin/sleep infinity\n")
+    folder = Path("/etc/systemd/system")
+    (folder / BYSTANDER).write_text("[Service]\nExecStart=/bin/sleep infinity\n")
     for unit in units:
-        dropin = Path(UNITS, f"{unit}.d/10-conversation.conf")
+        dropin = folder / f"{unit}.d/10-conversation.conf"
         dropin.parent.mkdir(exist_ok=True)
         dropin.write_text("[Service]\nNotifyAccess=main\n")
-    subprocess.run(["systemctl", "daemon-reload"], check=True)
-    subprocess.run(["systemctl", "start", BYSTANDER], check=True)
+    for words in (["daemon-reload"], ["start", BYSTANDER]):
+        subprocess.run(["systemctl", *words], check=True)
 
 
 def main(argv: list[str]) -> int:

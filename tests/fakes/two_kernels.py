@@ -74,7 +74,10 @@ class Box:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        return tuple(k for k in (self.old, self.new) if k is not None and k.alive)
+        old, new = self.old, self.new
+        if new is None or not new.alive:
+            return (old,) if old.alive else ()
+        return (old, new) if old.alive else (new,)
 
     def start_new(self, ticket: str, boot_id: str) -> None:
         self.new = Kernel(self, boot_id, self.plan.new_release, ticket, 0)

@@ -41,11 +41,17 @@ class SpawnBehaviour(Behaviour):
 
 
 class Process:
-    """The child: a thread that moves only in `resume`, until it pauses or ends."""
+    """The child: a thread that moves only in `resume`, until it pauses or ends.
+
+    One of the two moves at a time, so that a lock which the other one opens is enough, and several times as fast as
+    what threading builds out of locks.
+    """
 
     def __init__(self, body: Callable[[], None]) -> None:
         self._body = body
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
         self._doomed = False
         self.over = self.killed = False
         self.thread = threading.Thread(target=self._run, daemon=True)

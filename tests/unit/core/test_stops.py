@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kupgrade.core import checks, planner
 from kupgrade.core.explain import preflight_json, preflight_text
 from kupgrade.core.stops import stop_losses, stop_orders, stop_refusals
+from kupgrade.model.descriptors import PreservePolicy
 from kupgrade.model.facts import Facts, StopFacts, WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Fate, StopOrder
@@ -61,6 +64,14 @@ def test_a_policy_that_contradicts_itself_is_refused() -> None:
     for entry, words in ((twice, "to be kept, too"), (protected, "keep_services")):
         (refusal,) = stop_refusals(facts(), policy(entry))
         assert words in refusal.fact
+
+
+@pytest.mark.parametrize(("unit", "along"), [("agent.service", ()), ("client.service", ("client.service",))])
+def test_a_unit_whose_descriptors_are_preserved_cannot_be_kept_down(unit: str, along: tuple[str, ...]) -> None:
+    """They are put back by a start of it, early in the boot of the new kernel."""
+    wanted = replace(policy(), preserve=(PreservePolicy(unit),))
+    (refusal,) = stop_refusals(facts(StopFacts(runs=True, along=along)), wanted)
+    assert f"the descriptors of {unit} are to be returned" in refusal.fact
 
 
 def test_whoever_stops_along_is_told() -> None:

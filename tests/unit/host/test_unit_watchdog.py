@@ -95,7 +95,8 @@ def test_a_manager_that_does_not_listen_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("shown", "seconds"), [("0", 0.0), ("infinity", 0.0), ("30s", 30.0), ("1min 30s", 90.0), ("500ms", 0.5), ("", 0.0)]
+    ("shown", "seconds"),
+    [("0", 0.0), ("infinity", 0.0), ("30s", 30.0), ("1min 30s", 90.0), ("500ms", 0.5), ("1month 2d", 2802600.0)],
 )
 def test_the_time_out_is_read_as_systemd_shows_it(shown: str, seconds: float) -> None:
     """Time spans are for people; none and for ever are the same to us."""
