@@ -9,8 +9,8 @@ from kupgrade.model.workload import Store
 
 
 def image_store(plan: Plan) -> Store | None:
-    """Where the plan has its images; None: it dumps nothing."""
-    found = next((spec.params["store"] for spec in plan.steps if spec.kind == DUMP), None)
+    """Where the plan has its images; None: it dumps nothing, or does not say where."""
+    found = next((spec.params.get("store") for spec in plan.steps if spec.kind == DUMP), None)
     return None if found is None else decode(Store, found, "dump.store")
 
 
