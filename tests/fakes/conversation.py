@@ -4,7 +4,6 @@ What a port answers must not depend on which of the two stands behind it: the cr
 values that mean the same on both (yes, no, unknown, more than nothing, refused), never paths or sizes.
 
 In a virtual host: `python3 conversation.py before|jump|after PLAN`; `before` and `after` print their answers as JSON.
-There it makes a service of its own, which is no workload, and lets the workloads' units hear of their watchdogs.
 """
 
 from __future__ import annotations
@@ -268,14 +267,12 @@ class Conversation:
 
 def make_bystander(units: Sequence[str]) -> None:
     """A service that does nothing and that no boot starts; and `units` listen to what is said in their name."""
-    folder = Path("/etc/systemd/system")
-    (folder / BYSTANDER).write_text("[Service]\nExecStart=/bin/sleep infinity\n")
+    Path("/etc/systemd/system", BYSTANDER).write_text("[Service]\nExecStart=/bin/sleep infinity\n")
     for unit in units:
-        dropin = folder / f"{unit}.d/10-conversation.conf"
+        dropin = Path(f"/etc/systemd/system/{unit}.d/10-conversation.conf")
         dropin.parent.mkdir(exist_ok=True)
         dropin.write_text("[Service]\nNotifyAccess=main\n")
-    for words in (["daemon-reload"], ["start", BYSTANDER]):
-        subprocess.run(["systemctl", *words], check=True)
+    subprocess.run(["sh", "-c", f"systemctl daemon-reload && systemctl start {BYSTANDER}"], check=True)
 
 
 def main(argv: list[str]) -> int:
