@@ -27,7 +27,18 @@ MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
 _SYSTEM = ("take-disk", "start-system", "adopt-units")
-SERVING = (*_SYSTEM, "thaw", "unlock-network", "release-units", "fill-memory", "soak", "mark-good", "settle-reboot")
+SERVING = (
+    *_SYSTEM,
+    "thaw",
+    "unlock-network",
+    "release-units",
+    "fill-memory",
+    "resume-watchdogs",
+    "start-units",
+    "soak",
+    "mark-good",
+    "settle-reboot",
+)
 # Without a step, but made by kupgrade itself, which spends them: nothing in the virtual host was changed for them.
 _ONCE = ("restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
