@@ -73,7 +73,7 @@ _TIMEOUT = 420.0  # seconds
 @click.option(
     "--timeout",
     type=click.FloatRange(1),
-    show_default="420; twice that for a copy of this host, and 20 times without KVM",
+    show_default="420; four times that for a copy of this host, twenty times without KVM",
     help="Seconds to its end.",
 )
 @this_host_options

@@ -28,23 +28,13 @@ _ALWAYS_KEPT = "kupgrade-*"
 # Of this host's command line: where its root is, what is split among its processors and memory, its consoles, its
 # devices, and what belongs to one boot.
 _OWN = (
-    *(
-        "BOOT_IMAGE",
-        "initrd",
-        "root",
-        "rootflags",
-        "rootfstype",
-        "rootdelay",
-        "resume",
-        "resume_offset",
-        "ip",
-        "nfsroot",
-    ),
+    *("BOOT_IMAGE", "initrd", "root", "rootflags", "rootfstype", "rootdelay", "bootdev", "zfs", "ip", "nfsroot"),
+    *("cryptdevice", "cryptopts", "resume", "resume_offset", "init", "rdinit", "systemd.unit"),
     *("mem", "memmap", "hugepages", "hugepagesz", "default_hugepagesz", "hugetlb_cma", "cma", "crashkernel"),
     *("movablecore", "kernelcore", "reserve_mem", "maxcpus", "nr_cpus", "possible_cpus", "isolcpus", "nohz_full"),
     *("rcu_nocbs", "irqaffinity", "housekeeping", "numa_balancing", "console", "earlycon", "earlyprintk", "netconsole"),
-    *("iommu", "intel_iommu", "amd_iommu", "pci", "acpi", "efi", "vfio-pci.ids", "init", "rdinit", "systemd.unit"),
-    *("cryptdevice", "cryptopts", "zfs", "bootdev", "softlockup_panic", "kupgrade.ticket", "kupgrade.return", "noapic"),
+    *("iommu", "intel_iommu", "amd_iommu", "pci", "acpi", "efi", "vfio-pci.ids", "noapic", "softlockup_panic"),
+    *("kupgrade.ticket", "kupgrade.return"),
 )
 _OWN_PREFIXES = ("rd.lvm", "rd.luks", "rd.md", "rd.dm", "rd.iscsi", "rd.znet", "rd.multipath", "luks.", "hugetlb")
 

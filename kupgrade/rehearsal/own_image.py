@@ -48,7 +48,9 @@ words='--acls --selinux --xattrs --xattrs-include=* --numeric-owner'
     tar -x $words --same-permissions --same-owner -C "$5" -f -
 set +f
 cd /
-for kind in target device; do rm -rf "$5"/etc/systemd/system/*.$kind.wants "$5"/etc/systemd/system/*.$kind.requires; done
+for kind in target.wants target.requires device.wants device.requires; do
+    rm -rf "$5"/etc/systemd/system/*.$kind
+done
 tar -x --same-permissions --same-owner --numeric-owner --no-overwrite-dir --keep-directory-symlink -C "$5" -f "$7"
 umount "$5"
 """
@@ -136,8 +138,8 @@ def require_room(directory: Path, size: int, written: int) -> None:
     if free < needed:
         raise RefusedError(
             "There is no room for a copy of this host's files",
-            f"{size // MIB} MiB of them, {written // MIB} MiB for what the guest writes and {RESERVE // MIB} MiB that stay"
-            f" free make {needed // MIB} MiB, and {directory} has {free // MIB} MiB",
+            f"{size // MIB} MiB of them, {written // MIB} MiB for what the guest writes and {RESERVE // MIB} MiB that"
+            f" stay free make {needed // MIB} MiB, and {directory} has {free // MIB} MiB",
             "Choose another place (--scratch), or leave something out (--leave-out)",
         )
 

@@ -1,4 +1,4 @@
-"""The machine of a rehearsal of this host itself: a disk that its own initrds have a driver for, and no network card."""
+"""The machine of a rehearsal of this host: a disk that the host's own initrds have a driver for, no network card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kupgrade.rehearsal.toolbox import OLDEST_QEMU, kvm_usable
 QEMU = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"
 TOOLS = {"mkfs.ext4": "e2fsprogs", "tar": "tar", "unshare": "util-linux", "du": "coreutils"}
-SLOW = {True: 2.0, False: 20.0}  # how many times slower than this host, at worst, with KVM and without
+SLOW = {True: 4.0, False: 20.0}  # how many times slower than this host, at worst, with KVM and without
 BASE_MIB = 1024  # for kernel, initrds and services
 RESERVE_MIB = 256  # of this host's memory stay free
 MOST_CPUS = 4
@@ -106,11 +106,11 @@ def _version(qemu: str) -> int:
     return int(match[1]) if match else 0
 
 
-def controller(releases: Iterable[str], root: Path) -> Controller:
+def controller(releases: Sequence[str], root: Path) -> Controller:
     """The first way to attach the disk that the initrds of all releases have drivers for, and ext4, too.
 
-    Raises RefusedError, naming what is missing, when there is none. A part of an initrd that cannot be unpacked may hold
-    them: then it is taken to.
+    Raises RefusedError, naming what is missing, when there is none. A part of an initrd that cannot be unpacked is
+    taken to hold them.
     """
     lacking = [_lacking(KernelRelease(release), root) for release in releases]
     for each in CONTROLLERS:
@@ -170,12 +170,12 @@ def cpus(online: int) -> int:
 def differences(shape: Shape, root_type: str, stores: tuple[str, str], slower: float) -> Sequence[str]:
     """What is not as on this host, in words. `stores`: here and there; `slower`: measured."""
     found = [
-        f"a machine of QEMU's with {shape.cpus} CPUs and {shape.memory_mib} MiB, {'KVM' if shape.kvm else 'emulated'}:"
-        f" a process takes {slower:.1f} times as long as here",
+        f"a machine of QEMU's with {shape.cpus} CPUs and {shape.memory_mib} MiB, {'KVM' if shape.kvm else 'emulated'}",
+        f"a process takes {slower:.1f} times as long as here",
         f"its only disk is {shape.controller.name}; none of this host's devices and drivers, no watchdog",
         "no network card: addresses are on the loopback interface, no client is connected, nothing can be reached",
-        "only the policy's workloads and what their units need run; they were started anew, so their memory is not what"
-        " they have here",
+        "only the policy's workloads run, and what their units need",
+        "workloads were started anew, so their memory is not what they have here",
         "QEMU starts the kernel, no firmware and no boot loader",
     ]
     if root_type != "ext4":
