@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kupgrade.model.kernel import CommandLine
@@ -137,8 +136,3 @@ _NO_LIMIT = "1d"
 
 def _span(seconds: float, slow: float) -> str:
     return f"{round(seconds * slow)}s"
-
-
-def guest_files() -> tuple[Path, ...]:
-    """What the guest gets of this package besides its copy of it."""
-    return (GUEST / AGENT, GUEST / "agent.py")

@@ -66,52 +66,63 @@ def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
         )
     with ExitStack() as stack:
         stack.enter_context(scenario.interruptible())
-        machine = own_machine.require_tools()
+        program = own_machine.require_tools()
         directory = stack.enter_context(own_image.workplace(wish.root, wish.scratch))
-        chosen = own_machine.controller((wish.plan.old_release, wish.plan.new_release), wish.root)
         workloads = taking_part(wish.policy, wish.facts)
-        size = sum(each.memory_here for each in workloads if not each.why)
-        available = proc.meminfo(wish.root)["MemAvailable"]
-        memory = own_machine.memory(size, wish.memory, available)
         found = own_root.view(blockfs.mounts(wish.root), wish.leave_out, str(directory), _swaps(wish.root))
-        made, identity = _copy(wish, found, directory, size, workloads, progress)
-        old = kernels.locate(KernelRelease(wish.plan.old_release), wish.root)
-        if old.initrd is None:
-            raise RefusedError(f"There is no initrd of the running {old.release}", "the guest needs it")
-        shape = own_machine.Shape(
-            disk=made.disk,
-            controller=chosen,
-            kernel=old.kernel,
-            initrd=old.initrd,
-            append=own_guest.command_line(wish.facts.cmdline, identity, own_machine.SLOW[kvm_usable()]),
-            memory_mib=memory,
-            cpus=own_machine.cpus(os.cpu_count() or 1),
-            kvm=kvm_usable(),
-        )
+        shape, made = _shape(wish, found, directory, workloads, progress)
         own = _yardstick()
         state = qemu.run_directory()
         stack.callback(scenario.put_away, state, wish.keep)
         progress(f"starting the copy under {wish.plan.old_release} ({'KVM' if shape.kvm else 'emulated'})")
-        running = qemu.launch([machine], own_machine.arguments(shape, state), state, 60.0)
+        running = qemu.launch([program], own_machine.arguments(shape, state), state, 60.0)
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
-        course = _Course(wish, link, shape, workloads, own_machine.SLOW[shape.kvm], progress)
-        seen = course.upgrade(own)
+        seen = _Course(wish, link, workloads, own_machine.SLOW[shape.kvm], progress).upgrade(own)
         told = replace(
             seen,
             differs=own_machine.differences(shape, found.root_type, (wish.plan.store, seen.store), seen.slower),
             left_out=found.left_out,
             changed=made.changed,
-            machine={
-                "accelerator": "kvm" if shape.kvm else "tcg",
-                "cpus": shape.cpus,
-                "memory_mib": shape.memory_mib,
-                "disk": chosen.name,
-                "copied_bytes": made.copied,
-                "copy_seconds": made.seconds,
-            },
+            machine=_machine(shape, made),
         )
         return forecast.forecast(told)
+
+
+def _shape(
+    wish: Wish, found: own_root.View, directory: Path, workloads: tuple[Workload, ...], progress: Progress
+) -> tuple[own_machine.Shape, own_image.Made]:
+    """The machine to start, its disk made; everything that can be refused is, before anything is copied."""
+    chosen = own_machine.controller((wish.plan.old_release, wish.plan.new_release), wish.root)
+    size = sum(each.memory_here for each in workloads if not each.why)
+    memory = own_machine.memory(size, wish.memory, proc.meminfo(wish.root)["MemAvailable"])
+    old = kernels.locate(KernelRelease(wish.plan.old_release), wish.root)
+    if old.initrd is None:
+        raise RefusedError(f"There is no initrd of the running {old.release}", "the guest needs it")
+    kvm = kvm_usable()
+    made, identity = _copy(wish, found, directory, size, workloads, progress)
+    shape = own_machine.Shape(
+        disk=made.disk,
+        controller=chosen,
+        kernel=old.kernel,
+        initrd=old.initrd,
+        append=own_guest.command_line(wish.facts.cmdline, identity, own_machine.SLOW[kvm]),
+        memory_mib=memory,
+        cpus=own_machine.cpus(os.cpu_count() or 1),
+        kvm=kvm,
+    )
+    return shape, made
+
+
+def _machine(shape: own_machine.Shape, made: own_image.Made) -> Mapping[str, Any]:
+    return {
+        "accelerator": "kvm" if shape.kvm else "tcg",
+        "cpus": shape.cpus,
+        "memory_mib": shape.memory_mib,
+        "disk": shape.controller.name,
+        "copied_bytes": made.copied,
+        "copy_seconds": made.seconds,
+    }
 
 
 def taking_part(policy: Policy, facts: Facts) -> tuple[Workload, ...]:
@@ -183,7 +194,6 @@ class _Course:
 
     wish: Wish
     link: Link
-    shape: own_machine.Shape
     workloads: tuple[Workload, ...]
     slow: float
     progress: Progress
