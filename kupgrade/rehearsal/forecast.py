@@ -9,6 +9,7 @@ from typing import Any
 from kupgrade.core.chronicle import BLACKOUT
 from kupgrade.core.explain import over_budget, span
 from kupgrade.model.plan import Plan
+from kupgrade.model.workload import Fate
 from kupgrade.rehearsal import judge
 from kupgrade.rehearsal.own_inside import Answer, UnitSeen
 from kupgrade.rehearsal.own_root import LeftOut
@@ -26,6 +27,7 @@ class Workload:
     memory_here: int = 0
     before: UnitSeen | None = None
     after: UnitSeen | None = None
+    fate: Fate = Fate.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def findings(seen: Observed, ended: str) -> list[str]:
     if wanted is not None and seen.running_release != wanted:
         found.append(f"{seen.running_release} runs there, expected {wanted}")
     for each in seen.workloads:
-        if each.why or each.before is None:
+        if each.why or each.before is None or each.fate not in (Fate.KEEP, Fate.RESTART):
             continue
         if not each.before.active:
             found.append(f"{each.name}: its unit did not start there: {each.before.state}")
@@ -97,6 +99,8 @@ def findings(seen: Observed, ended: str) -> list[str]:
             found.append(f"{each.name}: its unit is {after.state} afterwards")
         if after.healthy is False:
             found.append(f"{each.name}: its probe is not answered afterwards")
+        if each.fate is not Fate.KEEP:
+            continue
         if not _kept(each):
             found.append(f"{each.name}: PIDs {_list(each.before.pids)} became {_list(after.pids)}")
         if after.restarts != each.before.restarts:
@@ -109,8 +113,8 @@ def _list(pids: Sequence[int]) -> str:
 
 
 def _kept(each: Workload) -> bool | None:
-    """Whether it is the same process; those that come and go with its work do not count."""
-    if each.before is None or each.after is None:
+    """Whether it is the same process; those that come and go with its work do not count. None: it need not be."""
+    if each.fate is not Fate.KEEP or each.before is None or each.after is None:
         return None
     return each.before.main_pid == each.after.main_pid and each.before.main_pid in each.after.pids
 
@@ -123,6 +127,7 @@ def _workload(each: Workload, predicted: Mapping[str, float], seen: Mapping[str,
     return {
         "name": each.name,
         "unit": each.unit,
+        "fate": each.fate.value,
         "predicted_seconds": predicted.get(each.name),
         "blackout_seconds": stood,
         "scaled_seconds": None if stood is None else round(stood / slower, 3),
@@ -224,9 +229,8 @@ def _heading(told: Mapping[str, Any]) -> str:
 def _workload_text(each: Mapping[str, Any]) -> str:
     if "left_out" in each:
         return f"{each['name']}: not rehearsed, {each['left_out']}"
-    predicted = "nothing" if each["predicted_seconds"] is None else span(each["predicted_seconds"])
-    stood = each["blackout_seconds"]
-    parts = [f"predicted here {predicted}"]
+    predicted, stood = each["predicted_seconds"], each["blackout_seconds"]
+    parts = [each["fate"] if predicted is None else f"predicted here {span(predicted)}"]
     if stood is not None:
         parts.append(f"stood still {span(stood)} there ({span(each['scaled_seconds'])} at this host's speed)")
     if each["kept"] is not None:

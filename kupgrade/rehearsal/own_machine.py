@@ -15,7 +15,7 @@ from kupgrade.rehearsal.toolbox import OLDEST_QEMU, kvm_usable
 
 QEMU = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"
-TOOLS = {"mkfs.ext4": "e2fsprogs", "tar": "tar", "unshare": "util-linux", "du": "coreutils"}
+TOOLS = {"mkfs.ext4": "e2fsprogs", "tar": "tar", "unshare": "util-linux", "mount": "mount", "ip": "iproute2"}
 SLOW = {True: 4.0, False: 20.0}  # how many times slower than this host, at worst, with KVM and without
 BASE_MIB = 1024  # for kernel, initrds and services
 RESERVE_MIB = 256  # of this host's memory stay free

@@ -138,7 +138,7 @@ def taking_part(policy: Policy, facts: Facts) -> tuple[Workload, ...]:
         elif not unit:
             why = "it belongs to no service that could be started"
         memory = fact.anonymous_bytes + fact.shared_bytes if fact else 0
-        found.append(Workload(each.name, unit, why, memory))
+        found.append(Workload(each.name, unit, why, memory, fate=each.fate))
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ findmnt --noheadings --list --output TARGET | sort
 losetup --list
 systemctl show -P MainPID demo.service
 ls -A /var/lib/kupgrade/rehearsal 2>/dev/null
-pgrep -f qemu-system-x86_64
+pgrep -x qemu-system-x86
 true
 """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kupgrade.model.plan import BlackoutTerm, Budget, Loss
+from kupgrade.model.workload import Fate
 from kupgrade.rehearsal import forecast
 from kupgrade.rehearsal.forecast import Observed, Workload
 from kupgrade.rehearsal.own_inside import Answer, UnitSeen, answer
@@ -99,6 +101,16 @@ def test_a_workload_that_lost_something_is_a_failure(plan_with: Any, before: Any
     found = forecast.forecast(observed(plan_with, workloads=workloads))
     assert (found["outcome"], found["upgrade_outcome"]) == ("failed", "committed")
     assert f"demo: {told}" in found["findings"]
+
+
+def test_what_is_restarted_need_not_be_the_same_process(plan_with: Any) -> None:
+    """Only what the policy keeps is held to its processes; a restarted unit has to run."""
+    after = UnitSeen("active (running)", 900, (900,), 0, healthy=True)
+    restarted = Workload("demo", "demo.service", "", 64, WELL, after, Fate.RESTART)
+    found = forecast.forecast(observed(plan_with, workloads=(restarted,)))
+    assert (found["outcome"], found["workloads"][0]["kept"]) == ("committed", None)
+    gone = replace(restarted, after=UnitSeen("inactive (dead)", 0, (), 0, healthy=None))
+    assert forecast.forecast(observed(plan_with, workloads=(gone,)))["outcome"] == "failed"
 
 
 def test_a_host_whose_plan_is_refused_needs_no_rehearsal() -> None:
