@@ -15,6 +15,7 @@ from kupgrade.rehearsal.own_inside import Answer, UnitSeen
 from kupgrade.rehearsal.own_root import LeftOut
 
 FORMAT = "kupgrade.this-host/1"
+_MOST = 12  # lines of one list for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,8 @@ def text(told: Mapping[str, Any]) -> str:
         ("not there", [f"{each['path']}: {each['why']}" for each in told["left_out"]]),
     ):
         if entries:
-            lines += [f"{title}:", *(f"  - {entry}" for entry in entries)]
+            lines += [f"{title}:", *(f"  - {entry}" for entry in entries[:_MOST])]
+            lines += [f"  and {len(entries) - _MOST} more, see --json"] if len(entries) > _MOST else []
     if told["changed_while_copied"]:
         some = ", ".join(told["changed_while_copied"][:5])
         lines.append(f"{len(told['changed_while_copied'])} files changed while they were copied: {some}")

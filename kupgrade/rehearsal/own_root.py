@@ -73,7 +73,7 @@ def view(mounts: Sequence[Mount], wished_out: Iterable[str] = (), scratch: str =
         twin = next((each for each in chosen if _shows(each, mount)), None)
         if twin is not None:
             left.append(LeftOut(point, f"the same files as below {twin.mountpoint}"))
-        elif mount.fstype in ON_DISK and mount.block_backed:
+        elif mount.fstype in ON_DISK:
             chosen.append(mount)
         elif mount.fstype not in PSEUDO:
             left.append(LeftOut(point, f"a file system of the type {mount.fstype} from {mount.source}"))
