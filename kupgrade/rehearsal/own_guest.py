@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kupgrade.model.kernel import CommandLine
@@ -99,6 +100,15 @@ def settings(policy: Policy, units: Sequence[str], addresses: Iterable[str], slo
         for unit in units:
             path = f"{_SYSTEM}/{unit}.d/kupgrade-rehearsal.conf"
             found[path] = "[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n"
+    return found
+
+
+def volatile_policy(root: Path) -> Settings:
+    """Drop-ins of this boot, which a copy without /run has not; where the vendor's are, /etc wins over them as ever."""
+    found: dict[str, str | bytes | Link] = {}
+    for path in sorted((root / "run/kupgrade/policy.d").glob("*.toml")):
+        masked = path.is_symlink() and path.resolve() == Path("/dev/null")
+        found[f"usr/lib/kupgrade/policy.d/{path.name}"] = Link("/dev/null") if masked else path.read_bytes()
     return found
 
 

@@ -179,7 +179,8 @@ def _copy(
         own_root.fstab(fstab.read_text() if fstab.exists() else "", identity),
     )
     progress(f"copying {files >> 20} MiB of this host's files")
-    made = own_image.make(found, directory, files, written, identity, settings)
+    laid_over = {**own_guest.volatile_policy(wish.root), **settings}
+    made = own_image.make(found, directory, files, written, identity, laid_over)
     progress(f"copied in {made.seconds:.0f} s")
     return made, identity
 

@@ -14,7 +14,7 @@ from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Probe, ProbeKind
-from kupgrade.rehearsal import own_guest, own_inside, own_machine
+from kupgrade.rehearsal import own_guest, own_image, own_inside, own_machine
 
 OLD, NEW = "6.12.1", "7.3.0"
 VIRTIO = ("virtio_pci.ko.xz", "virtio-blk.ko", "ext4.ko.zst")
@@ -108,6 +108,19 @@ def test_only_the_policys_units_are_wanted_and_clocks_are_slower(tmp_path: Path)
     assert min(merged.limit(each) or 0.0 for each in merged.workloads) == 86400.0
     assert merged.keeps_service("kupgrade-lab-agent.service")
     assert merged.keeps_service("dbus.service")
+
+
+def test_policy_of_this_boot_goes_along(tmp_path: Path) -> None:
+    """Drop-ins in /run lie where the vendor's are, and masks stay masks."""
+    directory = tmp_path / "run/kupgrade/policy.d"
+    directory.mkdir(parents=True)
+    (directory / "60-now.toml").write_text("soak = 1\n")
+    (directory / "50-default.toml").symlink_to("/dev/null")
+    assert own_guest.volatile_policy(tmp_path) == {
+        "usr/lib/kupgrade/policy.d/50-default.toml": own_image.Link("/dev/null"),
+        "usr/lib/kupgrade/policy.d/60-now.toml": b"soak = 1\n",
+    }
+    assert own_guest.volatile_policy(tmp_path / "no") == {}
 
 
 def test_addresses_are_the_global_ones() -> None:
