@@ -234,7 +234,9 @@ def _workload_text(each: Mapping[str, Any]) -> str:
     predicted, stood = each["predicted_seconds"], each["blackout_seconds"]
     parts = [each["fate"] if predicted is None else f"predicted here {span(predicted)}"]
     if stood is not None:
-        parts.append(f"stood still {span(stood)} there ({span(each['scaled_seconds'])} at this host's speed)")
+        parts.append(
+            f"stood still {span(stood)} there ({span(each['scaled_seconds'])} if all of it were this host's processors)"
+        )
     if each["kept"] is not None:
         parts.append(f"PIDs {'kept' if each['kept'] else 'CHANGED'}")
     if each["healthy"] is not None:

@@ -46,7 +46,7 @@ After=sysinit.target
 AllowIsolate=yes
 """
 UNIT_NETWORK = """[Unit]
-Description=This host's addresses, on the loopback interface of its rehearsal
+Description=This host's addresses, on the loopback interface of its rehearsal, and its PIDs
 DefaultDependencies=no
 After=local-fs.target
 Before=network-pre.target network.target network-online.target {before}
@@ -56,6 +56,8 @@ Wants=network-pre.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=-/bin/sh -c 'exec ip -force -batch /usr/lib/kupgrade-lab/addresses'
+# The first processes of so small a boot would have PIDs that kernel threads of the next boot take.
+ExecStart=-/bin/sh -c 'echo {last_pid} > /proc/sys/kernel/ns_last_pid'
 
 [Install]
 WantedBy=sysinit.target
@@ -78,8 +80,13 @@ def command_line(own: str, uuid: str, slow: float) -> str:
 _BRISK = 4.0  # so many times slower than this host is taken for ordinary
 
 
-def settings(policy: Policy, units: Sequence[str], addresses: Iterable[str], slow: float, fstab: str) -> Settings:
-    """All files that are written over the copy. `slow`: how many times slower it is expected to be."""
+def settings(
+    policy: Policy, units: Sequence[str], addresses: Iterable[str], last_pid: int, slow: float, fstab: str
+) -> Settings:
+    """All files that are written over the copy.
+
+    `last_pid`: workloads get PIDs after it; `slow`: how many times slower it is expected to be.
+    """
     agent = (GUEST / AGENT).read_text()
     spans = "".join(f"DefaultTimeout{which}Sec={round(90 * slow)}\n" for which in ("Start", "Stop"))
     early = "".join(f"Wants={unit}\n" for unit in (*EARLY, NETWORK))
@@ -89,7 +96,7 @@ def settings(policy: Policy, units: Sequence[str], addresses: Iterable[str], slo
         "usr/lib/kupgrade-lab/agent.py": (GUEST / "agent.py").read_bytes(),
         "usr/lib/kupgrade-lab/addresses": "".join(f"address replace {each} dev lo\n" for each in addresses),
         f"{_SYSTEM}/{AGENT}": agent,
-        f"{_SYSTEM}/{NETWORK}": UNIT_NETWORK.format(before=" ".join(units)),
+        f"{_SYSTEM}/{NETWORK}": UNIT_NETWORK.format(before=" ".join(units), last_pid=last_pid),
         f"{_SYSTEM}/{TARGET}": UNIT_TARGET.format(wanted=" ".join(("dbus.socket", AGENT, *units))),
         f"{_SYSTEM}/default.target": Link(TARGET),
         f"{_SYSTEM}/sysinit.target.d/kupgrade-rehearsal.conf": f"[Unit]\n{early}",

@@ -175,6 +175,7 @@ def _copy(
         wish.policy,
         tuple(dict.fromkeys(each.unit for each in workloads if not each.why)),
         own_inside.addresses(json.loads(command.run(["ip", "-json", "address", "show"]).stdout)),
+        _last_pid(wish.facts),
         own_machine.SLOW[kvm_usable()],
         own_root.fstab(fstab.read_text() if fstab.exists() else "", identity),
     )
@@ -183,6 +184,12 @@ def _copy(
     made = own_image.make(found, directory, files, written, identity, laid_over)
     progress(f"copied in {made.seconds:.0f} s")
     return made, identity
+
+
+def _last_pid(facts: Facts) -> int:
+    """Just below the PIDs that the workloads have here."""
+    pids = [pid for each in facts.workloads if each.workload is not None for pid in each.workload.pids]
+    return max(min(pids, default=0) - 50, 300)
 
 
 def _yardstick() -> float:

@@ -91,10 +91,11 @@ def test_only_the_policys_units_are_wanted_and_clocks_are_slower(tmp_path: Path)
     probe = Probe(ProbeKind.TCP, port=80, timeout=10.0)
     workloads = (WorkloadPolicy("web", "web.service", max_blackout=2.0, probe=probe), WorkloadPolicy("x", "x.service"))
     policy = replace(Policy(), workloads=workloads, keep_services=("dbus*",), max_blackout=3.0)
-    found = own_guest.settings(policy, ("web.service",), ("192.0.2.7/24",), 20.0, "fstab\n")
+    found = own_guest.settings(policy, ("web.service",), ("192.0.2.7/24",), 650, 20.0, "fstab\n")
     target = str(found["etc/systemd/system/kupgrade-rehearsal.target"])
     assert "Wants=dbus.socket kupgrade-lab-agent.service web.service\n" in target
     assert found["usr/lib/kupgrade-lab/addresses"] == "address replace 192.0.2.7/24 dev lo\n"
+    assert "echo 650 >" in str(found["etc/systemd/system/kupgrade-rehearsal-network.service"])
     assert "WatchdogSec=0" in str(found["etc/systemd/system/web.service.d/kupgrade-rehearsal.conf"])
 
     directory = tmp_path / "etc/kupgrade/policy.d"
