@@ -235,7 +235,7 @@ def _workload_text(each: Mapping[str, Any]) -> str:
     parts = [each["fate"] if predicted is None else f"predicted here {span(predicted)}"]
     if stood is not None:
         parts.append(
-            f"stood still {span(stood)} there ({span(each['scaled_seconds'])} if all of it were this host's processors)"
+            f"stood still {span(stood)} there ({span(each['scaled_seconds'])} by this host's processors alone)"
         )
     if each["kept"] is not None:
         parts.append(f"PIDs {'kept' if each['kept'] else 'CHANGED'}")

@@ -59,10 +59,7 @@ def test_a_commit_stands_beside_what_was_predicted(plan_with: Any) -> None:
     assert demo["kept"] is True
     assert other["left_out"] == "it does not run here"
     said = forecast.text(told)
-    assert (
-        "demo: predicted here 3 s, stood still 12 s there (3 s if all of it were this host's processors), PIDs kept"
-        in said
-    )
+    assert "demo: predicted here 3 s, stood still 12 s there (3 s by this host's processors alone), PIDs kept" in said
     assert "x: not rehearsed, it does not run here" in said
     assert "no network card" in said
     assert "/mnt: nfs" in said
