@@ -118,7 +118,7 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
         emit(told)
     else:
         click.echo(forecast.text(told))
-    return exit_code(str(told["outcome"]))
+    return exit_code(str(told["outcome"]), str(told["predicted"]["outcome"]))
 
 
 def _refuse_others(context: click.Context) -> None:
@@ -131,8 +131,13 @@ def _refuse_others(context: click.Context) -> None:
         raise UsageError(f"{', '.join(given)} cannot be used with --this-host", "the host is the one that there is")
 
 
-def exit_code(outcome: str) -> ExitCode:
-    """0 committed or nothing to do, 3 refused, 4 rolled back, 5 a person would be needed, 1 failed."""
+def exit_code(outcome: str, predicted: str) -> ExitCode:
+    """0 committed or nothing to do, 3 refused, 4 rolled back, 5 a person would be needed, 1 failed.
+
+    6: it would commit, but `kupgrade apply` does not begin it here, for what is predicted is over a limit.
+    """
+    if outcome == "committed" and predicted == "over-budget":
+        return ExitCode.OVER_BUDGET
     return {
         "committed": ExitCode.DONE,
         "nothing-to-do": ExitCode.DONE,

@@ -120,18 +120,19 @@ def _kept(each: Workload) -> bool | None:
     return each.before.main_pid == each.after.main_pid and each.before.main_pid in each.after.pids
 
 
-def _workload(each: Workload, predicted: Mapping[str, float], seen: Mapping[str, float], slower: float) -> Any:
+def _workload(each: Workload, seen: Observed, stood: float | None) -> Any:
     if each.why:
         return {"name": each.name, "unit": each.unit, "left_out": each.why}
-    stood = seen.get(each.name)
+    budget = next((budget for budget in seen.plan.budgets if budget.workload == each.name), None)
     before, after = each.before, each.after
     return {
         "name": each.name,
         "unit": each.unit,
         "fate": each.fate.value,
-        "predicted_seconds": predicted.get(each.name),
+        "predicted_seconds": None if budget is None else round(budget.predicted, 3),
+        "limit_seconds": None if budget is None else budget.limit,
         "blackout_seconds": stood,
-        "scaled_seconds": None if stood is None else round(stood / slower, 3),
+        "scaled_seconds": None if stood is None else round(stood / seen.slower, 3),
         "pids_before": list(before.pids) if before else [],
         "pids_after": list(after.pids) if after else [],
         "kept": _kept(each),
@@ -147,7 +148,6 @@ def forecast(seen: Observed) -> dict[str, Any]:
     wrong = findings(seen, ended) if ended in ("committed", "rolled-back") else []
     if ended == "failed":
         wrong.append(reason(seen.answer, seen.journal) or "the upgrade did not end")
-    predicted = {budget.workload: round(budget.predicted, 3) for budget in seen.plan.budgets}
     stood = blackouts(seen.journal)
     return {
         "format": FORMAT,
@@ -167,7 +167,7 @@ def forecast(seen: Observed) -> dict[str, Any]:
         },
         "store": seen.store,
         "slower": round(seen.slower, 2),
-        "workloads": [_workload(each, predicted, stood, seen.slower) for each in seen.workloads],
+        "workloads": [_workload(each, seen, stood.get(each.name)) for each in seen.workloads],
         "warnings": list(seen.answer.plan.get("warnings", ())),
         "machine": dict(seen.machine),
         "differs": list(seen.differs),
@@ -237,6 +237,8 @@ def _workload_text(each: Mapping[str, Any]) -> str:
         parts.append(
             f"stood still {span(stood)} there ({span(each['scaled_seconds'])} by this host's processors alone)"
         )
+        if each["limit_seconds"] is not None and each["scaled_seconds"] > each["limit_seconds"]:
+            parts.append(f"OVER its limit of {span(each['limit_seconds'])}")
     if each["kept"] is not None:
         parts.append(f"PIDs {'kept' if each['kept'] else 'CHANGED'}")
     if each["healthy"] is not None:

@@ -199,8 +199,14 @@ def _write_lists(found: View, directory: Path) -> None:
     (directory / "points").write_text("".join(f"{each}\n" for each in found.mounted))
 
 
+def gentle() -> tuple[str, ...]:
+    """Words before a program that gives way to this host's own: processors, disks, memory when it runs out."""
+    ways = {"choom": ("-n", "1000", "--"), "nice": ("-n", "10"), "ionice": ("-c", "3")}
+    return tuple(word for tool, words in ways.items() if find(tool) for word in (tool, *words))
+
+
 def _apart(script: str, words: Sequence[str], timeout: float) -> str:
     """A script in mount and process namespaces of its own; all of it ends with this process. Its output."""
-    bound = ["setpriv", "--pdeathsig", "KILL"] if find("setpriv") else []
+    bound = [*gentle(), *(["setpriv", "--pdeathsig", "KILL"] if find("setpriv") else [])]
     spaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
     return run([*bound, *spaces, "/bin/sh", "-eu", "-c", script, "rehearsal", *words], timeout=timeout).stdout

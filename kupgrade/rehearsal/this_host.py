@@ -67,6 +67,8 @@ def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(scenario.interruptible())
         program = own_machine.require_tools()
+        if wish.keep is not None:
+            wish.keep.mkdir(mode=0o700, parents=True, exist_ok=True)  # logs of this host's services
         directory = stack.enter_context(own_image.workplace(wish.root, wish.scratch))
         workloads = taking_part(wish.policy, wish.facts)
         found = own_root.view(blockfs.mounts(wish.root), wish.leave_out, str(directory), _swaps(wish.root))
@@ -75,7 +77,7 @@ def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
         state = qemu.run_directory()
         stack.callback(scenario.put_away, state, wish.keep)
         progress(f"starting the copy under {wish.plan.old_release} ({'KVM' if shape.kvm else 'emulated'})")
-        running = qemu.launch([program], own_machine.arguments(shape, state), state, 60.0)
+        running = qemu.launch([*own_image.gentle(), program], own_machine.arguments(shape, state), state, 60.0)
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         seen = _Course(wish, link, workloads, own_machine.SLOW[shape.kvm], progress).upgrade(own)
@@ -255,5 +257,4 @@ class _Course:
     def save(self) -> None:
         """The guest's log, where logs are to be kept."""
         if self.wish.keep is not None:
-            self.wish.keep.mkdir(parents=True, exist_ok=True)
             (self.wish.keep / "system.log").write_text(inside.system_log(self.link))

@@ -41,6 +41,12 @@ def test_the_exit_code_is_what_would_happen_here(host: Host, tmp_path: Path, out
     assert host.calls[0]["engine"] == "auto"
 
 
+def test_a_prediction_over_a_limit_is_a_no_whatever_the_copy_does(host: Host) -> None:
+    """`kupgrade apply` would not begin it here."""
+    host.change(rehearse_here=lambda wish, progress: {**told("committed"), "predicted": {"outcome": "over-budget"}})
+    assert host.call("rehearse", "--this-host").exit_code == ExitCode.OVER_BUDGET
+
+
 def test_a_plan_that_is_refused_here_starts_no_machine(host: Host) -> None:
     """Its refusals are told, with the exit code of a refusal."""
     host.refusals = (Refusal("criu can dump", "a raw socket", "stop it"),)

@@ -66,6 +66,13 @@ def test_a_commit_stands_beside_what_was_predicted(plan_with: Any) -> None:
     assert json.loads(json.dumps(told)) == told
 
 
+def test_a_blackout_over_its_limit_is_told(plan_with: Any) -> None:
+    """Held against this host's limit, which the copy does not have."""
+    told = forecast.forecast(observed(plan_with, slower=2.0))
+    assert told["workloads"][0]["limit_seconds"] == 5.0
+    assert "OVER its limit of 5 s" in forecast.text(told)
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome", "told"),
     [
