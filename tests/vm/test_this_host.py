@@ -27,6 +27,18 @@ ls -A /var/lib/kupgrade/rehearsal 2>/dev/null
 pgrep -x qemu-system-x86
 true
 """
+# Killed while it copies: what is at work then, and the loop device, are gone at once; the copy is there until the next.
+KILLED = """
+kupgrade rehearse --this-host --json > /dev/null 2>&1 & process=$!
+for i in $(seq 900); do
+    ls /var/lib/kupgrade/rehearsal/run-*/copy.log > /dev/null 2>&1 && break
+    sleep 0.2
+done
+kill -KILL $process
+for i in $(seq 100); do pgrep -x tar > /dev/null || break; sleep 0.2; done
+sleep 1
+echo "at work: $(pgrep -x tar) loop devices: $(losetup --list --noheadings) left: $(ls /var/lib/kupgrade/rehearsal | wc -l)"
+"""
 
 
 def rehearse(guest: Guest) -> dict[str, Any]:
@@ -50,6 +62,9 @@ def test_what_happens_to_the_copy_happens_to_the_host() -> None:
     with started(host, 4096, 2) as guest:
         guest.start_workload()
         before = inside.shell(guest.link, TRACES)
+        assert inside.shell(guest.link, KILLED, 400.0).strip() == "at work:  loop devices:  left: 1"
+        too_much = guest.link.run(["kupgrade", "rehearse", "--this-host", "--guest-memory", "60000"], timeout=300.0)
+        assert (too_much.status, "60000 MiB" in too_much.stderr) == (3, True), too_much
         told = rehearse(guest)
         assert inside.shell(guest.link, TRACES) == before
         print(json.dumps({name: told[name] for name in ("machine", "slower", "differs", "left_out")}, indent=1))
