@@ -84,7 +84,8 @@ def workplace(root: Path, scratch: Path | None) -> Iterator[Path]:
     With `scratch` it lies there, and a link to it in the usual place tells the next rehearsal where.
     """
     place = root / PLACE
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
     place.chmod(0o700)
     sweep(place)
     name = f"run-{os.getpid()}-{secrets.token_hex(3)}"

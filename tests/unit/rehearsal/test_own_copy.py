@@ -69,6 +69,7 @@ def test_the_copy_is_roots_alone_and_goes_with_the_rehearsal(tmp_path: Path) -> 
         with pytest.raises(ZeroDivisionError), own_image.workplace(tmp_path, scratch) as directory:
             assert directory.stat().st_mode & 0o777 == 0o700
             assert (scratch or tmp_path / own_image.PLACE) == directory.parent
+            assert (tmp_path / "var/lib/kupgrade").stat().st_mode & 0o077 == 0
             (directory / "disk.img").write_text("secret")
             _ = 1 // 0
         assert list((tmp_path / own_image.PLACE).iterdir()) == list(elsewhere.iterdir()) == []
