@@ -87,20 +87,30 @@ def workplace(root: Path, scratch: Path | None) -> Iterator[Path]:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.mkdir(mode=0o700, exist_ok=True)
     place.chmod(0o700)
-    sweep(place)
     name = f"run-{os.getpid()}-{secrets.token_hex(3)}"
     directory = place / name
-    if scratch is None:
-        directory.mkdir(mode=0o700)
-    else:
-        directory.symlink_to(scratch.absolute() / f"kupgrade-rehearsal-{name}")
-        directory.resolve().mkdir(mode=0o700)
-    try:
-        with (directory / "lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
+        with _held(place):  # nobody sweeps between the directory and its lock
+            sweep(place)
+            stack.callback(_remove, directory)
+            if scratch is None:
+                directory.mkdir(mode=0o700)
+            else:
+                directory.symlink_to(scratch.absolute() / f"kupgrade-rehearsal-{name}")
+                directory.resolve().mkdir(mode=0o700)
+            lock = stack.enter_context((directory / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield directory.resolve()
+        yield directory.resolve()
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
     finally:
-        _remove(directory)
+        os.close(fd)
 
 
 def sweep(place: Path) -> tuple[str, ...]:
