@@ -60,7 +60,7 @@ PARTS: dict[str, set[str]] = {
     "resume": WORDS | {"journal", "statedir", "machine", "log", "metrics", "telling"},
     "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
     "standby": WORDS | MECHANISM | {"journal", "statedir", "machine", "metrics", "telling"},
-    "rehearsal": WORDS | {"core", "host", "journal"},
+    "rehearsal": WORDS | MECHANISM | {"core", "journal"},
     "bundle": WORDS | {"core", "host", "journal", "statedir", "policy"},
     "cli": WORDS
     | {"core", "journal", "statedir", "planfile", "policy", "probe", "planning", "machine", "worker", "resume"}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kupgrade.model.plan import Plan, Refusal
     from kupgrade.model.policy import Policy
     from kupgrade.model.record import Now, Record, State
+    from kupgrade.rehearsal.this_host import Wish as HereWish
     from kupgrade.requests import Requests
     from kupgrade.statedir import StateDirectory
 
@@ -203,6 +204,12 @@ def _rehearse(plan: Plan) -> tuple[str, str]:
     return unattended.rehearse(plan)
 
 
+def _rehearse_here(wish: HereWish, progress: Callable[[str], None]) -> Mapping[str, Any]:
+    from kupgrade.rehearsal import this_host
+
+    return this_host.rehearse(wish, progress)
+
+
 @dataclass(frozen=True)
 class Composition:
     """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
@@ -231,6 +238,7 @@ class Composition:
     installed: Callable[[Path], Mapping[str, bool]] = _installed
     boot_id: Callable[[Path], str] = _boot_id
     rehearse: Callable[[Plan], tuple[str, str]] = _rehearse
+    rehearse_here: Callable[[HereWish, Callable[[str], None]], Mapping[str, Any]] = _rehearse_here
     running_release: Callable[[], str] = lambda: os.uname().release
     sleep: Callable[[float], None] = time.sleep
     time: Callable[[], float] = time.time

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kupgrade.cli.rehearse_here import Choice, this_host_options
 from kupgrade.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from kupgrade.rehearsal.faults import Fault
     from kupgrade.rehearsal.scenario import Result
+
+
+_TIMEOUT = 420.0  # seconds
 
 
 @click.command()
@@ -66,11 +70,19 @@ if TYPE_CHECKING:
     help="A boot loader of its own, or QEMU loads the old kernel at every reset (faster).",
 )
 @click.option("--measured", is_flag=True, help="The virtual host's memory is taken before it starts: truer figures.")
-@click.option("--timeout", type=click.FloatRange(1), default=420.0, show_default=True, help="Seconds to its end.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    show_default="420; four times that for a copy of this host, twenty times without KVM",
+    help="Seconds to its end.",
+)
+@this_host_options
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")
 @click.option("--json", "as_json", is_flag=True, help="Only the result, one JSON object.")
+@click.pass_context
 def rehearse(
+    context: click.Context,
     engine: str,
     store: str,
     old: str | None,
@@ -84,12 +96,20 @@ def rehearse(
     connections: int,
     boot: str,
     measured: bool,
-    timeout: float,
+    timeout: float | None,
+    here: Choice | None,
     keep: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> int:
-    """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched."""
+    """Upgrade a virtual host's kernel under load and judge the result. Nothing on this machine is touched.
+
+    With --this-host the virtual host is a copy of this one, and it says what would happen here.
+    """
+    if here is not None:
+        from kupgrade.cli import rehearse_here
+
+        return rehearse_here.run(context, here, as_json=as_json)
     from kupgrade.rehearsal import kho_kernel, scenario
     from kupgrade.rehearsal.options import Options
 
@@ -119,7 +139,7 @@ def rehearse(
         keep=keep,
         boot=boot,
         measured=measured,
-        timeout=timeout,
+        timeout=timeout or _TIMEOUT,
     )
     result = scenario.rehearse(options, progress)
     if keep is not None:

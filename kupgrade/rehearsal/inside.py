@@ -154,13 +154,13 @@ def apply(link: Link, options: Options, release: str, *, again: bool = False) ->
     return reason[-1500:] or f"exit status {done.status}"
 
 
-def standing(link: Link) -> tuple[str, str]:
+def standing(link: Link, patience: float = 10.0) -> tuple[str, str]:
     """("open" or "over", kind of the journal's last record), cheaply enough to be asked during an upgrade."""
     script = (
         "test -e /var/lib/kupgrade/current && echo open || echo over;"
         " tail -qn 1 $(ls -d /var/lib/kupgrade/upgrades/*/journal | tail -n 1)"
     )
-    done = link.run(["/bin/sh", "-c", script], timeout=10.0)
+    done = link.run(["/bin/sh", "-c", script], timeout=patience)
     state, _, line = done.stdout.partition("\n")
     try:
         return state.strip(), str(json.loads(line[9:])["kind"])

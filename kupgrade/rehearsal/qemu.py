@@ -10,14 +10,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import KupgradeError
-from kupgrade.host.command import environment, run
+from kupgrade.host.command import environment, find, run
 from kupgrade.rehearsal.network import GUEST_MAC
 from kupgrade.rehearsal.toolbox import Toolbox, kvm_usable
 
@@ -27,6 +27,7 @@ AGENT_PORT = "org.kupgrade.lab"
 EMULATED_CPU = "max,-la57,-erms,-fsrm,-fzrm,-fsrs"
 FAULT_PORT = "org.kupgrade.fault"
 TAKING = 0.02  # seconds a MiB, at most
+_STARTS = 20.0  # seconds
 CLOSING = 5.0  # seconds for a thread to see that its connection has ended
 PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
 
@@ -191,9 +192,20 @@ class Qemu:
 
 def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
     """Start `machine` with its sockets and logs in the directory `state`; `tap` stays the caller's to close."""
-    command = [*tools.qemu, *arguments(machine, state, tap, kvm_usable())]
-    if "exit-with-parent" in run([*tools.qemu, "-run-with", "help"], check=False).stdout:
+    # Memory that is taken beforehand comes in portions of what the hypervisor below gives.
+    patience = _STARTS + (machine.memory_mib * TAKING if machine.taken else 0.0)
+    return launch(tools.qemu, arguments(machine, state, tap, kvm_usable()), state, patience, (tap,))
+
+
+def launch(
+    qemu: Sequence[str], words: Sequence[str], state: Path, patience: float = _STARTS, pass_fds: Sequence[int] = ()
+) -> Qemu:
+    """Start QEMU (the words that name it, then its arguments); its sockets are there within `patience` seconds."""
+    command = [*qemu, *words]
+    if "exit-with-parent" in run([*qemu, "-run-with", "help"], check=False).stdout:
         command += ["-run-with", "exit-with-parent=on"]  # even when we are killed, no machine is left behind
+    elif setpriv := find("setpriv"):
+        command = [setpriv, "--pdeathsig", "KILL", *command]
     (state / "qemu.command").write_text(" ".join(command) + "\n")
     with (state / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
@@ -201,7 +213,7 @@ def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(tap,),
+            pass_fds=tuple(pass_fds),
             start_new_session=True,  # the operator's Ctrl-C is ours to handle
             env=environment({"TMPDIR": str(state)}),
         )
@@ -211,8 +223,7 @@ def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
         events.append(Event(time.monotonic(), name, json.dumps(data)))
 
     try:
-        # Memory that is taken beforehand comes in portions of what the hypervisor below gives.
-        serial = connect(state / "serial", 20.0 + (machine.memory_mib * TAKING if machine.taken else 0.0))
+        serial = connect(state / "serial", patience)
         qmp = Qmp(state / "qmp", on_event)
     except KupgradeError as error:
         process.kill()

@@ -49,7 +49,7 @@ def rehearse(options: Options, progress: Progress) -> Result:
     line = kernel_line(options)
     host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
     with ExitStack() as stack:
-        stack.enter_context(_interruptible())
+        stack.enter_context(interruptible())
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
@@ -166,7 +166,7 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     progress(f"kupgrade apply: {old} to {new}" + _with(fault))
     refused = inside.apply(link, options, new, again=again)
     if not refused:
-        _follow(link, options.timeout, progress)
+        follow(link, options.timeout, progress)
     progress("waiting for the client's last answers")
     recording = course.client.pause(30.0)
     after: judge.WorkloadSeen | None = None
@@ -211,14 +211,17 @@ def _with(fault: Fault | None) -> str:
     return f", with the fault {fault}" if fault else ""
 
 
-def _follow(link: Link, timeout: float, progress: Progress) -> None:
-    """Until no upgrade is open, or hands are off, or time is up. Boots in between are expected."""
+def follow(link: Link, timeout: float, progress: Progress, patience: float = 10.0) -> None:
+    """Until no upgrade is open, or hands are off, or time is up. Boots in between are expected.
+
+    `patience`: seconds for one answer.
+    """
     deadline = time.monotonic() + timeout
     seen, boots = "", len(link.boots)
     while time.monotonic() < deadline:
         time.sleep(_POLL)
         try:
-            state, last = inside.standing(link)
+            state, last = inside.standing(link, patience)
         except KupgradeError:
             continue  # crossing, booting, or busy
         if len(link.boots) != boots:
@@ -246,7 +249,7 @@ def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM ends a rehearsal as Ctrl-C does, so that the machine is always stopped."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
