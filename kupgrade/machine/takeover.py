@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.systemd import Systemd
@@ -21,6 +22,7 @@ from kupgrade.model.handover import Stage
 from kupgrade.model.ids import TICKET_PARAMETER, Ticket
 from kupgrade.model.spawn import WINDOW_PARAMETER, parse_range
 from kupgrade.model.standby import INHERITED_FILE
+from kupgrade.model.standby import Stage as InheritedStage
 from kupgrade.model.workload import Workload
 
 MERGE_PATIENCE = 60.0  # seconds
@@ -112,15 +114,32 @@ class RealTakeover:
         deadline = time.monotonic() + timeout
         while self.retired() is not True:
             if time.monotonic() > deadline:
-                return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
+                return self._unretired(timeout, panic)
             time.sleep(POLL)
         sysctl.set_panic_timeout(panic, self.places.root)
-        found = json.loads((self.places.root / INHERITED_FILE).read_text())
-        return {"retired": 1, **{k: v for k, v in found.items() if isinstance(v, int | float | str)}}
+        return {"retired": 1, **{k: v for k, v in self._inherited().items() if isinstance(v, int | float | str)}}
 
     def retired(self) -> bool | None:
         """See the port."""
-        return (self.places.root / INHERITED_FILE).exists()
+        return bool(self._inherited().get("stage") == InheritedStage.DONE.value)
+
+    def _inherited(self) -> dict[str, Any]:
+        """What the agent tells of it; nothing as long as the old kernel has not left."""
+        path = self.places.root / INHERITED_FILE
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def _unretired(self, timeout: float, panic: int) -> dict[str, float | int | str]:
+        """Which of the two it is that takes too long. One that has left cannot be hurt by a restart any more."""
+        found = self._inherited()
+        if not found:
+            return {"retired": 0, "why": f"the old kernel did not leave within {timeout:g} s"}
+        sysctl.set_panic_timeout(panic, self.places.root)
+        why = f"the old kernel has left, but not all of its CPUs and memory has come within {timeout:g} s"
+        return {"retired": 0, "why": f"{why}: {found.get('doing', 'unknown')}"}
 
 
 def _await(there: Callable[[], bool], deadline: float, what: str) -> None:

@@ -20,7 +20,7 @@ INHERIT, INHERITED = "inherit", "inherited"
 REPEATABLE = frozenset({PING, STATUS, MODULES, PREPARE, RECEIVE, TAKE_OVER, STAGE})
 RUN = "run-command"  # in an instance only
 
-INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, written at its end
+INHERITED_FILE = "run/kupgrade/inherited.json"  # in the new kernel: an Inherited, from the end of the old one on
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Stage(enum.Enum):
 class Inherited:
     """What was gained: CPUs online and MemTotal in bytes, before and after; `seconds` from the old kernel's end.
 
-    `missing`: what did not come, in words.
+    `missing`: what did not come, in words. `doing`: while it is under way, what of it.
     """
 
     stage: Stage = Stage.NONE
@@ -77,6 +77,7 @@ class Inherited:
     memory: int = 0
     seconds: float = 0.0
     missing: tuple[str, ...] = ()
+    doing: str = ""
 
 
 def pack(message: Request | Answer) -> bytes:

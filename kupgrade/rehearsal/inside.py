@@ -175,9 +175,14 @@ def journal(link: Link) -> bytes:
 
 
 def system_log(link: Link) -> str:
-    """The virtual host's journal of all boots, times as seconds since each boot."""
+    """The virtual host's journal of all boots, times as seconds since each boot; last, which tasks are blocked."""
+    blocked = "echo w > /proc/sysrq-trigger; sleep 1"
     script = "for boot in $(journalctl --list-boots -o json | grep -o '[0-9a-f]\\{32\\}'); do"
-    return shell(link, f'{script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done', 180.0)
+    return shell(
+        link,
+        f'{blocked}; {script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done',
+        180.0,
+    )
 
 
 def leftovers(link: Link, *, struck: bool = False) -> tuple[str, ...]:

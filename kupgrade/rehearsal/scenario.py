@@ -19,7 +19,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.journal import decode_line
 from kupgrade.rehearsal import fault_port, inside, judge, qemu, resources, virtual_host
 from kupgrade.rehearsal.client import Clients
-from kupgrade.rehearsal.faults import Fault
+from kupgrade.rehearsal.faults import BESIDE_WHOLE, Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.options import Options, Trial, cpus, kernel_line, machine_memory
@@ -86,6 +86,11 @@ class _Course:
         console = self.running.state / "serial2.log"
         said = console.exists() and f"fault: {fault.kind}" in console.read_text(errors="replace")
         return fault.leaves_itself or cut or said
+
+    def spent_on_snapshot(self, fault: Fault | None, journal: tuple[Mapping[str, Any], ...]) -> bool:
+        """Whether the fault's file was taken away where the new kernel wrote, and all that was given up."""
+        committed = any(record["kind"] == "committed" for record in journal)
+        return self.options.beside and fault is not None and fault.kind in BESIDE_WHOLE and not committed
 
     def look(self) -> judge.WorkloadSeen:
         return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
@@ -177,7 +182,8 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     try:
         after = course.look()
         journal = records(inside.journal(link)) if not refused else ()
-        leftovers = inside.leftovers(link, struck=course.struck(fault))
+        struck = course.struck(fault) or course.spent_on_snapshot(fault, journal)
+        leftovers = inside.leftovers(link, struck=struck)
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:

@@ -118,24 +118,35 @@ class Heir:
             cpus_before=str(cpu.masks(self.root).online),
             memory_before=memory_facts(self.root).get("MemTotal", 0),
         )
+        self._now("its last CPUs come")
         self._await_cpus(legacy)
         for apic_id in legacy.cpus:
+            self._now(f"the CPU with APIC ID {apic_id} comes online")
             try:
                 bring_online(self.device, legacy.park, apic_id, self.root)
             except KupgradeError as error:
                 missing.append(str(error))
         try:
             missing += self._take_memory(legacy.memory)
-        except (KupgradeError, OSError) as error:
+        except Exception as error:  # whatever it is: who waits for the end of this must not wait for ever
             missing.append(f"memory: {error}")
         self.found = replace(
             self.found,
             stage=Stage.DONE,
+            doing="",
             cpus=str(cpu.masks(self.root).online),
             memory=memory_facts(self.root).get("MemTotal", 0),
             seconds=round(self.clock() - began, 3),
             missing=tuple(missing),
         )
+        self._tell()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"kupgrade: inherited {json.dumps(encode(self.found))}\n")
+            sys.stderr.flush()
+
+    def _now(self, doing: str) -> None:
+        """Told in the file: should this never end, it is known where."""
+        self.found = replace(self.found, doing=doing)
         self._tell()
 
     def _await_cpus(self, legacy: Legacy) -> None:
@@ -153,6 +164,7 @@ class Heir:
                 room = memory_facts(self.root).get("MemFree", 0) * GROWTH // size * size
                 piece = MemoryRange(at, min(each.end - at, max(room, size)))
                 device = acpi_devices.memory_device(number, [piece])
+                self._now(f"the memory {piece} is added")
                 try:
                     self.device.load_ssdt(acpi.ssdt(acpi_devices.system_bus(device)))
                     self._await_online(piece, size)
@@ -165,6 +177,7 @@ class Heir:
         """The kernel finds the memory by itself, some time after the table, and may leave it offline."""
         deadline = self.clock() + BLOCK_PATIENCE
         for number in memory_blocks.numbers(piece, size):
+            self._now(f"memory block {number} comes online")
             while (state := memory_blocks.state(number, self.root)) is not BlockState.ONLINE:
                 if self.clock() > deadline:
                     raise KupgradeError(f"Memory block {number} is not there", f"it is {state.value}")
@@ -175,13 +188,9 @@ class Heir:
                 self.pause(POLL)
 
     def _tell(self) -> None:
-        text = json.dumps(encode(self.found))
         path = self.root / INHERITED_FILE
         with contextlib.suppress(KernelError), reported("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             half = path.with_suffix(".new")
-            half.write_text(text + "\n")
+            half.write_text(json.dumps(encode(self.found)) + "\n")
             half.rename(path)
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"kupgrade: inherited {text}\n")
-            sys.stderr.flush()

@@ -70,6 +70,18 @@ def test_a_panic_restarts_the_machine_again_only_when_the_old_kernel_is_gone(new
     assert sysctl.panic_timeout(new.places.root) == 0
     found = new.places.root / INHERITED_FILE
     found.parent.mkdir(parents=True, exist_ok=True)
-    found.write_text('{"cpus": 4, "kept": []}')
-    assert new.retire((), 0.01, PANIC) == {"retired": 1, "cpus": 4}
+    found.write_text('{"stage": "done", "cpus": 4, "kept": []}')
+    assert new.retire((), 0.01, PANIC) == {"retired": 1, "stage": "done", "cpus": 4}
+    assert sysctl.panic_timeout(new.places.root) == PANIC
+
+
+def test_an_old_kernel_that_has_left_is_not_said_to_be_there(new: New) -> None:
+    """What it left may come late, or never: told as that, and where it stands; a panic may restart the machine."""
+    found = new.places.root / INHERITED_FILE
+    found.parent.mkdir(parents=True, exist_ok=True)
+    found.write_text('{"stage": "taking", "doing": "memory block 14 comes online"}')
+    told = new.retire((), 0.01, PANIC)
+    assert told["retired"] == 0
+    assert "has left" in str(told["why"]) and "memory block 14" in str(told["why"])
+    assert new.retired() is False
     assert sysctl.panic_timeout(new.places.root) == PANIC
