@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kupgrade.cli.rehearse_here import Choice, this_host_options
+from kupgrade.cli.render import timed_progress
 from kupgrade.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -113,15 +112,8 @@ def rehearse(
     from kupgrade.rehearsal import kho_kernel, scenario
     from kupgrade.rehearsal.options import Options
 
-    if memory > 65536 // 4:
-        raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
-    if cycles and (given or len(new) > 1):
-        raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
-    begun = time.monotonic()
-
-    def progress(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr)
-
+    _check(memory, cycles, alone=not given and len(new) < 2)
+    progress = timed_progress()
     first, wanted = kho_kernel.pair(old, new)
     options = Options(
         engine=engine,
@@ -146,6 +138,14 @@ def rehearse(
         scenario.write_evidence(result, keep)
     _tell(result, report, as_json, progress)
     return exit_code(str(result.judged["outcome"]))
+
+
+def _check(memory: int, cycles: int, *, alone: bool) -> None:
+    """`alone`: one upgrade without a fault. Raises UsageError."""
+    if memory > 65536 // 4:
+        raise UsageError("The workload is too large for a virtual host here", f"{memory} MiB")
+    if cycles and not alone:
+        raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
 
 
 def _tell(result: Result, report: Path | None, as_json: bool, progress: Callable[[str], None]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kupgrade.cli.composition import composition
-from kupgrade.cli.render import emit, error_json
+from kupgrade.cli.render import emit, error_json, timed_progress
 from kupgrade.cli.target import AUTO, Target, new_plan
 from kupgrade.errors import ExitCode, RefusedError, UsageError
 
@@ -80,11 +78,6 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
     composed.require_root("rehearse --this-host")
     from kupgrade.rehearsal import forecast, this_host
 
-    begun = time.monotonic()
-
-    def progress(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", file=sys.stderr)
-
     for directory in choice.leave_out:
         if not Path(directory).is_absolute() or directory.rstrip("/") == "":
             raise UsageError(f"{directory!r} cannot be left out", "it is no absolute path below /")
@@ -113,7 +106,7 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
             keep=context.params["keep"],
             root=composed.root,
         )
-        told = dict(composed.rehearse_here(wish, progress))
+        told = dict(composed.rehearse_here(wish, timed_progress()))
     if as_json:
         emit(told)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,16 @@ def emit(value: object) -> None:
 def warn(text: str) -> None:
     """A line on stderr."""
     click.secho(text, err=True, fg="yellow")
+
+
+def timed_progress() -> Callable[[str], None]:
+    """What tells each part of a rehearsal as it begins: a line on stderr, with the seconds since now."""
+    begun = time.monotonic()
+
+    def progress(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    return progress
 
 
 def show_error(error: KupgradeError, as_json: bool) -> None:

@@ -31,7 +31,7 @@ _SLOWEST = 1e6  # bytes a second, when waiting for a copy
 # With the view at $1: what stays away is told by patterns in the file $2.
 _VIEW = """
 mount --bind -o ro / "$1"
-while read -r point; do mount --bind -o ro "$point" "$1$point"; done < "$3"
+while IFS= read -r point; do mount --bind -o ro "$point" "$1$point"; done < "$3"
 cd "$1"
 """
 _MEASURE = _VIEW + 'du -s --block-size=1 --exclude-from="$2" . | cut -f 1\n'
@@ -130,7 +130,14 @@ def sweep(place: Path) -> tuple[str, ...]:
 
 
 def _remove(directory: Path) -> None:
-    shutil.rmtree(directory.resolve(), ignore_errors=True)
+    """With all that a link points to. Raises KupgradeError: a copy of this host holds its secrets."""
+    where = directory.resolve()
+    try:
+        shutil.rmtree(where)
+    except FileNotFoundError:
+        pass  # it was never made, or the disk that it lay on is gone
+    except OSError as error:
+        raise KupgradeError(f"A copy of this host's files is left in {where}", str(error), "Remove it") from error
     if directory.is_symlink():
         directory.unlink()
 

@@ -118,17 +118,13 @@ class Heir:
             cpus_before=str(cpu.masks(self.root).online),
             memory_before=memory_facts(self.root).get("MemTotal", 0),
         )
-        self._now("its last CPUs come")
-        self._await_cpus(legacy)
-        for apic_id in legacy.cpus:
-            self._now(f"the CPU with APIC ID {apic_id} comes online")
-            try:
-                bring_online(self.device, legacy.park, apic_id, self.root)
-            except KupgradeError as error:
-                missing.append(str(error))
+        try:
+            missing += self._take_cpus(legacy)
+        except Exception as error:  # whatever it is: who waits for the end of this must not wait for ever
+            missing.append(f"CPUs: {error}")
         try:
             missing += self._take_memory(legacy.memory)
-        except Exception as error:  # whatever it is: who waits for the end of this must not wait for ever
+        except Exception as error:  # as above
             missing.append(f"memory: {error}")
         self.found = replace(
             self.found,
@@ -148,6 +144,19 @@ class Heir:
         """Told in the file: should this never end, it is known where."""
         self.found = replace(self.found, doing=doing)
         self._tell()
+
+    def _take_cpus(self, legacy: Legacy) -> list[str]:
+        """Run on all of them; those that did not come, in words."""
+        missing = []
+        self._now("its last CPUs come")
+        self._await_cpus(legacy)
+        for apic_id in legacy.cpus:
+            self._now(f"the CPU with APIC ID {apic_id} comes online")
+            try:
+                bring_online(self.device, legacy.park, apic_id, self.root)
+            except KupgradeError as error:
+                missing.append(str(error))
+        return missing
 
     def _await_cpus(self, legacy: Legacy) -> None:
         """Each must have left the old kernel's memory."""

@@ -58,7 +58,8 @@ class StopUnits:
         """Who runs; units that another upgrade keeps down are refused."""
         if held := host.stopping.kept_down():
             why = "its drop-in 90-kupgrade-stopped.conf is there"
-            raise KupgradeError(f"{held[0]} is kept down by another upgrade", why)
+            remedy = "See kupgrade status; when no upgrade is open remove the drop-in, then systemctl daemon-reload"
+            raise KupgradeError(f"{held[0]} is kept down by another upgrade", why, remedy)
         return WereActive(host.stopping.up([each.unit for each in self.orders]))
 
     def do(self, host: HasStopping, before: WereActive) -> None:

@@ -1,4 +1,4 @@
-"""Stored descriptors from store to store: taken, measured, carried from kernel to kernel, checked, given back."""
+"""Stored descriptors from store to store: taken, given back; what is lost is told by name."""
 
 from __future__ import annotations
 
@@ -17,40 +17,17 @@ from typing import Any
 
 import pytest
 
-from kupgrade.errors import BadInputError, KernelError, KupgradeError
+from kupgrade.errors import KupgradeError
 from kupgrade.host import descriptor_store
 from kupgrade.host.descriptor_store import Stored
-from kupgrade.host.kept_descriptors import DescriptorIndex, KeptDescriptor, read_index
-from kupgrade.host.preserved import framed
-from kupgrade.kernel.liveupdate_errors import PRESERVE_FD, RETRIEVE_SESSION
+from kupgrade.kernel.liveupdate_errors import RETRIEVE_SESSION
 from kupgrade.machine import descriptor_giver, descriptor_holder
-from kupgrade.machine.descriptor_holder import Held, Taken, fetch, hold
+from kupgrade.machine.descriptor_holder import Taken
 from kupgrade.machine.descriptors import RETURNED, RealDescriptors
 from kupgrade.machine.places import Places
 from kupgrade.model.descriptors import DescriptorStore
 from tests.fakes.liveupdate import FakeLiveUpdate
-
-SESSION = "kupgrade-fds-20261121-041503-9f2c1a"
-UNIT, OTHER = "state.service", "other.service"
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-LOST = (f"{UNIT}: table", f"{UNIT}: cache")
-
-
-def memfd(content: bytes, seals: int = 0) -> int:
-    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(fd, content)
-    if seals:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd
-
-
-def taken() -> list[Taken]:
-    table = memfd(b"table", SEALS)
-    return [
-        Taken(UNIT, "table", table, writable=False),
-        Taken(UNIT, "cache", memfd(b"cache" * 100_000)),
-        Taken(OTHER, "same", os.dup(table), writable=False),
-    ]
+from tests.fakes.stored_descriptors import LOST, OTHER, SEALS, SESSION, UNIT, held_here, memfd
 
 
 @pytest.fixture
@@ -65,103 +42,6 @@ def places(short: Path) -> Places:
     made = Places(short)
     made.run.mkdir(parents=True)
     return made
-
-
-def held_here(device: FakeLiveUpdate, root: Path) -> Held:
-    return hold(SESSION, taken(), root, device)
-
-
-def came(root: Path, device: FakeLiveUpdate | None = None) -> Held:
-    """As another kernel finds them."""
-    device = device or FakeLiveUpdate()
-    held_here(device, root)
-    device.kexec()
-    return fetch(SESSION, root, device)
-
-
-def test_a_file_that_is_stored_twice_is_carried_once(tmp_path: Path) -> None:
-    """The kernel takes each file once; both names keep it, and its measure is the same."""
-    device = FakeLiveUpdate()
-    index = held_here(device, tmp_path).index
-    assert [(each.name, each.token, each.size) for each in index.descriptors] == [
-        ("table", 1, 5), ("cache", 2, 500_000), ("same", 1, 5),
-    ]  # fmt: skip
-    assert (index.units, index.tokens) == ((UNIT, OTHER), (1, 2))
-    assert [each.seals for each in index.of(UNIT)] == [SEALS, 0]
-    assert len(device.outgoing[SESSION.encode()].files) == 3
-
-
-def test_they_come_through_any_number_of_kernels(tmp_path: Path) -> None:
-    """Whole, with their seals; each kernel hands them on without being asked."""
-    device = FakeLiveUpdate()
-    held = held_here(device, tmp_path)
-    for _ in range(3):
-        device.kexec()
-        held = fetch(SESSION, tmp_path, device)
-        assert [each.wrong for each in held.check()] == ["", "", ""]
-        assert os.pread(held.fds[2], 10, 0) == b"cachecache"
-        assert SESSION.encode() in device.outgoing and not device.incoming
-
-
-def truncate(held: Held) -> None:
-    os.ftruncate(held.fds[2], 10)
-
-
-def overwrite(held: Held) -> None:
-    os.pwrite(held.fds[2], b"C", 0)
-
-
-def seal(held: Held) -> None:
-    fcntl.fcntl(held.fds[2], fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-
-
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [(truncate, "10 bytes of 500000"), (overwrite, "checksum differs"), (seal, "its seals are 0x4, they were 0x0")],
-)
-def test_what_is_not_as_it_was_measured_is_not_given_back(
-    damage: Callable[[Held], None], told: str, tmp_path: Path
-) -> None:
-    """Size, content and seals are compared; the others are good all the same."""
-    held = came(tmp_path)
-    damage(held)
-    wrong = {each.descriptor.name: each.wrong for each in held.check()}
-    assert told in wrong["cache"] and not wrong["table"] and not wrong["same"]
-
-
-def test_a_kernel_that_refuses_one_leaves_no_session(tmp_path: Path) -> None:
-    """Half a session is none: the stores of this kernel have all of it."""
-    device = FakeLiveUpdate(refusals={PRESERVE_FD: [errno.ENOMEM]})
-    with pytest.raises(KernelError):
-        held_here(device, tmp_path)
-    assert not device.outgoing
-
-
-def test_without_a_way_back_they_are_there_all_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A session that cannot be made again is told; to drop them for it would lose them for sure."""
-    device = FakeLiveUpdate()
-    held_here(device, tmp_path)
-    device.kexec()
-    device.refusals = {PRESERVE_FD: [errno.ENOMEM]}
-    held = fetch(SESSION, tmp_path, device)
-    assert held.session is None and [each.wrong for each in held.check()] == ["", "", ""]
-    assert "no way back" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"00000000 {}",
-        framed({"descriptors": []}) + b"x",
-        framed({"descriptors": [], "format": "another/1"}),
-        framed(DescriptorIndex((KeptDescriptor("a.service", "x", 0, 1, 1, 0, True),))),
-    ],
-)
-def test_an_index_that_is_none_is_refused(data: bytes) -> None:
-    """Cut off, of another format, or with its own token for a file."""
-    with pytest.raises(BadInputError):
-        read_index(data)
 
 
 class Late:

@@ -152,6 +152,23 @@ def test_what_does_not_come_is_told(kernel: NewKernel) -> None:
     assert "block 1" in found.missing[1]
 
 
+def test_where_it_stands_is_told_until_it_is_over(kernel: NewKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that never comes online is named meanwhile; what nobody foresaw ends it all the same, and is told."""
+    seen = []
+
+    def stuck(number: int, root: Path) -> None:
+        seen.append(told(kernel))
+        raise ValueError("of no kind that was expected")
+
+    monkeypatch.setattr(memory_blocks, "bring_online", stuck)
+    kernel.flag(PARK, 0, 1)
+    an_heir(kernel).take(LEGACY)
+    assert (seen[0].stage, seen[0].doing) == (Stage.TAKING, "memory block 1 comes online")
+    found = told(kernel)
+    assert (found.stage, found.doing) == (Stage.DONE, "")
+    assert "no kind that was expected" in found.missing[-1]
+
+
 def test_nothing_is_taken_while_the_old_kernel_lives(kernel: NewKernel) -> None:
     """And another word of it replaces the first; the end of the talk ends the wait."""
     device: Any = kernel

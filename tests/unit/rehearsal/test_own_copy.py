@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kupgrade.errors import RefusedError
+from kupgrade.errors import KupgradeError, RefusedError
 from kupgrade.kernel.blockfs import parse_mountinfo
 from kupgrade.rehearsal import own_image, own_root
 
@@ -108,3 +108,14 @@ def test_settings_are_files_and_links_of_roots() -> None:
         members = {member.name: member for member in archive.getmembers()}
         assert members["etc/systemd/system/default.target"].linkname == "a.target"
         assert (members["etc/fstab"].uid, members["etc/fstab"].mode) == (0, 0o644)
+
+
+def test_a_copy_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds this host's secrets: where it lies, why it stays, and what to do."""
+
+    def fails(_path: Path) -> None:
+        raise PermissionError("read-only")
+
+    with pytest.raises(KupgradeError, match=f"left in {tmp_path}") as caught, own_image.workplace(tmp_path, None):
+        monkeypatch.setattr("shutil.rmtree", fails)
+    assert (caught.value.why, caught.value.remedy) == ("read-only", "Remove it")
