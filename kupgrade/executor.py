@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from kupgrade.core.chronicle import OPERATOR
 from kupgrade.core.fold import UNOBSERVED, apply, fold
 from kupgrade.core.recovery import MAX_ATTEMPTS, Action, Decision, decide
-from kupgrade.core.stakes import images_valid
+from kupgrade.core.stakes import crossing_of, images_valid
 from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.plan import Plan
@@ -138,7 +138,8 @@ def _act(loop: Loop, state: State, now: Now, decision: Decision, by: str) -> Sta
             return _undo(loop, state, now, decision.step)
         case Action.REQUEST_UNDO:
             return record(RecordKind.UNDO_REQUESTED, reason=decision.why, by=by)
-        case Action.CLAIM:
+        case Action.CLAIM if (crossing := crossing_of(state)) is not None:
+            loop.faults(spec_kind(state, crossing), "effect")
             return record(RecordKind.CROSSED, state.epoch + 1, release=now.release)
         case Action.FALL_BACK:
             return record(RecordKind.FELL_BACK, state.epoch + 1, release=now.release, reason=decision.why)

@@ -34,7 +34,7 @@ class DumpOptions:
     `parent`: image directory of the round before, relative to `directory`. `external_sockets`: inodes of connected
     unix sockets whose other end stays outside (the journal's streams). `external_files`: keys of open files that are
     none of the namespace's, file[MOUNT:INODE] in hex. `frozen_cgroup`: path of a cgroup v2 directory that criu freezes
-    (and leaves frozen when it was). `inside`: where criu runs; None: here.
+    (and leaves frozen when it was). `inside`: where criu runs; None: here. `leave_running`: else they are killed.
     """
 
     pid: int
@@ -45,6 +45,7 @@ class DumpOptions:
     timeout: int = 60  # seconds to collect and stop the tasks
     external_files: tuple[str, ...] = ()
     inside: Inside | None = None
+    leave_running: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,11 @@ class Criu:
             self._request("pre_dump", client, options.directory / "dump.log", inside=options.inside)
 
     def dump(self, options: DumpOptions) -> None:
-        """The final dump. The tasks stay as they are (frozen), so the old copy can still be thawed."""
+        """The final dump. As a rule the tasks stay as they are (frozen), so the old copy can still be thawed."""
         client = _client()
         with _Directory(options.directory) as images:
             self._dump_options(client, options, images)
-            client.opts.leave_running = True
+            client.opts.leave_running = options.leave_running
             self._request("dump", client, options.directory / "dump.log", inside=options.inside)
 
     def restore(self, options: RestoreOptions) -> int:

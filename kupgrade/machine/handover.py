@@ -86,10 +86,10 @@ class RealHandover:
             client = watch.client()
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
             found = client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp)
-        if found.get("criu"):
-            raise KupgradeError(
-                "criu does not work in the new kernel", str(found["criu"]), "See criu check --all there"
-            )
+        if why := found.get("criu"):
+            raise KupgradeError("criu does not work in the new kernel", str(why), "See criu check --all there")
+        if why := found.get("unmade"):
+            self._say(f"the new kernel was not tried with a restore: {why}")
         self._answers.add(READY)
 
     def ship(self, store: Store, since: int) -> int:

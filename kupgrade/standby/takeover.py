@@ -27,7 +27,7 @@ from kupgrade.model import standby
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.handover import Mark, Piece, Stage, TakeOver
 from kupgrade.model.workload import Store, StoreKind
-from kupgrade.standby import carry_on
+from kupgrade.standby import carry_on, touch, trial
 from kupgrade.standby.verbs import Here, Verb, load_criu_modules
 
 MAX_CHILDREN = 5  # that may die of a signal
@@ -49,19 +49,21 @@ def store(path: str) -> Store:
 
 
 def prepare(_here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Before the blackout: room for writes (bytes), the lock on the ports `tcp` and `udp`, criu's check.
+    """Before the blackout: room for writes (bytes), criu's check and its trial, the lock on the ports `tcp` and `udp`.
 
-    That also fills criu's cache of what this kernel can.
+    The check also fills criu's cache of what this kernel can. `unmade`: why there was no trial.
     """
     new_root.prepare_store(int(arguments["writes"]))
-    nft.lock(arguments.get("tcp", ()), arguments.get("udp", ()), nft.Direction.BOTH)
     load_criu_modules()
     host.learn_ahead()
     try:
         Criu().check()
+        tried = trial.run()
     except KupgradeError as error:
         return {"criu": str(error)}
-    return {"criu": ""}
+    touch.free_memory()
+    nft.lock(arguments.get("tcp", ()), arguments.get("udp", ()), nft.Direction.BOTH)
+    return {"criu": "", "unmade": tried.unmade}
 
 
 def receive(here: Here, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -126,3 +126,10 @@ def test_the_real_journal_with_torn_tails_gives_the_same_end(behaviour: Behaviou
             real, memory = on_file({at: kind}), play(behaviour, {at: kind})
             clean([real])
             assert [r.kind for r in real.log.records] == [r.kind for r in memory.log.records]
+
+
+def test_the_claim_is_a_crash_window_of_its_own() -> None:
+    """The new kernel runs and its journal does not say so yet: killed or cut there, it claims again or is left."""
+    window = trace(GOOD).index("cross effect") + 1
+    for kind in ("kill", "cut"):
+        assert clean([play(GOOD, {window: kind})]) == 1

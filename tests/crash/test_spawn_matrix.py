@@ -135,3 +135,10 @@ def test_a_cut_in_the_middle_of_a_merge_that_was_logged_costs_nothing() -> None:
     runs = [play_spawn(logged, {tick: kind}) for tick in range(middle - 3, middle + 2) for kind in ("cut", "panic")]
     clean(runs)
     assert not any(run.box.limits for run in runs)
+
+
+def test_the_claim_is_a_crash_window_of_its_own() -> None:
+    """The new kernel works and its journal does not say so yet: killed there, it claims again."""
+    window = trace(GOOD).index("new: hand-over effect") + 1
+    for kind in ("kill", "cut", "rollback"):
+        assert clean([play_spawn(GOOD, {window: kind})]) == 1
