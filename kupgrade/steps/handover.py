@@ -33,7 +33,7 @@ class HasBothSides(HasHandover, Protocol):
 @register
 @dataclass(frozen=True, slots=True)
 class ReadyStandby:
-    """Everything in the new kernel that can be done before the blackout: drivers, criu's probing, the network lock."""
+    """Everything in the new kernel that can be done before the blackout: drivers, a restore for a trial, the network lock."""
 
     kind: ClassVar[str] = "ready-standby"
     scope: ClassVar[Scope] = Scope.PEER
@@ -46,7 +46,7 @@ class ReadyStandby:
 
     def describe(self) -> str:
         """One clause."""
-        return "make the new kernel ready: drivers, criu's check, the network lock there"
+        return "make the new kernel ready: drivers, criu's check and a restore for a trial, the network lock there"
 
     def describe_undo(self) -> str:
         """One clause."""
