@@ -26,7 +26,7 @@ AGENT_PORT = "org.kupgrade.lab"
 # instructions: emulated they go byte by byte, and a kernel that is told of them copies memory a sixth as fast.
 EMULATED_CPU = "max,-la57,-erms,-fsrm,-fzrm,-fsrs"
 FAULT_PORT = "org.kupgrade.fault"
-TAKING = 0.02  # seconds a MiB, at most
+TAKING = 0.05  # seconds a MiB, at most
 _STARTS = 20.0  # seconds
 CLOSING = 5.0  # seconds for a thread to see that its connection has ended
 PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
@@ -96,8 +96,8 @@ def _behind(port: str, number: int) -> tuple[str, ...]:
     return ("-device", f"pcie-root-port,id={port},bus=pcie.0,chassis={number},slot={number},addr={number + 3:#x}")
 
 
-def connect(path: Path, timeout: float) -> socket.socket:
-    """A connection to QEMU's unix socket at `path`, waiting up to `timeout` seconds for it to appear."""
+def connect(path: Path, timeout: float, alive: Callable[[], bool] = lambda: True) -> socket.socket:
+    """A connection to the unix socket at `path` of a QEMU that is `alive`, waiting up to `timeout` seconds for it."""
     deadline = time.monotonic() + timeout
     while True:
         link = socket.socket(socket.AF_UNIX)
@@ -106,6 +106,8 @@ def connect(path: Path, timeout: float) -> socket.socket:
             return link
         except (FileNotFoundError, ConnectionRefusedError):
             link.close()
+            if not alive():
+                raise KupgradeError("QEMU did not start", "it has ended") from None
             if time.monotonic() > deadline:
                 raise KupgradeError("QEMU did not start", f"no socket {path} after {timeout:g} s") from None
             time.sleep(0.05)
@@ -223,15 +225,23 @@ def launch(
         events.append(Event(time.monotonic(), name, json.dumps(data)))
 
     try:
-        serial = connect(state / "serial", patience)
+        serial = connect(state / "serial", patience, lambda: process.poll() is None)
         qmp = Qmp(state / "qmp", on_event)
     except KupgradeError as error:
+        resident = "" if process.poll() is not None else f"it holds {_resident(process.pid)} MiB of memory"
         process.kill()
         process.wait()
-        why = (state / "qemu.log").read_text(errors="replace").strip()
-        raise KupgradeError("QEMU did not start", why or error.why) from error
+        said = (state / "qemu.log").read_text(errors="replace").strip()
+        raise KupgradeError("QEMU did not start", "; ".join(filter(None, (error.why, resident, said)))) from error
     threading.Thread(target=_log_serial, args=(serial, state / "serial.log", events), daemon=True).start()
     return Qemu(process, state, qmp, events)
+
+
+def _resident(pid: int) -> int:
+    """MiB of memory that a process has (proc_pid_statm(5))."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    return 0
 
 
 def _log_serial(serial: socket.socket, path: Path, events: list[Event]) -> None:

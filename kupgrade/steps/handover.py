@@ -33,7 +33,7 @@ class HasBothSides(HasHandover, Protocol):
 @register
 @dataclass(frozen=True, slots=True)
 class ReadyStandby:
-    """Everything in the new kernel that can be done before the blackout: drivers, a restore for a trial, the network lock."""
+    """What can be done in the new kernel before the blackout: drivers, a restore for a trial, the network lock."""
 
     kind: ClassVar[str] = "ready-standby"
     scope: ClassVar[Scope] = Scope.PEER

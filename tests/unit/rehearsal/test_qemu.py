@@ -1,0 +1,36 @@
+"""What is told of a virtual machine that does not start."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.rehearsal import qemu
+
+
+def a_qemu(path: Path, does: str) -> list[str]:
+    """One that knows no -run-with, says something and then does as told."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = -run-with ] && exit 0\necho "that is deprecated" >&2\n{does}\n')
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def test_one_that_ends_is_not_waited_for(tmp_path: Path) -> None:
+    """Its last words are told at once, however long its memory might have taken."""
+    begun = time.monotonic()
+    with pytest.raises(KupgradeError) as caught:
+        qemu.launch(a_qemu(tmp_path / "qemu", "exit 1"), [], tmp_path, patience=60.0)
+    assert caught.value.why == "it has ended; that is deprecated"
+    assert time.monotonic() - begun < 30.0
+
+
+def test_one_that_does_not_answer_is_ended_and_its_memory_told(tmp_path: Path) -> None:
+    """Memory that is taken beforehand can be what it waits for."""
+    pid = tmp_path / "pid"
+    with pytest.raises(KupgradeError) as caught:
+        qemu.launch(a_qemu(tmp_path / "qemu", f"echo $$ > {pid}; exec sleep 60"), [], tmp_path, patience=0.5)
+    assert "after 0.5 s; it holds" in caught.value.why and caught.value.why.endswith("that is deprecated")
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
