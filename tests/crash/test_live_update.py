@@ -60,7 +60,7 @@ def test_each_host_ends_as_its_plan_said(host: Behaviour, end: tuple[Outcome, in
 def test_a_fault_at_any_point_loses_nothing_but_what_is_told(host: Behaviour) -> None:
     """Kills anywhere are survived; a power cut costs what any power cut costs."""
     ticks = play(host, {}).ticks
-    step = 1 if host is GOOD else 3
+    step = 1 if host is GOOD else 4
     runs = [play(host, {at: kind}) for at in range(1, ticks + 1, step) for kind in KINDS]
     assert clean(runs) > 30
 
@@ -71,8 +71,8 @@ def test_a_second_fault_is_survived_too(host: Behaviour) -> None:
     ticks = play(host, {}).ticks
     runs = [
         play(host, {first: one, second: other})
-        for first in range(1, ticks + 1, 7)
-        for second in range(first + 1, ticks + 20, 11)
+        for first in range(1, ticks + 1, 10)
+        for second in range(first + 1, ticks + 20, 17)
         for one, other in (("kill", "kill"), ("kill", "cut"), ("cut", "kill"))
     ]
     assert clean(runs) > 100
