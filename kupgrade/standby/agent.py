@@ -3,7 +3,9 @@
 It knows all it needs from its command line: the ticket, where the window is, which parameters its kspawn takes.
 
 It is forked from a keeper, which has imported everything and only waits: an agent that is killed in the blackout is
-there again in a moment. Once it has begun to take over no other is started: what it knew would be lost.
+there again in a moment. Once it has begun to take over what it knew is lost with it, and the heartbeat stands still:
+the old kernel takes everything back. Was the commit faster than that, another one serves from then on what is left to
+ask: without it the old kernel could never leave.
 """
 
 from __future__ import annotations
@@ -164,28 +166,32 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """Forks the agent, and again when it was killed. `run`: descriptor of /run/kupgrade, which moves with its mount."""
+    """Forks the agent, and again when it was killed. `run`: descriptor of /run/kupgrade, which moves with its mount.
+
+    `follow`: brings an agent that begins after the commit into the root that everything works in.
+    """
 
     device: Kspawn
     duty: Duty
     root: Path
     run: int
+    follow: Callable[[], None]
 
     def keep(self) -> int:
-        """The exit status of the last agent; 0, too, when it was killed and no other may be started."""
-        pause = AGAIN
+        """The exit status of the last agent."""
+        pause, late = AGAIN, False
         while True:
             pid = os.fork()
             if pid == 0:
-                self._live()
+                self._live(late)
             with contextlib.suppress(KupgradeError):
                 criu.preload()  # while the first one works: the next ones have no time for it
             status = os.waitpid(pid, 0)[1]
             if not os.WIFSIGNALED(status):
                 return os.waitstatus_to_exitcode(status)
-            if self.taking_over():
-                return 0
-            sys.stderr.write("kupgrade: the agent was killed, it is started again\n")
+            late = self.taking_over()
+            when = "another one serves after the commit" if late else "it is started again"
+            sys.stderr.write(f"kupgrade: the agent was killed, {when}\n")
             sys.stderr.flush()
             time.sleep(pause)
             pause = min(2 * pause, AGAIN_AT_MOST)
@@ -198,10 +204,13 @@ class Keeper:
             return False
         return True
 
-    def _live(self) -> NoReturn:
+    def _live(self, late: bool) -> NoReturn:
         keeper, code = os.getppid(), 1
         try:
-            self._serve(lambda: os.getppid() != keeper and not self.taking_over())
+            if late:
+                self._serve_late()
+            else:
+                self._serve(lambda: os.getppid() != keeper and not self.taking_over())
             code = 0
         except KupgradeError as error:
             sys.stderr.write(f"kupgrade: {error}\n")
@@ -215,13 +224,30 @@ class Keeper:
         """One agent at a time: an earlier one, and its heartbeat, hold the lock until they are gone."""
         held = os.open("agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.run)
         fcntl.flock(held, fcntl.LOCK_EX)
-        ticket = self.duty.ticket
-        window = SharedWindow.open(self.device, self.duty.window, Side.NEW, ticket.upgrade, ticket.epoch)
+        window = self._window()
         channel = window.channel
         channel.begin()
         channel.say_hello(read_text(self.root / "proc/sys/kernel/random/boot_id").strip(), os.uname().release)
         beater = start_beating(channel, self.taking_over)
         Agent(channel, Here(self.device, self.root, beater, window), alone=alone).serve()
+
+    def _serve_late(self) -> None:
+        """Nothing before the commit: if there is none the old kernel ends this one. The heartbeat goes on by itself."""
+        window = self._window()
+        while not window.channel.committed:
+            time.sleep(BUSY_POLL)
+        self.follow()
+        window.channel.begin()
+        here = Here(self.device, self.root, window=window)
+        try:
+            here.heir.resume()
+        except KupgradeError as error:  # the old kernel asks again
+            sys.stderr.write(f"kupgrade: {error}\n")
+        Agent(window.channel, here).serve()
+
+    def _window(self) -> SharedWindow:
+        ticket = self.duty.ticket
+        return SharedWindow.open(self.device, self.duty.window, Side.NEW, ticket.upgrade, ticket.epoch)
 
 
 def main(root: Path = Path("/")) -> int:
@@ -234,5 +260,5 @@ def main(root: Path = Path("/")) -> int:
     except KupgradeError as error:
         sys.stderr.write(f"kupgrade: {error}\n")
         return int(error.code)
-    run = os.open(root / "run/kupgrade", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Keeper(device, found, root, run).keep()
+    run, proc = (os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in ("run/kupgrade", "proc"))
+    return Keeper(device, found, root, run, lambda: takeover.follow(proc)).keep()

@@ -20,11 +20,12 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.kernel import acpi, acpi_devices, cpu, cpu_numbers, memory_blocks, park_code
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.libc import read_text, reported
-from kupgrade.model.codec import encode
+from kupgrade.model.codec import decode, encode
 from kupgrade.model.machine import MemoryRange
 from kupgrade.model.memory import BlockState
 from kupgrade.model.standby import INHERITED_FILE, Inherited, Legacy, Stage
 
+LEGACY_FILE = "run/kupgrade/legacy.json"  # a Legacy that is expected, for an agent that comes after a killed one
 POLL = 0.01  # seconds between looks for the old kernel's end
 BLOCK_PATIENCE = 60.0  # seconds for a table's memory to be online
 PARK_PATIENCE = 5.0  # seconds from the first CPU in the loop to the last
@@ -88,6 +89,7 @@ class Heir:
         """
         self.give_up()
         waiting(self.device, legacy.park)
+        self._write(LEGACY_FILE, legacy)
         self._given_up = threading.Event()
         self.found = Inherited(Stage.WAITING)
         self._thread = threading.Thread(target=self._run, args=(legacy, self._given_up), name="heir")
@@ -100,7 +102,23 @@ class Heir:
             self._thread.join(PARK_PATIENCE)
         if self.found.stage not in (Stage.NONE, Stage.WAITING):
             raise KupgradeError("The old kernel is gone", f"its inheritance is {self.found.stage.value}")
+        (self.root / LEGACY_FILE).unlink(missing_ok=True)
         self.found = Inherited()
+
+    def resume(self) -> None:
+        """Expect what an agent that was killed expected. One that was killed while it took things is told: no more is
+        taken, for it is not known what it had begun."""
+        if not (self.root / LEGACY_FILE).exists():
+            return
+        if (self.root / INHERITED_FILE).exists():
+            found = decode(Inherited, json.loads(read_text(self.root / INHERITED_FILE)), INHERITED_FILE)
+            if found.stage is not Stage.DONE:
+                why = f"the agent was killed when {found.doing or 'it began'}"
+                found = replace(found, stage=Stage.DONE, doing="", missing=(*found.missing, why))
+            self.found = found
+            self._tell()
+        else:
+            self.expect(decode(Legacy, json.loads(read_text(self.root / LEGACY_FILE)), LEGACY_FILE))
 
     def _run(self, legacy: Legacy, given_up: threading.Event) -> None:
         while not {*legacy.cpus} & {*waiting(self.device, legacy.park)}:
@@ -197,9 +215,12 @@ class Heir:
                 self.pause(POLL)
 
     def _tell(self) -> None:
-        path = self.root / INHERITED_FILE
+        self._write(INHERITED_FILE, self.found)
+
+    def _write(self, name: str, value: object) -> None:
+        path = self.root / name
         with contextlib.suppress(KernelError), reported("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             half = path.with_suffix(".new")
-            half.write_text(json.dumps(encode(self.found)) + "\n")
+            half.write_text(json.dumps(encode(value)) + "\n")
             half.rename(path)

@@ -139,6 +139,21 @@ def tend(here: Here) -> None:
         _look_after(here, Child.order)
 
 
+def follow(proc: int) -> None:
+    """As `_enter_too`, for an agent that begins after the commit; `proc`: descriptor of /proc, from when it was there.
+
+    Once the host's init runs the root that this process came from is empty; the first process's is the one.
+    """
+    with contextlib.suppress(KupgradeError, OSError):
+        if new_root.SYSROOT.is_mount():
+            new_root.change_root()
+            return
+    root = os.open("1/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    os.fchdir(root)
+    os.chroot(".")
+    os.close(root)
+
+
 def _enter_too() -> None:
     """The agent follows into the new root: the old one is emptied when the host's own init starts."""
     if not Child.inside and new_root.SYSROOT.is_mount() and (new_root.SYSROOT / "run/kupgrade").is_dir():

@@ -225,3 +225,43 @@ def test_of_a_block_that_is_being_added_only_its_state_is_read(
     kernel.flag(PARK, 0, 1)
     an_heir(kernel).take(LEGACY)
     assert told(kernel).missing == ()
+
+
+@pytest.mark.parametrize(
+    ("left", "stage", "missing"),
+    [
+        (None, Stage.WAITING, ()),
+        (Inherited(Stage.TAKING, doing="block 1"), Stage.DONE, ("the agent was killed when block 1",)),
+        (Inherited(Stage.TAKING, missing=("CPU 3",)), Stage.DONE, ("CPU 3", "the agent was killed when it began")),
+        (Inherited(Stage.DONE, memory=7), Stage.DONE, ()),
+    ],
+)
+def test_another_agent_expects_what_a_killed_one_expected(
+    left: Inherited | None, stage: Stage, missing: tuple[str, ...], kernel: NewKernel
+) -> None:
+    """Until the old kernel is gone; what the killed one was in the middle of is told, and not tried again."""
+    first, second = an_heir(kernel), an_heir(kernel)
+    second.resume()
+    assert second.found.stage is Stage.NONE
+    first.expect(LEGACY)
+    first._given_up.set()
+    if left is not None:
+        (kernel.root / "run/kupgrade/inherited.json").write_text(json.dumps(encode(left)))
+    second.resume()
+    assert (second.found.stage, second.found.missing) == (stage, missing)
+    if left is not None:
+        assert told(kernel) == second.found
+        return
+    kernel.flag(PARK, LEGACY.cpus[-1], 1)
+    assert second._thread is not None
+    second._thread.join(10.0)
+    assert told(kernel).stage is Stage.DONE
+
+
+def test_what_is_expected_no_more_is_not_expected_by_another_agent(kernel: NewKernel) -> None:
+    """The talk ended: there is nothing to come into."""
+    first, second = an_heir(kernel), an_heir(kernel)
+    first.expect(LEGACY)
+    first.give_up()
+    second.resume()
+    assert second.found.stage is Stage.NONE

@@ -166,7 +166,8 @@ class Kept:
         self.pid = os.fork()
         if self.pid == 0:
             os.setpgid(0, 0)
-            os._exit(Keeper(device, duty, folder, os.open(self.run, os.O_RDONLY)).keep())  # type: ignore[arg-type]
+            run, follow = os.open(self.run, os.O_RDONLY), (self.run / "followed").touch
+            os._exit(Keeper(device, duty, folder, run, follow).keep())  # type: ignore[arg-type]
 
     def children(self, pid: int) -> list[int]:
         try:
@@ -218,17 +219,25 @@ def test_a_killed_agent_is_there_again(kept: Kept) -> None:
     assert not kept.beats()
 
 
-def test_once_it_takes_over_no_other_agent_is_started(kept: Kept) -> None:
-    """What it knew would be lost. Its heartbeat stops with it before the commit, and goes on after it."""
+def test_once_it_takes_over_another_serves_after_the_commit_only(kept: Kept) -> None:
+    """What the first one knew is lost: its heartbeat stops with it, and nothing is answered. If there is a commit all
+    the same the heartbeat goes on, and what is left is answered: in the root where everything works, and once more.
+    """
     kept.ask()
     (kept.run / "taken-over").touch()
-    os.kill(kept.agent(), signal.SIGKILL)
-    assert os.waitpid(kept.pid, 0)[1] == 0
+    first = kept.agent()
+    os.kill(first, signal.SIGKILL)
+    await_(lambda: kept.agent() != first)
     time.sleep(3 * agent.BEAT)
-    assert not kept.beats()
+    assert not kept.beats() and kept.channel.begun(Side.NEW) == 1 and not (kept.run / "followed").exists()
     Channel(kept.channel._buffer, Side.NEW, UPGRADE, 1).declare_commit()
-    time.sleep(3 * agent.BEAT)
-    assert kept.beats()
+    kept.ask()
+    assert kept.beats() and kept.channel.begun(Side.NEW) == 2 and (kept.run / "followed").exists()
+    os.kill(kept.agent(), signal.SIGKILL)
+    kept.ask()
+    assert kept.beats() and kept.channel.begun(Side.NEW) == 3
+    kept.ask(standby.STOP)
+    assert os.waitpid(kept.pid, 0)[1] == 0
 
 
 def test_an_agent_without_its_keeper_makes_room_for_the_next(kept: Kept) -> None:
