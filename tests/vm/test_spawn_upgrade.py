@@ -26,6 +26,13 @@ def test_no_fault_costs_the_workload() -> None:
     assert [each["outcome"] for each in found] == ["rolled-back", "committed"], [each["findings"] for each in found]
 
 
+@pytest.mark.extended
+def test_an_agent_killed_after_the_commit_has_a_successor() -> None:
+    """It is the one that the old kernel talks to: without it that could not leave."""
+    judged = run("kill-agent@start-system", engine="spawn")
+    assert judged["outcome"] == "committed", judged["findings"]
+
+
 def test_a_worker_killed_in_the_middle_of_the_handover_costs_nothing() -> None:
     """Devices let go of, the order not given: whoever comes next settles it."""
     judged = run("kill-tool@hand-over:quiesced", engine="spawn")
