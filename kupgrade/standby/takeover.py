@@ -142,16 +142,17 @@ def tend(here: Here) -> None:
 def follow(proc: int) -> None:
     """As `_enter_too`, for an agent that begins after the commit; `proc`: descriptor of /proc, from when it was there.
 
-    Once the host's init runs the root that this process came from is empty; the first process's is the one.
+    Once the host's init runs the root that this process came from is empty; the first process's is the one. KernelError.
     """
     with contextlib.suppress(KupgradeError, OSError):
         if new_root.SYSROOT.is_mount():
             new_root.change_root()
             return
-    root = os.open("1/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
-    os.fchdir(root)
-    os.chroot(".")
-    os.close(root)
+    with reported("chroot", "/proc/1/root"):
+        root = os.open("1/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+        os.fchdir(root)
+        os.chroot(".")
+        os.close(root)
 
 
 def _enter_too() -> None:

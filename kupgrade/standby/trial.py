@@ -42,6 +42,7 @@ far = _socket.socket(fileno=listener._accept()[0])
 reading, writing = os.pipe()
 _thread.start_new_thread(time.sleep, (3600,))
 if os.fork() == 0:
+    os.close(writing)
     while data := os.read(reading, 1):
         near.send(data)
     os._exit(0)
