@@ -142,7 +142,8 @@ def tend(here: Here) -> None:
 def follow(proc: int) -> None:
     """As `_enter_too`, for an agent that begins after the commit; `proc`: descriptor of /proc, from when it was there.
 
-    Once the host's init runs the root that this process came from is empty; the first process's is the one. KernelError.
+    Once the host's init runs, the root that this process came from is empty; the first process has the one.
+    KernelError.
     """
     with contextlib.suppress(KupgradeError, OSError):
         if new_root.SYSROOT.is_mount():
