@@ -87,7 +87,9 @@ class RealHandover:
             client.ask(standby.MODULES, READY_TIMEOUT, names=list(modules))
             found = client.ask(standby.PREPARE, READY_TIMEOUT, writes=writes, tcp=tcp, udp=udp)
         if why := found.get("criu"):
-            raise KupgradeError("criu does not work in the new kernel", str(why), "See criu check --all there")
+            raise KupgradeError(
+                "criu does not work in the new kernel", str(why), "Take another kernel, or the engine kexec"
+            )
         if why := found.get("unmade"):
             self._say(f"the new kernel was not tried with a restore: {why}")
         self._answers.add(READY)

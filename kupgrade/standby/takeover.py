@@ -145,15 +145,16 @@ def follow(proc: int) -> None:
     Once the host's init runs, the root that this process came from is empty; the first process has the one.
     KernelError.
     """
-    with contextlib.suppress(KupgradeError, OSError):
-        if new_root.SYSROOT.is_mount():
-            new_root.change_root()
-            return
+    with contextlib.suppress(KupgradeError, OSError):  # that root is emptied at any moment
+        _enter_too()
+    if Child.inside:
+        return
     with reported("chroot", "/proc/1/root"):
         root = os.open("1/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
         os.fchdir(root)
         os.chroot(".")
         os.close(root)
+    Child.inside = True
 
 
 def _enter_too() -> None:

@@ -19,7 +19,7 @@ _OOM_FIRST = "1000"  # should memory get short this process ends, and no other (
 
 
 def free_memory(root: Path = Path("/"), patience: float = PATIENCE) -> None:
-    """Take it in a child, which gives it back by its end."""
+    """Take it in a child, which gives it back by its end. Best effort: without it the restore takes longer, no more."""
     pid = os.fork()
     if pid:
         os.waitpid(pid, 0)

@@ -24,7 +24,7 @@ from kupgrade.host.criu import Criu, DumpOptions, RestoreOptions
 PLACE = Path("/run/kupgrade/trial")
 PATIENCE = 20.0  # seconds in which the tree has to begin, and to go on after it was restored
 _POLL = 0.01
-_BEAT, _PID = "beat", "pid"
+_BEAT = "beat"
 
 # What is restored: two processes, a thread, memory, an open file, a pipe and an established TCP connection. For each
 # byte that makes the whole round, through the pipe and the connection, the file grows by one.
@@ -100,10 +100,9 @@ def _tree(place: Path) -> Iterator[subprocess.Popen[bytes]]:
         argv, env=environment(), stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True
     )
     try:
-        (place / _PID).write_text(f"{child.pid}\n")
         yield child
     except BaseException:
-        _kill(child.pid)
+        _kill(place)
         raise
     finally:
         child.wait()
@@ -125,15 +124,15 @@ def _await_beats(place: Path, wanted: int, patience: float) -> None:
 
 
 def _clear(place: Path) -> None:
-    """Kill what is left of the tree, if any, and remove its files. The PID is its own: it was written with the tree."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        _kill(int((place / _PID).read_text()))
+    """Kill what is left of the tree, if any, and remove its files."""
+    _kill(place)
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _kill(pid: int) -> None:
-    """All of the session whose leader `pid` is or was, if it is the trial's."""
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if _BEAT.encode() in words and _TREE.encode() in words:
-            os.killpg(pid, signal.SIGKILL)
+def _kill(place: Path) -> None:
+    """All processes of a tree with its files at `place`, whoever started them: they are known by their arguments."""
+    words = f"{_TREE}\0{place / _BEAT}\0".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cmdline").read_bytes().endswith(words):
+                os.kill(int(entry.name), signal.SIGKILL)

@@ -34,7 +34,7 @@ def writer() -> int:
     child = os.fork()
     if child == 0:
         os.closerange(3, 64)  # the device is not closed while a child holds it open
-        fd = os.open("/root/kspawn-test", os.O_WRONLY | os.O_CREAT, 0o600)
+        fd = os.open("/opt/kspawn-test", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(fd, os.urandom(4096) * 64)
         os.fsync(fd)
         os._exit(0)

@@ -48,7 +48,7 @@ def guest(kernel: str) -> Iterator[Guest]:
         assert up.returncode == 0, up.stderr
         try:
             for source in (built, *sorted(HERE.glob("inside*.py")), HERE / "fuzz.py"):
-                assert host.lab("copy", str(source), f"/root/{source.name}").returncode == 0
+                assert host.lab("copy", str(source), f"/opt/{source.name}").returncode == 0
             yield host
         finally:
             host.lab("down")
@@ -65,11 +65,11 @@ def test_the_module_builds_without_a_word(kernel):
 def test_it_does_and_refuses_what_the_header_says_and_leaves(kernel):
     """All checks of inside.py; a minute of random calls harms nothing; the kernel ends where it was told to go on."""
     with guest(kernel) as host:
-        done = host.run("python3 /root/inside.py check /root/kspawn.ko")
+        done = host.run("python3 /opt/inside.py check /opt/kspawn.ko")
         assert done.returncode == 0, done.stdout
-        done = host.run("python3 /root/fuzz.py 60 && ! dmesg | grep -E 'WARNING:|BUG:|Oops'")
+        done = host.run("python3 /opt/fuzz.py 60 && ! dmesg | grep -E 'WARNING:|BUG:|Oops'")
         assert done.returncode == 0, done.stdout
-        host.run("sync; setsid python3 /root/inside.py leave < /dev/null > /dev/null 2>&1 &", 10)
+        host.run("sync; setsid python3 /opt/inside.py leave < /dev/null > /dev/null 2>&1 &", 10)
         deadline = time.monotonic() + 90
         while "LEFT" not in (log := (host.state / "serial.log").read_text(errors="replace")):
             assert time.monotonic() < deadline, log[-2000:]
@@ -79,8 +79,8 @@ def test_it_does_and_refuses_what_the_header_says_and_leaves(kernel):
 def test_a_panic_leaves_its_flag():
     """The flag is found in the set-aside memory after the panic's reset."""
     with guest(KERNELS[0]) as host:
-        assert host.run("insmod /root/kspawn.ko").returncode == 0
-        host.run("cp /root/* /var/tmp; sync; exec python3 /root/inside.py panic", 60)
+        assert host.run("insmod /opt/kspawn.ko").returncode == 0
+        host.run("cp /opt/* /var/tmp; sync; exec python3 /opt/inside.py panic", 60)
         assert host.lab("wait", "--timeout", "120").returncode == 0
-        done = host.run("python3 /root/inside.py panicked /root/kspawn.ko")
+        done = host.run("python3 /opt/inside.py panicked /opt/kspawn.ko")
         assert done.returncode == 0, done.stdout

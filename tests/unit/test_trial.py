@@ -104,24 +104,23 @@ def test_a_dump_that_fails_is_no_word_against_the_kernel(place: Path) -> None:
     assert not place.exists() and not of_trial()
 
 
-def test_what_a_trial_that_was_cut_short_left_is_removed_first(place: Path, killed: list[FakeCriu]) -> None:
-    """Its processes are killed, those of others with the same PID are not."""
+def test_what_a_trial_that_was_cut_short_left_is_removed_first(
+    tmp_path: Path, place: Path, killed: list[FakeCriu]
+) -> None:
+    """Its processes are killed; those of a trial elsewhere are not."""
     place.mkdir()
     left = subprocess.Popen([sys.executable, "-ISc", trial._TREE, str(place / "beat")], start_new_session=True)
-    (place / "pid").write_text(f"{left.pid}\n")
     fake: Any = FakeCriu()
     killed.append(fake)
     trial.run(place, fake)
     assert left.wait(10) == -signal.SIGKILL
-    place.mkdir()
-    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-ISc", trial._TREE, str(tmp_path / "beat")], start_new_session=True)
     try:
-        (place / "pid").write_text(f"{other.pid}\n")
         trial._clear(place)
         time.sleep(0.05)
-        assert other.poll() is None and not place.exists()
+        assert other.poll() is None
     finally:
-        other.kill()
+        os.killpg(other.pid, signal.SIGKILL)
         other.wait()
 
 
