@@ -121,11 +121,16 @@ class Heir:
             self.expect(decode(Legacy, json.loads(read_text(self.root / LEGACY_FILE)), LEGACY_FILE))
 
     def _run(self, legacy: Legacy, given_up: threading.Event) -> None:
-        while not {*legacy.cpus} & {*waiting(self.device, legacy.park)}:
-            if given_up.is_set():
-                return
+        while not given_up.is_set():
+            try:
+                over = {*legacy.cpus} & {*waiting(self.device, legacy.park)}
+            except KupgradeError as error:  # a loop that cannot be seen now is looked at again: it is not the end
+                self.found = replace(self.found, doing=str(error))
+            else:
+                if over:
+                    self.take(legacy)
+                    return
             self.pause(POLL)
-        self.take(legacy)
 
     def take(self, legacy: Legacy) -> None:
         """The old kernel is gone: its last CPUs and its memory. What does not come is told, in the file and the log."""

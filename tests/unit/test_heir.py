@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,9 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NewKerne
         lambda number, root: found.put(f"sys/devices/system/memory/memory{number}/state", "online\n"),
     )
     yield found
+    for each in threading.enumerate():  # before what they look at is closed
+        if each.name == "heir":
+            each.join(10.0)
     os.close(found.file)
 
 
@@ -198,6 +204,32 @@ def test_the_last_cpu_in_the_loop_is_the_old_kernels_end(kernel: NewKernel, caps
     assert "inherited" in capsys.readouterr().err
     with pytest.raises(KupgradeError, match="gone"):
         found.expect(LEGACY)
+
+
+def test_a_loop_that_cannot_be_seen_is_no_end(kernel: NewKernel) -> None:
+    """It is looked at again, and meanwhile the answer says what is the matter."""
+    seen: list[str] = []
+    right, fails = kernel.map, [False]
+
+    def mapped(*given: int, **named: bool) -> mmap.mmap:
+        if fails[0]:
+            raise KernelError("mmap", "", errno.EAGAIN)
+        return right(*given, **named)
+
+    def paused(_: float) -> None:
+        seen.append(found.found.doing)
+        if len(seen) == 20:
+            kernel.flag(PARK, LEGACY.cpus[-1], 1)
+        fails[0] = len(seen) < 20
+
+    kernel.map = mapped  # type: ignore[method-assign, assignment]
+    device: Any = kernel
+    found = Heir(device, kernel.root, paused)
+    found.expect(LEGACY)
+    assert found._thread is not None
+    found._thread.join(10.0)
+    assert any("mmap" in each for each in seen)
+    assert (told(kernel).stage, told(kernel).doing) == (Stage.DONE, "")
 
 
 def test_a_page_without_a_loop_is_refused() -> None:
