@@ -174,13 +174,35 @@ def journal(link: Link) -> bytes:
     return link.read(path) if path else b""
 
 
+# Of an upgrade that is still open: who waits for what. Of criu, what it said last.
+_WAITING = r"""
+test -e /var/lib/kupgrade/current || exit 0
+for one in /proc/[0-9]*; do
+  grep -qz . $one/cmdline || continue
+  for task in $one/task/*; do
+    echo "== ${task##*/} $(tr '\0' ' ' < $one/cmdline | cut -c1-120)"
+    grep -E '^(State|PPid|TracerPid):' $task/status | tr '\n' ' '
+    echo "in $(cat $task/wchan), call $(cut -d' ' -f1-4 $task/syscall)"
+    cat $task/stack
+  done
+done 2>/dev/null
+for group in $(find /sys/fs/cgroup -name 'demo*.service'); do
+  echo "== $group"; cat $group/cgroup.freeze $group/cgroup.events
+done
+for log in $(find /run/kupgrade /var/lib/kupgrade -name '*.log'); do
+  echo "== $log"; tail -n 30 $log
+done
+"""
+
+
 def system_log(link: Link) -> str:
-    """The virtual host's journal of all boots, times as seconds since each boot; last, which tasks are blocked."""
+    """The virtual host's journal of all boots, times as seconds since each boot; last, which tasks are blocked, and who
+    waits for what where an upgrade is still open."""
     blocked = "echo w > /proc/sysrq-trigger; sleep 1"
     script = "for boot in $(journalctl --list-boots -o json | grep -o '[0-9a-f]\\{32\\}'); do"
     return shell(
         link,
-        f'{blocked}; {script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done',
+        f'{blocked}; {script} echo "== boot $boot"; journalctl -b $boot -o short-monotonic --no-pager; done;{_WAITING}',
         180.0,
     )
 
