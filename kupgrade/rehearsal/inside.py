@@ -181,9 +181,9 @@ for one in /proc/[0-9]*; do
   grep -qz . $one/cmdline || continue
   for task in $one/task/*; do
     echo "== ${task##*/} $(tr '\0' ' ' < $one/cmdline | cut -c1-120)"
-    grep -E '^(State|PPid|TracerPid):' $task/status | tr '\n' ' '
+    grep -E '^(State|PPid|TracerPid):' $task/status | tr '\n' ' ' || :
     echo "in $(cat $task/wchan), call $(cut -d' ' -f1-4 $task/syscall)"
-    cat $task/stack
+    cat $task/stack || :
   done
 done 2>/dev/null
 for group in $(find /sys/fs/cgroup -name 'demo*.service'); do
