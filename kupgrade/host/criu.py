@@ -75,7 +75,7 @@ class Criu:
         """Have so many children wait for dumps: to start one takes a moment of the blackout. Raises CheckpointError."""
         _import()
         self.dismiss()
-        self._waiting = [Swrk(self.binary) for _ in range(count)]
+        self._waiting = [Swrk(self.binary, guarded=True) for _ in range(count)]
 
     def dismiss(self) -> None:
         """End those that wait."""
@@ -177,12 +177,19 @@ class Criu:
         inside: Inside | None = None,
     ) -> Any:
         plain = not inherited and inside is None
-        child = self._waiting.pop() if self._waiting and plain else Swrk(self.binary, inherited, inside)
+        if self._waiting and plain:
+            child = self._waiting.pop()
+        else:  # a restore has a deadline of its own
+            child = Swrk(self.binary, inherited, inside, guarded=name != "restore")
         try:
             client.use_fd(child.socket.fileno())
-            return getattr(client, name)()
+            child.asked()
+            try:
+                return getattr(client, name)()
+            finally:
+                child.check()
         except Exception as error:  # pycriu raises its own types and protobuf's; all mean "criu said no"
-            said = first_error(log) or str(error)
+            said = (not child.stood_still and first_error(log)) or str(error)
             raise CheckpointError(f"criu {name.replace('_', '-')} failed", said, f"See {log}") from error
         finally:
             child.end()

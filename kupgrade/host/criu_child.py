@@ -6,15 +6,26 @@ dumped, and found again, by their paths. What makes the namespaces is systemd, i
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import command
 
+# Seconds in which a criu that is asked to dump uses no processor at all. It never ends by itself then (it waits for a
+# task that does not stop, for storage that does not answer), and the workloads stand still as long as it does.
+STILL = 15.0
+_POLL = 0.5  # seconds
+_END_PATIENCE = 5.0  # seconds
+_STACK = 256 << 10  # bytes of a watching thread: it is locked in memory with the rest
 _FLAGS = {"mnt": "mount", "uts": "uts", "ipc": "ipc"}  # kinds, as nsenter(1) names them
 
 
@@ -48,9 +59,16 @@ class Swrk:
     It finds directories among this process's descriptors, by the PID that made the socket; what a restore inherits has
     to be `inherited`. Started by vfork(2), as subprocess does, and not by pycriu's fork(2): that copies the page tables
     of a process which is locked in memory, and every page that is written afterwards costs a fault.
+
+    `guarded`: once it is asked, it is killed when it stands still. A task that it held then goes on by itself: the
+    kernel lets go of it, and criu's code in it, which hears nobody any more, restores what it found (compel's daemon).
     """
 
-    def __init__(self, binary: str, inherited: Sequence[int] = (), inside: Inside | None = None) -> None:
+    def __init__(
+        self, binary: str, inherited: Sequence[int] = (), inside: Inside | None = None, *, guarded: bool = False
+    ) -> None:
+        self.stood_still = False
+        self._asked, self._over = threading.Event(), threading.Event()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null, fds = subprocess.DEVNULL, [*inherited]
         with theirs:
@@ -70,11 +88,72 @@ class Swrk:
             finally:
                 if program >= 0:
                     os.close(program)
+        if guarded:
+            self._watch()
+
+    def asked(self) -> None:
+        """Its work begins."""
+        self._asked.set()
+
+    def check(self) -> None:
+        """Raises KupgradeError when it was killed: what it then seems to have said, nobody did."""
+        if self.stood_still:
+            raise KupgradeError("criu was killed", f"it stood still for {STILL:g} s")
 
     def end(self) -> None:
-        """It ends when it has no one to answer to; wait for that."""
+        """It ends when it has no one to answer to; wait for that. One that cannot even be killed is left."""
+        self._over.set()
+        self._asked.set()
         self.socket.close()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_PATIENCE if self.stood_still else None)
+
+    def _watch(self) -> None:
+        """In a thread that is there before anything stands still: a blackout has no time to make one."""
+        before = threading.stack_size(_STACK)
+        try:
+            threading.Thread(target=self._guard, name="criu guard", daemon=True).start()
+        finally:
+            threading.stack_size(before)
+
+    def _guard(self) -> None:
+        self._asked.wait()
+        used, since = -1, time.monotonic()
+        while not self._over.wait(_POLL):
+            now = sum(map(ticks, family := _family(self._process.pid)))
+            if now != used:
+                used, since = now, time.monotonic()
+            elif time.monotonic() - since >= STILL:
+                self.stood_still = True
+                for pid in family:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                # Whoever waits for the answer must not wait for one that not even a signal ends.
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_RDWR)
+                return
+
+
+def _family(pid: int) -> tuple[int, ...]:
+    """It and those that it forked."""
+    return (pid, *(each for child in children(pid) for each in _family(child)))
+
+
+def children(pid: int) -> tuple[int, ...]:
+    """What the first thread of a process has forked (proc_pid_task_tid_children(5)); none of one that is gone."""
+    try:
+        return tuple(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    except OSError:
+        return ()
+
+
+def ticks(pid: int) -> int:
+    """Processor time, user and kernel (proc_pid_stat(5), fields 14 and 15), in clock ticks; 0 of one that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _opened(binary: str) -> tuple[int, str]:

@@ -38,6 +38,7 @@ _BYTES_ACKED = 120  # offset in struct tcp_info, include/uapi/linux/tcp.h; tcpi_
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REPLY = 65536
+_PATIENCE = struct.pack("@ll", 10, 0)  # struct timeval, for each part of an answer: it is asked in the blackout, too
 _ATTEMPTS = 5
 
 
@@ -77,11 +78,14 @@ def connect(calls: NamespaceCalls | None = None, netns: Path | None = None) -> s
     """A socket to ask with, in the caller's network namespace or (with `calls`) in `netns`, /proc/PID/ns/net.
 
     The namespace is entered by a short-lived thread; the caller's threads stay where they are.
-    Raises KernelError (EPROTONOSUPPORT: no CONFIG_SOCK_DIAG).
+    Raises KernelError (EPROTONOSUPPORT: no CONFIG_SOCK_DIAG); what
+    is asked with it does, too (EAGAIN: no answer).
     """
     if netns is None or calls is None:
         with reported("socket", "NETLINK_SOCK_DIAG"):
-            return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+            diag = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+            diag.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            return diag
     made: list[socket.socket | KernelError] = []
 
     def inside() -> None:

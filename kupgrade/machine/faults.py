@@ -8,11 +8,13 @@ import mmap
 import os
 import signal
 import struct
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
+from kupgrade.host import criu_child
 from kupgrade.machine import fill
 from kupgrade.machine.places import Places
 from kupgrade.model.spawn import WINDOW_PARAMETER
@@ -91,6 +93,9 @@ def strike(places: Places, step: str, moment: str) -> None:
         case "images-corrupted" if (step, moment) == ("dump", "effect"):
             _spend(fault)
             _damage(places)
+        case "criu-stops" if (step, moment) == ("dump", "intent"):
+            _spend(fault)
+            threading.Thread(target=_stop_criu, daemon=True).start()
         case "holder-dies" if (step, moment) == ("restore", "intent"):
             _spend(fault)
             _kill_holder(places)
@@ -109,6 +114,21 @@ def altered(places: Places, cmdline: str) -> str:
         return cmdline
     _spend(fault)
     return f"{cmdline} kho=off"
+
+
+def _stop_criu() -> None:
+    """In the middle of its work: it neither ends nor goes on by itself."""
+    began: dict[int, int] = {}
+    while True:
+        for pid in criu_child.children(os.getpid()):
+            now = criu_child.ticks(pid)
+            if (
+                b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                and now > began.setdefault(pid, now) + 1
+            ):
+                os.kill(pid, signal.SIGSTOP)
+                return
+        time.sleep(0.005)
 
 
 def _kill_holder(places: Places) -> None:

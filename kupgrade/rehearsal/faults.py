@@ -10,14 +10,16 @@ from kupgrade.errors import UsageError
 AT_STEP = ("kill-tool", "power-cut")
 # Of memory that is filled in place: who serves it is killed, or all who could take its place, too.
 FILLING = ("kill-page-server", "kill-page-ring")
-WHOLE = ("panic-new-kernel", "hang-new-kernel", "restore-fails", "probe-fails", "bad-initrd", "images-corrupted")
+# criu-stops: in the middle of the last dump, without a word.
+_ENGINES = ("criu-stops", "restore-fails", "probe-fails", "bad-initrd")  # those of both
+WHOLE = ("panic-new-kernel", "hang-new-kernel", "images-corrupted", *_ENGINES)
 # Of images in memory (store luo): whoever holds them in the new kernel is killed; that kernel takes no memory over.
 IN_MEMORY = ("holder-dies", "memory-not-taken")
 # With a kernel beside the other: what strikes the new one while the old one works at a step, or in between.
 BESIDE_AT_STEP = (*AT_STEP, "panic-new-kernel", "hang-new-kernel", "kill-agent", "channel-corrupted")
 # The lab makes these in the virtual host, before the upgrade is asked for.
 REFUSING = ("device-refuses", "cpu-refuses-offline", "memory-refuses-offline")
-BESIDE_WHOLE = (*REFUSING, "restore-fails", "probe-fails", "bad-initrd")
+BESIDE_WHOLE = (*REFUSING, *_ENGINES)
 AFTER_COMMIT = "panic-old-kernel@after-commit"
 # frozen: of the steps cross and hand-over, with every file system frozen and the jump, or the handover, not yet made.
 # Of hand-over alone: quiesced, when the devices are let go of; told, when the new kernel was asked to take them.
@@ -40,7 +42,7 @@ SERVING = (
     "settle-reboot",
 )
 # Without a step, but made by kupgrade itself, which spends them: nothing in the virtual host was changed for them.
-_ONCE = ("restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
+_ONCE = ("criu-stops", "restore-fails", "probe-fails", "images-corrupted", *IN_MEMORY)
 # Where a power cut finds a sealed checkpoint that no copy has outrun.
 _PROTECTED = frozenset(
     {("dump", "effect"), ("commit", "intent")}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kupgrade.host import criu
+from kupgrade.host import criu, criu_child
 from kupgrade.host.criu import CheckpointError, Criu, DumpOptions, Inside, RestoreOptions
 
 ANSWERS = """
@@ -163,3 +165,76 @@ def test_one_that_ends_without_an_answer_is_an_error(
     with pytest.raises(CheckpointError, match="dump failed"):
         asker.dump(DumpOptions(1, tmp_path))
     assert not Path(f"/proc/{ahead}").exists()
+
+
+STANDS = """
+import os, socket, sys, time
+line = socket.socket(fileno=int(sys.argv[2]))
+if line.recv(100):
+    os.fork()
+    os.kill(os.getpid(), 19) if "{how}" == "stops" else time.sleep(600)
+"""
+WORKS = """
+import os, socket, sys, time
+line = socket.socket(fileno=int(sys.argv[2]))
+asked = line.recv(100)
+worker = os.fork()
+if worker == 0:
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        pass
+    os._exit(0)
+os.waitpid(worker, 0)
+line.send(b"1 done")
+"""
+
+
+def descendants(text: str) -> list[int]:
+    """Processes whose arguments contain it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text in entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("how", ["sleeps", "stops"])
+@pytest.mark.parametrize("primed", [0, 1])
+def test_a_criu_that_stands_still_is_killed(
+    how: str, primed: int, binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it forked; else the workloads would stand still with it for ever."""
+    monkeypatch.setattr(criu_child, "STILL", 0.4)
+    monkeypatch.setattr(criu_child, "_POLL", 0.05)
+    Path(binary).write_text(f"#!{sys.executable}\n{STANDS.replace('{how}', how)}")
+    asker = Criu(binary)
+    asker.prime(primed)
+    with pytest.raises(CheckpointError, match="stood still"):
+        asker.dump(DumpOptions(1, tmp_path))
+    assert not descendants(binary)
+
+
+def test_a_criu_whose_child_works_does_not_stand_still(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pre-dump is made by a child of the one that was asked."""
+    monkeypatch.setattr(criu_child, "STILL", 0.7)
+    monkeypatch.setattr(criu_child, "_POLL", 0.05)
+    Path(binary).write_text(f"#!{sys.executable}\n{WORKS}")
+    Criu(binary).dump(DumpOptions(1, tmp_path))
+    assert asked == ["1 done"]
+
+
+def test_one_that_only_waits_to_be_asked_does_not_stand_still(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started ahead of time, and may wait for minutes."""
+    monkeypatch.setattr(criu_child, "STILL", 0.1)
+    monkeypatch.setattr(criu_child, "_POLL", 0.02)
+    asker = Criu(binary)
+    asker.prime(1)
+    time.sleep(0.4)
+    monkeypatch.setattr(criu_child, "STILL", 60.0)
+    asker.dump(DumpOptions(1, tmp_path))
+    assert len(asked) == 1

@@ -181,3 +181,11 @@ def test_real_tcp_counters(diag):
     assert (info.connection, info.bytes_received, info.state) == (ends, 1000, TcpState.ESTABLISHED)
     assert isinstance(found, sockets.InetSocket)
     assert Connection(found.local, found.remote) == ends
+
+
+def test_an_answer_that_never_comes_is_an_error(monkeypatch):
+    """Whoever asks has workloads that stand still."""
+    monkeypatch.setattr(sock_diag, "_PATIENCE", struct.pack("@ll", 0, 50_000))
+    with sock_diag.connect() as diag, pytest.raises(KernelError) as caught:
+        sock_diag._dump(diag, "AF_UNIX")
+    assert caught.value.errno == errno.EAGAIN
