@@ -4,8 +4,8 @@ The watchdog of the worker's unit (WatchdogSec=) is for a worker that hangs whil
 copying memory. Being killed there costs nothing, the next worker goes on from the journal. In the blackout it must
 never kill: a dump, a restore or the watch over another kernel may rightly take minutes, and what guards them is the
 deadline of the crossing, its dead-man timer and the hardware watchdog; a dump that stands still is ended by
-host/criu_child.py. So `Heart` beats throughout the blackout,
-whatever the loop does, in steps that only wait, and else for as long as the open step is not older than STEP_LIMIT.
+host/criu_child.py. So `Heart` beats throughout the blackout, whatever the loop does, in steps that only wait, and else
+for as long as the open step is not older than STEP_LIMIT.
 """
 
 from __future__ import annotations
