@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from pathlib import Path
 from kupgrade.errors import KupgradeError
 from kupgrade.host import command
 
-# Seconds in which a criu that is asked to dump uses no processor at all. It never ends by itself then (it waits for a
-# task that does not stop, for storage that does not answer), and the workloads stand still as long as it does.
-STILL = 15.0
+# Looks in a row that find a criu which is asked to dump just where it was: it has not even been woken. It would not end
+# by itself (it waits for a task that does not stop, for storage that does not answer), and the workloads stand still as
+# long as it does. Looks and not seconds: a host that was not run at all for a while has not looked, either.
+STILL = 16
 _POLL = 0.5  # seconds
 _END_PATIENCE = 5.0  # seconds
 _STACK = 256 << 10  # bytes of a watching thread: it is locked in memory with the rest
@@ -98,7 +98,7 @@ class Swrk:
     def check(self) -> None:
         """Raises KupgradeError when it was killed: what it then seems to have said, nobody did."""
         if self.stood_still:
-            raise KupgradeError("criu was killed", f"it stood still for {STILL:g} s")
+            raise KupgradeError("criu was killed", f"it stood still for {STILL * _POLL:g} s")
 
     def end(self) -> None:
         """It ends when it has no one to answer to; wait for that. One that cannot even be killed is left."""
@@ -118,12 +118,11 @@ class Swrk:
 
     def _guard(self) -> None:
         self._asked.wait()
-        used, since = -1, time.monotonic()
+        before, looks = -1, 0
         while not self._over.wait(_POLL):
-            now = sum(map(ticks, family := _family(self._process.pid)))
-            if now != used:
-                used, since = now, time.monotonic()
-            elif time.monotonic() - since >= STILL:
+            now = sum(map(_work, family := _family(self._process.pid)))
+            before, looks = now, looks + 1 if now == before else 0
+            if looks >= STILL:
                 self.stood_still = True
                 for pid in family:
                     with contextlib.suppress(ProcessLookupError):
@@ -145,6 +144,16 @@ def children(pid: int) -> tuple[int, ...]:
         return tuple(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     except OSError:
         return ()
+
+
+def _work(pid: int) -> int:
+    """What grows with all that a process does: time on a processor, and how often it came there or had to leave."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    switches = (line.split()[1] for line in status.splitlines() if "ctxt_switches:" in line)  # proc_pid_status(5)
+    return ticks(pid) + sum(map(int, switches))
 
 
 def ticks(pid: int) -> int:

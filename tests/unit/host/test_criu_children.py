@@ -205,7 +205,7 @@ def test_a_criu_that_stands_still_is_killed(
     how: str, primed: int, binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what it forked; else the workloads would stand still with it for ever."""
-    monkeypatch.setattr(criu_child, "STILL", 0.4)
+    monkeypatch.setattr(criu_child, "STILL", 8)
     monkeypatch.setattr(criu_child, "_POLL", 0.05)
     Path(binary).write_text(f"#!{sys.executable}\n{STANDS.replace('{how}', how)}")
     asker = Criu(binary)
@@ -219,9 +219,22 @@ def test_a_criu_whose_child_works_does_not_stand_still(
     binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pre-dump is made by a child of the one that was asked."""
-    monkeypatch.setattr(criu_child, "STILL", 0.7)
+    monkeypatch.setattr(criu_child, "STILL", 14)
     monkeypatch.setattr(criu_child, "_POLL", 0.05)
     Path(binary).write_text(f"#!{sys.executable}\n{WORKS}")
+    Criu(binary).dump(DumpOptions(1, tmp_path))
+    assert asked == ["1 done"]
+
+
+def test_a_criu_that_is_slowed_down_does_not_stand_still(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that writes to slow storage sleeps most of the time, and uses next to no processor."""
+    monkeypatch.setattr(criu_child, "STILL", 10)
+    monkeypatch.setattr(criu_child, "_POLL", 0.05)
+    slow = WORKS.replace("        pass", "        time.sleep(0.1)")
+    assert slow != WORKS
+    Path(binary).write_text(f"#!{sys.executable}\n{slow}")
     Criu(binary).dump(DumpOptions(1, tmp_path))
     assert asked == ["1 done"]
 
@@ -230,11 +243,11 @@ def test_one_that_only_waits_to_be_asked_does_not_stand_still(
     binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was started ahead of time, and may wait for minutes."""
-    monkeypatch.setattr(criu_child, "STILL", 0.1)
+    monkeypatch.setattr(criu_child, "STILL", 5)
     monkeypatch.setattr(criu_child, "_POLL", 0.02)
     asker = Criu(binary)
     asker.prime(1)
     time.sleep(0.4)
-    monkeypatch.setattr(criu_child, "STILL", 60.0)
+    monkeypatch.setattr(criu_child, "STILL", 1000)
     asker.dump(DumpOptions(1, tmp_path))
     assert len(asked) == 1
