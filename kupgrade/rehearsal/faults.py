@@ -81,6 +81,11 @@ class Fault:
         return self.kind == "power-cut" and (beside or in_memory or (self.step, self.moment) not in _PROTECTED)
 
     @property
+    def fatal(self) -> bool:
+        """Whether no upgrade commits that it strikes: the new kernel never gets so far as to serve."""
+        return not self.step and self.kind in (*INITRD_SCRIPTS, *BESIDE_WHOLE)
+
+    @property
     def repeatable(self) -> bool:
         """Whether another upgrade can follow in the same virtual host: nothing there was changed for good."""
         return (bool(self.step) or self.kind in _ONCE) and self.kind != "panic-old-kernel"

@@ -213,3 +213,24 @@ def test_cycles_end_with_an_upgrade_that_is_let_through() -> None:
     two = (parse("kill-tool@dump"), parse("kill-tool@gate"))
     assert Options(faults=two).trials == (Trial(two[0]), Trial(two[1]))
     assert Options(rollback="gate").trials == (Trial(None, "gate"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "engine", "fatal"),
+    [
+        ("panic-new-kernel", "kexec", True),
+        ("hang-new-kernel", "kexec", True),
+        ("bad-initrd", "spawn", True),
+        ("cpu-refuses-offline", "spawn", True),
+        ("memory-refuses-offline", "spawn", True),
+        ("device-refuses", "spawn", True),
+        ("probe-fails", "kexec", True),
+        ("hang-new-kernel@thaw", "spawn", False),
+        ("kill-agent@restore", "spawn", False),
+        ("kill-tool@freeze", "kexec", False),
+        ("holder-dies", "kexec", False),
+    ],
+)
+def test_some_faults_let_no_upgrade_commit(text: str, engine: str, fatal: bool) -> None:
+    """Those that keep the new kernel from ever serving; others can be gone through."""
+    assert parse(text, (), engine).fatal is fatal
