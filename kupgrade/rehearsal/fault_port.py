@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
 from kupgrade.rehearsal import qemu
+from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.toolbox import Progress
 
@@ -45,3 +47,33 @@ def panic_old(state: Path, link: Link, progress: Progress) -> None:
     progress("fault: the old kernel panics")
     with contextlib.suppress(KupgradeError):
         link.request({"write": "/proc/sysrq-trigger", "data": "Yw==", "mode": 0o200}, 1.0)  # c
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the machine has told from outside up to now: how often it was reset, and bytes of the second console.
+
+    One life of a machine has several upgrades, and a sign of an earlier one is none of a later one.
+    """
+
+    resets: int
+    console: int
+
+    @classmethod
+    def now(cls, running: qemu.Qemu) -> Told:
+        """As of now."""
+        return cls(sum(event.name == "RESET" for event in running.events), len(_console(running)))
+
+    def struck_since(self, fault: Fault | None, running: qemu.Qemu, *, committed: bool) -> bool:
+        """Whether the fault is known to have struck without its own file telling."""
+        if fault is None:
+            return False
+        cut = fault.kind == "power-cut" and Told.now(running).resets > self.resets
+        said = f"fault: {fault.kind}".encode() in _console(running)[self.console :]
+        return cut or said or (fault.leaves_itself and not committed)
+
+
+def _console(running: qemu.Qemu) -> bytes:
+    with contextlib.suppress(FileNotFoundError):  # of a machine without one
+        return (running.state / "serial2.log").read_bytes()
+    return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kupgrade.errors import ExitCode, KupgradeError
@@ -138,8 +139,20 @@ def count_resources(link: Link) -> dict[str, Any]:
     return counted
 
 
-def apply(link: Link, options: Options, release: str, *, again: bool = False) -> str:
-    """Hand the upgrade to the worker; the reason when it was refused, else empty.
+# Exit codes of `kupgrade apply` by which it says no; with another one it has said nothing at all.
+_NO = (ExitCode.REFUSED, ExitCode.OVER_BUDGET, ExitCode.NOT_NOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `kupgrade apply` said: why it was refused, or how it broke; both empty when the upgrade began."""
+
+    refused: str = ""
+    broke: str = ""
+
+
+def apply(link: Link, options: Options, release: str, *, again: bool = False) -> Answer:
+    """Hand the upgrade to the worker.
 
     `again`: a fault has made an upgrade to this release fail before, which speaks against it on any other host.
     """
@@ -149,9 +162,11 @@ def apply(link: Link, options: Options, release: str, *, again: bool = False) ->
         words += ["--store", options.store]
     done = link.run(words, timeout=180.0)
     if done.status == ExitCode.DONE:
-        return ""
-    reason = (done.stderr or done.stdout).strip()
-    return reason[-1500:] or f"exit status {done.status}"
+        return Answer()
+    reason = (done.stderr or done.stdout).strip()[-1500:]
+    if done.status in _NO:
+        return Answer(refused=reason or f"exit status {done.status}")
+    return Answer(broke=f"exit status {done.status}" + (f": {reason}" if reason else ""))
 
 
 def standing(link: Link, patience: float = 10.0) -> tuple[str, str]:
@@ -162,10 +177,12 @@ def standing(link: Link, patience: float = 10.0) -> tuple[str, str]:
     )
     done = link.run(["/bin/sh", "-c", script], timeout=patience)
     state, _, line = done.stdout.partition("\n")
+    if state not in ("open", "over"):
+        raise KupgradeError("the virtual host does not say where it stands", f"exit status {done.status}")
     try:
-        return state.strip(), str(json.loads(line[9:])["kind"])
+        return state, str(json.loads(line[9:])["kind"])
     except (ValueError, KeyError):
-        return state.strip(), ""
+        return state, ""
 
 
 def journal(link: Link) -> bytes:

@@ -78,18 +78,8 @@ class _Course:
     progress: Progress
     running: qemu.Qemu
 
-    def struck(self, fault: Fault | None) -> bool:
-        """Whether the fault is known to have struck without its own file telling."""
-        if fault is None:
-            return False
-        cut = fault.kind == "power-cut" and any(event.name == "RESET" for event in self.running.events)
-        console = self.running.state / "serial2.log"
-        said = console.exists() and f"fault: {fault.kind}" in console.read_text(errors="replace")
-        return fault.leaves_itself or cut or said
-
-    def spent_on_snapshot(self, fault: Fault | None, journal: tuple[Mapping[str, Any], ...]) -> bool:
+    def spent_on_snapshot(self, fault: Fault | None, *, committed: bool) -> bool:
         """Whether the fault's file was taken away where the new kernel wrote, and all that was given up."""
-        committed = any(record["kind"] == "committed" for record in journal)
         return self.options.beside and fault is not None and fault.kind in BESIDE_WHOLE and not committed
 
     def look(self) -> judge.WorkloadSeen:
@@ -166,11 +156,12 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     fault = trial.fault
     inside.prepare_trial(link, trial, new)
     boots = len(link.boots) - 1
-    before, resources = course.look(), course.count()
+    before, resources, told = course.look(), course.count(), fault_port.Told.now(course.running)
     time.sleep(1.0)
     progress(f"kupgrade apply: {old} to {new}" + _with(fault))
-    refused = inside.apply(link, options, new, again=again)
-    if not refused:
+    answer = inside.apply(link, options, new, again=again)
+    begun = answer == inside.Answer()
+    if begun:
         follow(link, options.timeout, progress)
     progress("waiting for the client's last answers")
     recording = course.client.pause(30.0)
@@ -181,8 +172,10 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     running_release = "unknown"
     try:
         after = course.look()
-        journal = records(inside.journal(link)) if not refused else ()
-        struck = course.struck(fault) or course.spent_on_snapshot(fault, journal)
+        journal = records(inside.journal(link)) if begun else ()
+        committed = any(record["kind"] == "committed" for record in journal)
+        struck = told.struck_since(fault, course.running, committed=committed)
+        struck = struck or course.spent_on_snapshot(fault, committed=committed)
         leftovers = inside.leftovers(link, struck=struck)
         resources_after = course.count()
         running_release = link.boots[-1].release
@@ -206,7 +199,10 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
         journal=journal,
         leftovers=leftovers,
         fault=str(fault or ""),
-        refused=refused,
+        fatal=fault is not None and fault.fatal,
+        refused=answer.refused,
+        broke=answer.broke,
+        rollback=trial.rollback,
         cold_expected=fault is not None and fault.costs_the_run(beside=options.beside, in_memory=store == "luo"),
         resources_before=resources,
         resources_after=resources_after,
