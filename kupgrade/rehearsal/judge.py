@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kupgrade.core.chronicle import OPERATOR
 from kupgrade.rehearsal import resources
 from kupgrade.rehearsal.client import Recording
 
@@ -200,7 +201,10 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
 
 
 def _findings_asked(evidence: Evidence, outcome: str) -> list[str]:
-    """Of a commit: whether what was to stand in its way was there at all."""
+    """Whether it ended so because of what was to stand in its way, or that was not there at all."""
+    wished = [r["data"].get("by") for r in evidence.journal if r["kind"] == "undo-requested"]
+    if outcome == "rolled-back" and evidence.rollback and not evidence.fault and OPERATOR not in wished:
+        return [f"it was not the operator who took it back: {_reason(evidence.journal)}"]
     if outcome != "committed":
         return []
     found = [f"{evidence.fault} never struck: the upgrade committed"] if evidence.fatal else []

@@ -330,3 +330,16 @@ def test_an_apply_that_broke_is_no_refusal() -> None:
     broke = evidence(broke="exit status 1", journal=(), running_release="6.12", boot_ids=("a",))
     assert judge(broke)["outcome"] == "failed" and judge(broke)["upgrade_outcome"] == "failed"
     assert "exit status 1" in judge(broke)["reason"]
+
+
+def test_an_upgrade_that_fell_back_by_itself_was_not_taken_back_by_the_operator() -> None:
+    """Of many cycles each has to be the one that was asked for, not a failure that looks like it."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "rolled-back"}}
+    asked = {"kind": "undo-requested", "step": None, "time": 1.8, "data": {"reason": "x", "by": "operator"}}
+    failed = {**asked, "data": {"reason": "take-memory failed", "by": "kupgrade"}}
+    begun = evidence().journal[:-1]
+    back: dict[str, Any] = {"running_release": "6.12", "boot_ids": ("a",), "rollback": "prepare-store"}
+    assert judge(evidence(**back, journal=(*begun, asked, ended)))["outcome"] == "rolled-back"
+    result = judge(evidence(**back, journal=(*begun, failed, ended)))
+    assert result["outcome"] == "failed" and "take-memory failed" in result["findings"][0]
+    assert judge(evidence(**back, journal=(*begun, failed, ended), fault="kill-tool@dump"))["outcome"] == "rolled-back"
