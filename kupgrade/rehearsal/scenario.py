@@ -121,9 +121,12 @@ def _generations(
         if judged[-1]["outcome"] != "committed":
             break
         old = new
-    latencies += course.client.stop(30.0).latencies()
+    if not evidence[-1].cold_expected:
+        latencies += course.client.stop(30.0).latencies()
     clocks = {boot.boot_id: boot.ahead for boot in link.boots}
     last = _with_leaks(options, evidence, judged[-1])
+    if missing := options.trials[len(judged) :]:
+        last = {**last, "not_made": [str(trial) for trial in missing]}
     if len(judged) > 1:
         last = {**last, "generations": [*judged[:-1], last]}
     journal = evidence[-1].journal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.command import Completed
-from kupgrade.rehearsal import faults, inside, scenario
+from kupgrade.rehearsal import faults, inside, report, scenario
+from kupgrade.rehearsal.client import Recording
 from kupgrade.rehearsal.fault_port import Told
-from kupgrade.rehearsal.options import Options
+from kupgrade.rehearsal.judge import Evidence, WorkloadSeen
+from kupgrade.rehearsal.options import Options, Trial
 from kupgrade.rehearsal.qemu import Event
 
 
@@ -94,3 +97,68 @@ def test_a_question_that_was_cut_off_does_not_say_that_an_upgrade_is_over() -> N
     assert inside.standing(a_link(0, 'open\n00000000 {"kind":"crossed"}\n')) == ("open", "crossed")
     with pytest.raises(KupgradeError, match="where it stands"):
         inside.standing(a_link(-9))
+
+
+SEEN = WorkloadSeen((329, 330), 329, True, 0, "check ok", ("1 329 0",))
+
+
+class AClient:
+    """One that saw a single request answered."""
+
+    def stop(self, drain: float) -> Recording:
+        made = Recording(sent=[1.0])
+        made.take("0 1 329 330 1.0", 1.5)
+        return made
+
+
+def a_rehearsal(monkeypatch: pytest.MonkeyPatch, options: Options, *ends: str) -> scenario.Result:
+    """Upgrades of one life, the first of which ends as the first of `ends`; an end may be `cold`."""
+    left = list(ends)
+
+    def upgrade(course: Any, old: str, new: str, trial: Trial, *, again: bool) -> Evidence:
+        end = left.pop(0)
+        asked = {"kind": "undo-requested", "step": None, "time": 1.0, "data": {"by": "operator"}}
+        back = end in ("rolled-back", "cold")
+        finished = {"kind": "finished", "step": None, "data": {"outcome": "rolled-back" if back else end}}
+        journal = (*([asked] if back else []), {**finished, "time": 2.0})
+        boots, runs = (("a",), old) if back else (("a", "b"), new)
+        client = AClient().stop(0.0)
+        made = Evidence(options.engine, "pmem", old, new, runs, boots, SEEN, SEEN, client, journal)
+        return replace(made, fault=str(trial.fault or ""), cold_expected=end == "cold")
+
+    monkeypatch.setattr(scenario, "_upgrade", upgrade)
+    monkeypatch.setattr(scenario, "_client", lambda options, network: AClient())
+    monkeypatch.setattr(AClient, "go_on", lambda self: None, raising=False)
+    monkeypatch.setattr(inside, "prepare", lambda link, options: None)
+    host: Any = SimpleNamespace(old_release="6.12", new_releases=("7.3",))
+    link: Any = SimpleNamespace(boots=[])
+    nothing: Any = None
+    return scenario._generations(options, host, nothing, link, lambda text: None, nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "ends", "missing"),
+    [
+        (Options(cycles=2, rollback="gate"), ("rolled-back", "rolled-back", "committed"), []),
+        (Options(cycles=2, rollback="gate"), ("committed",), ["taken back at gate", "let through"]),
+        (
+            Options(faults=(faults.parse("kill-tool@thaw"), faults.parse("kill-tool@dump"))),
+            ("committed",),
+            ["kill-tool@dump:intent"],
+        ),
+        (Options(), ("committed",), []),
+    ],
+)
+def test_upgrades_that_were_asked_for_and_never_made_are_told(
+    monkeypatch: pytest.MonkeyPatch, options: Options, ends: tuple[str, ...], missing: list[str]
+) -> None:
+    """One that commits too early ends the series; what it was to show is not shown."""
+    result = a_rehearsal(monkeypatch, options, *ends)
+    assert result.judged.get("not_made", []) == missing
+    assert ("never made: " + ", ".join(missing) in report.text(result)) is bool(missing)
+
+
+def test_each_request_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that ended with its host is not asked a second time for what it saw."""
+    options = Options(faults=(faults.parse("power-cut@gate"),))
+    assert [took for _, took in a_rehearsal(monkeypatch, options, "cold").latencies] == [0.5]
