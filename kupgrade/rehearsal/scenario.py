@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -47,9 +48,9 @@ def rehearse(options: Options, progress: Progress) -> Result:
     """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
     wanted = (options.new, *options.further)
     line = kernel_line(options)
-    host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
     with ExitStack() as stack:
         stack.enter_context(interruptible())
+        host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
@@ -57,7 +58,9 @@ def rehearse(options: Options, progress: Progress) -> Result:
         stubborn = options.fault is not None and options.fault.kind == "device-refuses"
         machine = host.machine(machine_memory(options), cpus(options), stubborn, options.measured)
         progress(f"booting {host.old_release}")
-        running = qemu.start(host.tools, machine, state, network.tap())
+        tap = network.tap()
+        stack.callback(os.close, tap)
+        running = qemu.start(host.tools, machine, state, tap)
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         fault_port.watch(state, running, progress)
@@ -255,7 +258,7 @@ def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends a rehearsal as Ctrl-C does, so that the machine is always stopped."""
+    """SIGTERM and a closed terminal end a rehearsal as Ctrl-C does, so that the machine is always stopped."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -263,21 +266,26 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def put_away(state: Path, keep: Path | None) -> None:
     """Copy the logs to `keep`, if it is wanted, and remove the machine's directory."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
-            with contextlib.suppress(OSError):
-                shutil.copy(state / name, keep / name)
-    shutil.rmtree(state, ignore_errors=True)
+    try:
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
+                with contextlib.suppress(OSError):
+                    shutil.copy(state / name, keep / name)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def write_evidence(result: Result, keep: Path) -> None:

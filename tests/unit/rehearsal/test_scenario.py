@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +14,11 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.command import Completed
-from kupgrade.rehearsal import faults, inside, report, scenario
+from kupgrade.rehearsal import faults, inside, qemu, report, scenario, virtual_host
 from kupgrade.rehearsal.client import Recording
 from kupgrade.rehearsal.fault_port import Told
 from kupgrade.rehearsal.judge import Evidence, WorkloadSeen
+from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.options import Options, Trial
 from kupgrade.rehearsal.qemu import Event
 
@@ -162,3 +166,68 @@ def test_each_request_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that ended with its host is not asked a second time for what it saw."""
     options = Options(faults=(faults.parse("power-cut@gate"),))
     assert [took for _, took in a_rehearsal(monkeypatch, options, "cold").latencies] == [0.5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_rehearsal_that_is_ended_from_outside_puts_its_things_away(number: signal.Signals) -> None:
+    """As by Ctrl-C: whoever ends it, or closes its terminal, leaves no machine."""
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), scenario.interruptible():
+        os.kill(os.getpid(), number)
+        time.sleep(5.0)
+    assert signal.getsignal(number) is before
+
+
+def test_what_ignores_a_closed_terminal_goes_on_to_do_so() -> None:
+    """It was started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with scenario.interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_building_can_be_ended_from_outside_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has started would else build on in a directory that the next one takes for its own."""
+
+    def build(*words: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5.0)
+
+    monkeypatch.setattr(virtual_host, "build", build)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            scenario.rehearse(Options(), lambda text: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_logs_that_cannot_be_kept_leave_no_directory_behind(tmp_path: Path) -> None:
+    """The disk they were to go to is full, or gone."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        scenario.put_away(state, tmp_path / "file/below")
+    assert not state.exists()
+
+
+def test_the_network_ends_with_the_rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tap that stays open keeps its interface, and the namespace that it is in."""
+    tap = os.open(os.devnull, os.O_RDONLY)
+    gone: Any = SimpleNamespace(tap=lambda: tap, close=lambda: None)
+
+    def start(*words: Any) -> Any:
+        raise KupgradeError("QEMU did not start")
+
+    host: Any = SimpleNamespace(old_release="6.12", tools=None, machine=lambda *words: None)
+    monkeypatch.setattr(virtual_host, "build", lambda *words, **options: host)
+    monkeypatch.setattr(qemu, "run_directory", lambda: tmp_path / "state")
+    monkeypatch.setattr(Network, "create", lambda: gone)
+    monkeypatch.setattr(qemu, "start", start)
+    with pytest.raises(KupgradeError, match="did not start"):
+        scenario.rehearse(Options(), lambda text: None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(tap)
