@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,9 +142,14 @@ def rehearse(
         timeout=timeout or _TIMEOUT,
     )
     result = scenario.rehearse(options, progress)
+    _tell(result, as_json)
     if keep is not None:
         scenario.write_evidence(result, keep)
-    _tell(result, report, as_json, progress)
+    if report is not None:
+        from kupgrade.rehearsal import report as reports
+
+        report.write_text(reports.html(result))
+        progress(f"report: {report}")
     return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
 
 
@@ -187,15 +191,12 @@ def _check_places(keep: Path | None, report: Path | None) -> None:
             raise UsageError(f"{option}: nothing can be written in {directory}", why) from error
 
 
-def _tell(result: Result, report: Path | None, as_json: bool, progress: Callable[[str], None]) -> None:
+def _tell(result: Result, as_json: bool) -> None:
     from kupgrade.rehearsal import report as reports
 
     if not as_json:
         click.echo(reports.text(result))
     click.echo(json.dumps(dict(result.judged)))
-    if report is not None:
-        report.write_text(reports.html(result))
-        progress(f"report: {report}")
 
 
 def _faults(given: tuple[str, ...], rollback: str, engine: str) -> tuple[Fault, ...]:

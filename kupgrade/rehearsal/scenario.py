@@ -188,7 +188,7 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "system.log").write_text(inside.system_log(link))
-    except KupgradeError as error:
+    except (KupgradeError, OSError) as error:
         progress(f"afterwards: {error}")
     plans = [r["data"]["plan"] for r in journal if r["kind"] == "planned"]
     store = str((plans[0].get("store") if plans else "") or options.store)

@@ -87,3 +87,19 @@ def test_it_takes_root(host: Host, made: list[Options]) -> None:
     host.change(euid=lambda: 1000)
     assert host.call("rehearse").exit_code == ExitCode.REFUSED
     assert made == []
+
+
+@pytest.mark.parametrize("option", ["--keep", "--report"])
+def test_a_result_is_told_before_it_is_stored(
+    host: Host, made: list[Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """A disk that is full by then costs the files, and not the result."""
+
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scenario, "write_evidence", full)
+    monkeypatch.setattr(report, "html", full)
+    found = host.call("rehearse", option, str(tmp_path / "there"))
+    assert found.exit_code == ExitCode.FAILED
+    assert "the text" in found.stdout and '"committed"' in found.stdout

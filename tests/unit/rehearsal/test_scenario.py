@@ -231,3 +231,25 @@ def test_the_network_ends_with_the_rehearsal(monkeypatch: pytest.MonkeyPatch, tm
         scenario.rehearse(Options(), lambda text: None)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(tap)
+
+
+def test_a_log_that_cannot_be_kept_does_not_cost_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The disk it was to go to filled up meanwhile."""
+    (tmp_path / "file").touch()
+    told: list[str] = []
+    link: Any = SimpleNamespace(boots=[SimpleNamespace(boot_id="a", release="6.12")])
+    client: Any = SimpleNamespace(pause=lambda drain: AClient().stop(drain))
+    nothing: Any = None
+    options = Options(keep=tmp_path / "file/below")
+    for name, value in (
+        ("prepare_trial", None),
+        ("look", SEEN),
+        ("apply", inside.Answer(refused="no")),
+        ("leftovers", ()),
+        ("system_log", ""),
+    ):
+        monkeypatch.setattr(inside, name, lambda *words, _value=value, **more: _value)
+    course = scenario._Course(options, nothing, link, client, told.append, a_machine(tmp_path))
+    found = scenario._upgrade(course, "6.12", "7.3", Trial(), again=False)
+    assert (found.running_release, found.after, found.refused) == ("6.12", SEEN, "no")
+    assert "Not a directory" in told[-1] or "File exists" in told[-1]
