@@ -63,3 +63,12 @@ def test_tests_that_are_interrupted_leave_no_compiler_at_work(environment: dict[
         if left:
             os.killpg(shell.pid, signal.SIGKILL)
     assert left == []
+
+
+def test_a_cache_named_from_here_is_the_one_that_is_used(environment: dict[str, str], tmp_path: Path) -> None:
+    """What is started works in the tree, where the same words would name another place."""
+    command = ["sh", str(TREE / "packaging/bootstrap"), "run", "sh", "-c", 'echo "$KUPGRADE_CACHE"; command -v python']
+    relative = {**environment, "KUPGRADE_CACHE": "cache"}
+    done = subprocess.run(command, env=relative, cwd=tmp_path, capture_output=True, text=True, check=True)
+    cache, python = done.stdout.split()
+    assert cache == str(tmp_path / "cache") and python.startswith(f"{tmp_path}/cache/python/")
