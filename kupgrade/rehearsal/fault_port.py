@@ -14,6 +14,8 @@ from kupgrade.rehearsal.faults import Fault
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.toolbox import Progress
 
+_LOST = "FAULT-LOST"  # of an event: it was asked for, and could not be passed on
+
 
 def watch(state: Path, running: qemu.Qemu, progress: Progress) -> None:
     """A line on the fault port pulls the machine's reset line, so that nothing that was not synced survives.
@@ -23,14 +25,19 @@ def watch(state: Path, running: qemu.Qemu, progress: Progress) -> None:
     port = qemu.connect(state / "fault", 20.0)
 
     def serve() -> None:
-        with contextlib.suppress(OSError, KupgradeError), port, port.makefile("rb") as lines:
+        with contextlib.suppress(OSError), port, port.makefile("rb") as lines:
             for line in lines:
                 text = line.decode(errors="replace").strip()
-                if text.startswith("power-cut"):
-                    running.reset()
+                try:
+                    if text.startswith("power-cut"):
+                        running.reset()
+                    else:
+                        running.type(text.partition(" ")[0])
+                except (OSError, KupgradeError) as error:
+                    running.events.append(qemu.Event(time.monotonic(), _LOST, text))
+                    progress(f"fault: {text} could not be passed on: {error}")
                 else:
-                    running.type(text.partition(" ")[0])
-                progress(f"fault: {text}")
+                    progress(f"fault: {text}")
 
     threading.Thread(target=serve, daemon=True).start()
 
@@ -58,11 +65,13 @@ class Told:
 
     resets: int
     console: int
+    lost: int  # faults that could not be passed on
 
     @classmethod
     def now(cls, running: qemu.Qemu) -> Told:
         """As of now."""
-        return cls(sum(event.name == "RESET" for event in running.events), len(_console(running)))
+        resets = sum(event.name == "RESET" for event in running.events)
+        return cls(resets, len(_console(running)), len(_lost(running)))
 
     def struck_since(self, fault: Fault | None, running: qemu.Qemu, *, committed: bool) -> bool:
         """Whether the fault is known to have struck without its own file telling."""
@@ -71,6 +80,14 @@ class Told:
         cut = fault.kind == "power-cut" and Told.now(running).resets > self.resets
         said = f"fault: {fault.kind}".encode() in _console(running)[self.console :]
         return cut or said or (fault.leaves_itself and not committed)
+
+    def lost_since(self, running: qemu.Qemu) -> tuple[str, ...]:
+        """The faults that the virtual host asked for, and that struck nobody."""
+        return tuple(_lost(running)[self.lost :])
+
+
+def _lost(running: qemu.Qemu) -> list[str]:
+    return [event.detail for event in running.events if event.name == _LOST]
 
 
 def _console(running: qemu.Qemu) -> bytes:

@@ -182,7 +182,8 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
         committed = any(record["kind"] == "committed" for record in journal)
         struck = told.struck_since(fault, course.running, committed=committed)
         struck = struck or course.spent_on_snapshot(fault, committed=committed)
-        leftovers = inside.leftovers(link, struck=struck)
+        lost = tuple(f"a fault that struck nobody: {text}" for text in told.lost_since(course.running))
+        leftovers = inside.leftovers(link, struck=struck) + lost
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host.command import Completed
-from kupgrade.rehearsal import faults, inside, qemu, report, scenario, virtual_host
+from kupgrade.rehearsal import fault_port, faults, inside, qemu, report, scenario, virtual_host
 from kupgrade.rehearsal.client import Recording
 from kupgrade.rehearsal.fault_port import Told
 from kupgrade.rehearsal.judge import Evidence, WorkloadSeen
@@ -253,3 +255,24 @@ def test_a_log_that_cannot_be_kept_does_not_cost_the_result(monkeypatch: pytest.
     found = scenario._upgrade(course, "6.12", "7.3", Trial(), again=False)
     assert (found.running_release, found.after, found.refused) == ("6.12", SEEN, "no")
     assert "Not a directory" in told[-1] or "File exists" in told[-1]
+
+
+def test_a_fault_that_cannot_be_passed_on_is_told_and_the_next_one_is(tmp_path: Path) -> None:
+    """Its file is spent by then: without a word it would count as gone through."""
+    reset = threading.Event()
+
+    def refuse(text: str) -> None:
+        raise KupgradeError("no console", text)
+
+    machine = a_machine(tmp_path)
+    machine.type, machine.reset = refuse, reset.set
+    told = Told.now(machine)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "fault"))
+        listener.listen()
+        fault_port.watch(tmp_path, machine, lambda text: None)
+        with listener.accept()[0] as guest:
+            guest.sendall(b"kill-agent dump intent\npower-cut freeze effect\n")
+            assert reset.wait(5.0)
+    assert told.lost_since(machine) == ("kill-agent dump intent",)
+    assert Told.now(machine).lost_since(machine) == ()
