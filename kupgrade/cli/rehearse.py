@@ -52,7 +52,7 @@ _TIMEOUT = 420.0  # seconds
     "--cycles",
     type=click.IntRange(0, 1000),
     default=0,
-    help="So many upgrades are taken back (at --rollback, else ready-standby) before one that is not.",
+    help="So many upgrades are taken back (at --rollback; with spawn else ready-standby) before one that is not.",
 )
 @click.option(
     "--memory-mode",

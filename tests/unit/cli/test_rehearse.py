@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from kupgrade.cli.main import VERBS, cli
 from kupgrade.errors import ExitCode
 from kupgrade.rehearsal import report, scenario
 from kupgrade.rehearsal.options import Options
@@ -103,3 +105,15 @@ def test_a_result_is_told_before_it_is_stored(
     found = host.call("rehearse", option, str(tmp_path / "there"))
     assert found.exit_code == ExitCode.FAILED
     assert "the text" in found.stdout and '"committed"' in found.stdout
+
+
+def test_the_readme_names_the_verbs_that_know_no_dry_run() -> None:
+    """Whoever relies on -n has to know where there is none."""
+    context = click.Context(cli)
+    commands = [each for verb in VERBS if (each := cli.get_command(context, verb)) is not None]
+    leaves = [
+        leaf for each in commands for leaf in (each.commands.values() if isinstance(each, click.Group) else [each])
+    ]
+    without = [leaf.name for leaf in leaves if not leaf.hidden and "dry_run" not in {each.name for each in leaf.params}]
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    assert without == ["rehearse"] and "Every verb but `rehearse` knows `-n`" in text
