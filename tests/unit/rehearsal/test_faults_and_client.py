@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kupgrade.errors import UsageError
-from kupgrade.rehearsal.client import Client, Recording, together
+from kupgrade.rehearsal.client import Client, Clients, Recording, together
 from kupgrade.rehearsal.faults import AFTER_COMMIT, parse
 from kupgrade.rehearsal.options import Options, Trial
 
@@ -234,3 +234,27 @@ def test_cycles_end_with_an_upgrade_that_is_let_through() -> None:
 def test_some_faults_let_no_upgrade_commit(text: str, engine: str, fatal: bool) -> None:
     """Those that keep the new kernel from ever serving; others can be gone through."""
     assert parse(text, (), engine).fatal is fatal
+
+
+def test_silence_is_waited_for_once_and_not_once_for_each_connection() -> None:
+    """A host that is gone answers none of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = Clients((socket.create_connection(listener.getsockname()) for _ in range(6)), 0.001)
+        time.sleep(0.1)
+        begun = time.monotonic()
+        assert len(clients.pause(0.5).answered) == 0
+        paused = time.monotonic()
+        seen = clients.stop(0.5)
+        stopped = time.monotonic()
+    assert len(seen.sent) > 0 == len(seen.answered)
+    assert 0.5 <= paused - begun < 1.5 and stopped - paused < 1.5
+
+
+def test_many_connections_are_held_as_fast_as_one() -> None:
+    """Each is slow, but they are so at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = Clients((socket.create_connection(listener.getsockname()) for _ in range(20)), 0.02)
+        begun = time.monotonic()
+        clients.pause(0.0)
+        clients.stop(0.0)
+        assert time.monotonic() - begun < 4.0
