@@ -343,3 +343,9 @@ def test_an_upgrade_that_fell_back_by_itself_was_not_taken_back_by_the_operator(
     result = judge(evidence(**back, journal=(*begun, failed, ended)))
     assert result["outcome"] == "failed" and "take-memory failed" in result["findings"][0]
     assert judge(evidence(**back, journal=(*begun, failed, ended), fault="kill-tool@dump"))["outcome"] == "rolled-back"
+
+
+def test_cpus_that_could_not_be_counted_before_are_told() -> None:
+    """None of none is no proof that the old kernel has given all back."""
+    uncounted = judge(evidence(engine="spawn", resources_before={**HAD, "cpus": ""}, resources_after=HAS))
+    assert uncounted["outcome"] == "failed" and "could not be counted" in uncounted["findings"][0]
