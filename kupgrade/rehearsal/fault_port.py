@@ -85,6 +85,10 @@ class Told:
         """The faults that the virtual host asked for, and that struck nobody."""
         return tuple(_lost(running)[self.lost :])
 
+    def uncut_since(self, fault: Fault | None, running: qemu.Qemu) -> bool:
+        """Whether the power was to be cut and was not, wherever the fault's file is now."""
+        return fault is not None and fault.kind == "power-cut" and Told.now(running).resets == self.resets
+
 
 def _lost(running: qemu.Qemu) -> list[str]:
     return [event.detail for event in running.events if event.name == _LOST]

@@ -25,6 +25,7 @@ AFTER_COMMIT = "panic-old-kernel@after-commit"
 # Of hand-over alone: quiesced, when the devices are let go of; told, when the new kernel was asked to take them.
 WITHIN = ("frozen", "quiesced", "told")
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
+_HAS = {("kexec", "cross"): ("frozen",), ("spawn", "hand-over"): WITHIN}
 # Steps that a kernel beside the other does on a snapshot of the disk, which goes when it is fenced.
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
@@ -130,6 +131,8 @@ def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Faul
         moment = moment or "intent"
         if steps and step not in {*steps, "commit"}:
             raise UsageError(f"{step!r} is no step", "", f"Known are commit, {', '.join(sorted(steps))}")
+        if moment in WITHIN and moment not in _HAS.get((engine, step), ()):
+            raise UsageError(f"{step} has no moment {moment!r} with the engine {engine}", "", "Take intent or effect")
         if moment in MOMENTS:
             return Fault(kind, step, moment)
     elif kind in whole and not at:

@@ -183,7 +183,8 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
         struck = told.struck_since(fault, course.running, committed=committed)
         struck = struck or course.spent_on_snapshot(fault, committed=committed)
         lost = tuple(f"a fault that struck nobody: {text}" for text in told.lost_since(course.running))
-        leftovers = inside.leftovers(link, struck=struck) + lost
+        uncut = ("a power cut that never came",) if told.uncut_since(fault, course.running) else ()
+        leftovers = (*inside.leftovers(link, struck=struck), *lost, *uncut)
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:

@@ -59,6 +59,8 @@ def test_a_sign_of_an_earlier_upgrade_is_none_of_this_one(tmp_path: Path) -> Non
     assert first.struck_since(killed, machine, committed=False)
     second = Told.now(machine)
     assert not second.struck_since(cut, machine, committed=False)
+    assert second.uncut_since(cut, machine) and not second.uncut_since(killed, machine)
+    assert not first.uncut_since(cut, machine)
     assert not second.struck_since(killed, machine, committed=False)
     again = a_machine(tmp_path, "fault: kill-agent\nfault: kill-agent\n", "RESET", "RESET")
     assert second.struck_since(cut, again, committed=False)
