@@ -86,7 +86,7 @@ class _Course:
         return self.options.beside and fault is not None and fault.kind in BESIDE_WHOLE and not committed
 
     def look(self) -> judge.WorkloadSeen:
-        return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
+        return inside.look(self.link, lambda: self.network.connect(PORT, 30.0), inside.memory_patience(self.options))
 
     def count(self) -> Mapping[str, Any] | None:
         return inside.count_resources(self.link) if self.options.beside else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -278,3 +279,29 @@ def test_a_fault_that_cannot_be_passed_on_is_told_and_the_next_one_is(tmp_path: 
             assert reset.wait(5.0)
     assert told.lost_since(machine) == ("kill-agent dump intent",)
     assert Told.now(machine).lost_since(machine) == ()
+
+
+class Slow:
+    """A link to a host in which the workload never listens."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float]] = []
+
+    def write(self, *words: Any) -> None: ...
+
+    def run(self, words: list[str], timeout: float) -> Completed:
+        self.asked.append((words[-1], timeout))
+        return Completed(1, "", "") if "7070" in words[-1] else Completed(0, "", "")
+
+
+@pytest.mark.parametrize("memory", [64, 16384])
+def test_a_large_workload_is_given_the_time_that_its_memory_takes(memory: int) -> None:
+    """128 MiB take a second without emulation, and twenty with it."""
+    least, link = memory * 20 / 128, Slow()
+    asked: Any = link
+    with pytest.raises(KupgradeError):
+        inside.prepare(asked, Options(memory=memory))
+    script, timeout = next(each for each in link.asked if "7070" in each[0])
+    tries = re.search(r"seq (\d+)", script)
+    assert tries is not None and 0.2 * int(tries[1]) >= least and timeout >= least
+    assert inside.memory_patience(Options(memory=memory)) >= least
