@@ -242,7 +242,7 @@ def leftovers(link: Link, *, struck: bool = False) -> tuple[str, ...]:
 
 
 def look(link: Link, connect: Callable[[], socket.socket], patience: float) -> WorkloadSeen:
-    """The workload as systemd, its cgroup, its file and its own memory check tell. `patience`: seconds for the check."""
+    """The workload as systemd, its cgroup, its file and its own memory check tell. `patience`: seconds for that."""
     text = shell(link, f"systemctl show demo.service -p {_SHOW}; echo; cat /var/lib/demo/lines")
     properties, _, lines = text.partition("\n\n")
     values = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
