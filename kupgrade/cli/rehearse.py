@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from kupgrade.cli.composition import composition
 from kupgrade.cli.rehearse_here import Choice, this_host_options
 from kupgrade.cli.render import timed_progress
 from kupgrade.errors import ExitCode, UsageError
@@ -51,7 +52,7 @@ _TIMEOUT = 420.0  # seconds
     "--cycles",
     type=click.IntRange(0, 1000),
     default=0,
-    help="So many upgrades are taken back (at --rollback, else ready-standby) before one that is not.",
+    help="So many upgrades are taken back (at --rollback; with spawn else ready-standby) before one that is not.",
 )
 @click.option(
     "--memory-mode",
@@ -113,6 +114,13 @@ def rehearse(
     from kupgrade.rehearsal.options import Options
 
     _check(memory, cycles, alone=not given and len(new) < 2)
+    _check_cycles(cycles, engine, rollback)
+    if engine == "spawn" and store != "auto":
+        raise UsageError(f"Images do not go to {store} with the engine spawn", "both kernels see the same memory")
+    chosen = _faults(given, rollback, engine)
+    _check_faults(chosen, store, memory_mode)
+    composition(context).require_root("rehearse")
+    _check_places(keep, report)
     progress = timed_progress()
     first, wanted = kho_kernel.pair(old, new)
     options = Options(
@@ -124,7 +132,7 @@ def rehearse(
         memory=memory,
         dirty=dirty,
         connections=connections,
-        faults=_faults(given, rollback, engine),
+        faults=chosen,
         rollback=rollback,
         cycles=cycles,
         memory_mode=memory_mode,
@@ -134,10 +142,15 @@ def rehearse(
         timeout=timeout or _TIMEOUT,
     )
     result = scenario.rehearse(options, progress)
+    _tell(result, as_json)
     if keep is not None:
         scenario.write_evidence(result, keep)
-    _tell(result, report, as_json, progress)
-    return exit_code(str(result.judged["outcome"]))
+    if report is not None:
+        from kupgrade.rehearsal import report as reports
+
+        report.write_text(reports.html(result))
+        progress(f"report: {report}")
+    return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
 
 
 def _check(memory: int, cycles: int, *, alone: bool) -> None:
@@ -148,12 +161,39 @@ def _check(memory: int, cycles: int, *, alone: bool) -> None:
         raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
 
 
-def _tell(result: Result, report: Path | None, as_json: bool, progress: Callable[[str], None]) -> None:
+def _check_cycles(cycles: int, engine: str, rollback: str) -> None:
+    if cycles and engine != "spawn" and not rollback:
+        raise UsageError("--cycles needs --rollback with the engine kexec", "ready-standby is no step of it")
+
+
+def _check_faults(chosen: tuple[Fault, ...], store: str, memory_mode: str) -> None:
+    """Raises UsageError for what would not strike, or strike nobody."""
+    from kupgrade.rehearsal import faults
+
+    for each in chosen:
+        if each.kind in faults.FILLING and memory_mode != "in-place":
+            raise UsageError(f"{each} strikes nobody", "memory is copied", "Add --memory-mode in-place")
+        if each.kind in faults.IN_MEMORY and store not in ("auto", "luo"):
+            raise UsageError(f"{each} strikes images in memory only", f"they go to {store}", "Give --store luo")
+
+
+def _check_places(keep: Path | None, report: Path | None) -> None:
+    """Raises UsageError where nothing could be written in the end."""
+    for option, directory in (("--keep", keep), ("--report", report.absolute().parent if report else None)):
+        if directory is None:
+            continue
+        try:
+            if option == "--keep":
+                directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UsageError(f"{option}: nothing can be written in {directory}", why) from error
+
+
+def _tell(result: Result, as_json: bool) -> None:
     from kupgrade.rehearsal import report as reports
 
-    if report is not None:
-        report.write_text(reports.html(result))
-        progress(f"report: {report}")
     if not as_json:
         click.echo(reports.text(result))
     click.echo(json.dumps(dict(result.judged)))

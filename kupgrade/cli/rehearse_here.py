@@ -78,8 +78,10 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
     composed.require_root("rehearse --this-host")
     from kupgrade.rehearsal import forecast, this_host
 
-    for directory in choice.leave_out:
-        if not Path(directory).is_absolute() or directory.rstrip("/") == "":
+    # As the files are copied: below a link, or another spelling, nothing would be found to leave out.
+    leave_out = tuple(str(Path(directory).resolve()) for directory in choice.leave_out)
+    for directory, resolved in zip(choice.leave_out, leave_out, strict=True):
+        if not Path(directory).is_absolute() or resolved == "/":
             raise UsageError(f"{directory!r} cannot be left out", "it is no absolute path below /")
     chose_engine = context.get_parameter_source("engine") is not ParameterSource.DEFAULT
     target = Target(
@@ -100,7 +102,7 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
             policy=policy,
             kernel=choice.kernel or "",
             scratch=choice.scratch,
-            leave_out=choice.leave_out,
+            leave_out=leave_out,
             memory=choice.guest_memory,
             timeout=context.params["timeout"],
             keep=context.params["keep"],

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,14 +74,28 @@ class Cache:
         directory = self.root / kind
         if not directory.is_dir():
             return []
-        entries = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        entries = [(used, path) for path in directory.iterdir() if (used := _used(path)) and path.name[0] != "."]
+        entries.sort(reverse=True)
         limit = time.time() - keep_seconds
-        old = [path for path in entries[keep:] if path.stat().st_mtime < limit]
-        for path in old:
+        removed = []
+        for used, path in entries[keep:]:
+            if used >= limit:
+                continue
             with self._locked(kind, path.name):
+                if not 0 < _used(path) < limit:  # another run has removed it, or taken it into use
+                    continue
                 doomed = path.with_name(f".half-{path.name}")
                 shutil.rmtree(doomed, ignore_errors=True)
                 path.rename(doomed)  # never a half-removed entry under its own name
                 shutil.rmtree(doomed, ignore_errors=True)
-        return [path.name for path in old]
+            removed.append(path.name)
+        return removed
+
+
+def _used(entry: Path) -> float:
+    """When an entry was last used; 0: it is none, or gone."""
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return 0.0
+    return found.st_mtime if stat.S_ISDIR(found.st_mode) else 0.0

@@ -115,7 +115,10 @@ class Client:
         """Send no more and wait up to `drain` seconds for the answers that are due; what was seen since go_on()."""
         self.hold()
         time.sleep(self._interval)  # what is being sent counts
-        deadline = time.monotonic() + drain
+        return self.drained(time.monotonic() + drain)
+
+    def drained(self, deadline: float) -> Recording:
+        """As pause(), when nothing has been sent for a while; `deadline` as of time.monotonic()."""
         while time.monotonic() < deadline and not self._ended.is_set():
             if len(self.recording.answered) >= len(self.recording.sent):
                 break
@@ -130,7 +133,15 @@ class Client:
     def stop(self, drain: float) -> Recording:
         """As pause(), and close; everything that was seen."""
         self.pause(drain)
+        return self.end()
+
+    def leave(self) -> None:
+        """Neither send nor listen any more; end() waits for it."""
         self._ended.set()
+
+    def end(self) -> Recording:
+        """Close; everything that was seen."""
+        self.leave()
         self._thread.join(5.0)
         self._socket.close()
         return self.recording
@@ -173,13 +184,16 @@ class Clients:
 
     def __init__(self, connections: Iterable[socket.socket], interval: float = 0.02) -> None:
         sockets = list(connections)
-        self._clients = [Client(each, interval * len(sockets)) for each in sockets]
+        self._interval = interval * len(sockets)
+        self._clients = [Client(each, self._interval) for each in sockets]
 
     def pause(self, drain: float) -> Recording:
         """As of one connection, of all at the same time."""
         for each in self._clients:
             each.hold()
-        return together([each.pause(drain) for each in self._clients])
+        time.sleep(self._interval)  # what is being sent counts
+        deadline = time.monotonic() + drain
+        return together([each.drained(deadline) for each in self._clients])
 
     def go_on(self) -> None:
         """Send again after a pause."""
@@ -189,4 +203,6 @@ class Clients:
     def stop(self, drain: float) -> Recording:
         """As pause(), and close; everything that was seen."""
         self.pause(drain)
-        return together([each.stop(drain) for each in self._clients])
+        for each in self._clients:
+            each.leave()
+        return together([each.end() for each in self._clients])

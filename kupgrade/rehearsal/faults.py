@@ -25,6 +25,7 @@ AFTER_COMMIT = "panic-old-kernel@after-commit"
 # Of hand-over alone: quiesced, when the devices are let go of; told, when the new kernel was asked to take them.
 WITHIN = ("frozen", "quiesced", "told")
 MOMENTS = ("intent", "effect", "undo-intent", "undo-effect", *WITHIN)
+_HAS = {("kexec", "cross"): ("frozen",), ("spawn", "hand-over"): WITHIN}
 # Steps that a kernel beside the other does on a snapshot of the disk, which goes when it is fenced.
 ON_SNAPSHOT = ("restore", "probe")
 # And those that it does when there is no way back any more.
@@ -81,6 +82,11 @@ class Fault:
         return self.kind == "power-cut" and (beside or in_memory or (self.step, self.moment) not in _PROTECTED)
 
     @property
+    def fatal(self) -> bool:
+        """Whether no upgrade commits that it strikes: the new kernel never gets so far as to serve."""
+        return not self.step and self.kind in (*INITRD_SCRIPTS, *BESIDE_WHOLE)
+
+    @property
     def repeatable(self) -> bool:
         """Whether another upgrade can follow in the same virtual host: nothing there was changed for good."""
         return (bool(self.step) or self.kind in _ONCE) and self.kind != "panic-old-kernel"
@@ -125,6 +131,8 @@ def parse(text: str, steps: Collection[str] = (), engine: str = "kexec") -> Faul
         moment = moment or "intent"
         if steps and step not in {*steps, "commit"}:
             raise UsageError(f"{step!r} is no step", "", f"Known are commit, {', '.join(sorted(steps))}")
+        if moment in WITHIN and moment not in _HAS.get((engine, step), ()):
+            raise UsageError(f"{step} has no moment {moment!r} with the engine {engine}", "", "Take intent or effect")
         if moment in MOMENTS:
             return Fault(kind, step, moment)
     elif kind in whole and not at:

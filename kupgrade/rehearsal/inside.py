@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kupgrade.errors import ExitCode, KupgradeError
@@ -66,6 +67,11 @@ def shell(link: Link, script: str, timeout: float = 120.0) -> str:
     return done.stdout
 
 
+def memory_patience(options: Options) -> float:
+    """Seconds for the workload to write, or to look at, all of its memory, if all of it is emulated."""
+    return 180.0 + 0.2 * options.memory
+
+
 def prepare(link: Link, options: Options) -> None:
     """Policy and workload."""
     policy = POLICY + (POLICY_SPAWN if options.beside else "")
@@ -74,7 +80,9 @@ def prepare(link: Link, options: Options) -> None:
     link.write("/etc/kupgrade/policy.d/51-memory.toml", memory.encode())
     link.write("/etc/default/demo", f'DEMO_OPTIONS="--memory {options.memory} --dirty {options.dirty}"\n'.encode())
     shell(link, "systemctl enable --quiet demo.service; systemctl restart demo.service")
-    shell(link, "for i in $(seq 600); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done; exit 1", 150.0)
+    patience = memory_patience(options)
+    wait = f"for i in $(seq {round(5 * patience)}); do ss -ltnH 'sport = :7070' | grep -q . && exit; sleep 0.2; done"
+    shell(link, f"{wait}; echo nobody listens on port 7070; exit 1", 1.25 * patience)
     running = shell(link, "tr '\\0' ' ' < /proc/$(systemctl show -P MainPID demo.service)/cmdline")
     if f"--memory {options.memory} --dirty {options.dirty}" not in running:
         raise KupgradeError("the workload is another one than was asked for", running.strip())
@@ -138,8 +146,20 @@ def count_resources(link: Link) -> dict[str, Any]:
     return counted
 
 
-def apply(link: Link, options: Options, release: str, *, again: bool = False) -> str:
-    """Hand the upgrade to the worker; the reason when it was refused, else empty.
+# Exit codes of `kupgrade apply` by which it says no; with another one it has said nothing at all.
+_NO = (ExitCode.REFUSED, ExitCode.OVER_BUDGET, ExitCode.NOT_NOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `kupgrade apply` said: why it was refused, or how it broke; both empty when the upgrade began."""
+
+    refused: str = ""
+    broke: str = ""
+
+
+def apply(link: Link, options: Options, release: str, *, again: bool = False) -> Answer:
+    """Hand the upgrade to the worker.
 
     `again`: a fault has made an upgrade to this release fail before, which speaks against it on any other host.
     """
@@ -149,9 +169,11 @@ def apply(link: Link, options: Options, release: str, *, again: bool = False) ->
         words += ["--store", options.store]
     done = link.run(words, timeout=180.0)
     if done.status == ExitCode.DONE:
-        return ""
-    reason = (done.stderr or done.stdout).strip()
-    return reason[-1500:] or f"exit status {done.status}"
+        return Answer()
+    reason = (done.stderr or done.stdout).strip()[-1500:]
+    if done.status in _NO:
+        return Answer(refused=reason or f"exit status {done.status}")
+    return Answer(broke=f"exit status {done.status}" + (f": {reason}" if reason else ""))
 
 
 def standing(link: Link, patience: float = 10.0) -> tuple[str, str]:
@@ -162,10 +184,12 @@ def standing(link: Link, patience: float = 10.0) -> tuple[str, str]:
     )
     done = link.run(["/bin/sh", "-c", script], timeout=patience)
     state, _, line = done.stdout.partition("\n")
+    if state not in ("open", "over"):
+        raise KupgradeError("the virtual host does not say where it stands", f"exit status {done.status}")
     try:
-        return state.strip(), str(json.loads(line[9:])["kind"])
+        return state, str(json.loads(line[9:])["kind"])
     except (ValueError, KeyError):
-        return state.strip(), ""
+        return state, ""
 
 
 def journal(link: Link) -> bytes:
@@ -217,8 +241,8 @@ def leftovers(link: Link, *, struck: bool = False) -> tuple[str, ...]:
     return tuple(line for line in shell(link, _LEFTOVERS).splitlines() if line)
 
 
-def look(link: Link, connect: Callable[[], socket.socket]) -> WorkloadSeen:
-    """The workload as systemd, its cgroup, its file and its own memory check tell."""
+def look(link: Link, connect: Callable[[], socket.socket], patience: float) -> WorkloadSeen:
+    """The workload as systemd, its cgroup, its file and its own memory check tell. `patience`: seconds for that."""
     text = shell(link, f"systemctl show demo.service -p {_SHOW}; echo; cat /var/lib/demo/lines")
     properties, _, lines = text.partition("\n\n")
     values = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
@@ -229,15 +253,15 @@ def look(link: Link, connect: Callable[[], socket.socket]) -> WorkloadSeen:
         main_pid=int(values.get("MainPID", "0")),
         active=values.get("ActiveState") == "active",
         restarts=int(values.get("NRestarts", "0")),
-        memory=_check(connect),
+        memory=_check(connect, patience),
         lines=tuple(lines.splitlines()),
     )
 
 
-def _check(connect: Callable[[], socket.socket]) -> str:
+def _check(connect: Callable[[], socket.socket], patience: float) -> str:
     try:
         with connect() as connection:
-            connection.settimeout(180.0)
+            connection.settimeout(patience)
             connection.sendall(b"check\n")
             answer = b""
             while not answer.endswith(b"\n"):

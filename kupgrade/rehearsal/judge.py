@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kupgrade.core.chronicle import OPERATOR
 from kupgrade.rehearsal import resources
 from kupgrade.rehearsal.client import Recording
 
@@ -43,7 +44,10 @@ class Evidence:
     status: Mapping[str, Any] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
     fault: str = ""
+    fatal: bool = False  # no upgrade commits that this fault strikes
     refused: str = ""
+    broke: str = ""  # what `kupgrade apply` said when it neither began nor refused
+    rollback: str = ""  # the step at which an operator was to take it back
     cold_expected: bool = False  # the fault was an ordinary power cut: started anew is as good as it gets
     resources_before: Mapping[str, Any] | None = None  # counted where one kernel starts beside the other
     resources_after: Mapping[str, Any] | None = None
@@ -143,6 +147,8 @@ def memory(journal: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _outcome(evidence: Evidence) -> str:
+    if evidence.broke:
+        return "failed"
     if evidence.refused:
         return "refused"
     ended = [r["data"].get("outcome") for r in evidence.journal if r["kind"] == "finished"]
@@ -154,12 +160,17 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
     found: list[str] = []
     client, before, after = evidence.client, evidence.before, evidence.after
     if outcome == "failed":
-        found.append("the upgrade did not end; see status")
+        found.append("kupgrade apply broke" if evidence.broke else "the upgrade did not end; see status")
+    found += _findings_asked(evidence, outcome)
     if evidence.cold_expected:
-        return found + _findings_cold(evidence)
+        return found + _findings_cold(evidence, outcome)
     wanted = evidence.new_release if outcome == "committed" else evidence.old_release
     if evidence.running_release != wanted:
         found.append(f"{evidence.running_release} runs, expected {wanted}")
+    if outcome == "committed" and len(set(evidence.boot_ids)) < 2:
+        found.append("the kernel was not replaced: it is the same boot")
+    if not client.answered:
+        found.append("no request was answered, so that nothing is known of the connections")
     if client.resets:
         found.append("the client's connection was lost")
     if not client.in_order or not client.counter_continuous:
@@ -173,6 +184,8 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
         return [*found, "the workload could not be asked afterwards"]
     if after.pids != before.pids or after.main_pid != before.main_pid:
         found.append(f"processes {before.pids} became {after.pids}, main {before.main_pid} became {after.main_pid}")
+    if not before.pids:
+        found.append("no process of the workload was seen before")
     if not after.active:
         found.append("the unit is not active")
     if after.restarts != before.restarts:
@@ -187,6 +200,20 @@ def findings(evidence: Evidence, outcome: str) -> list[str]:
     return found
 
 
+def _findings_asked(evidence: Evidence, outcome: str) -> list[str]:
+    """Whether it ended so because of what was to stand in its way, or that was not there at all."""
+    wished = [r["data"].get("by") for r in evidence.journal if r["kind"] == "undo-requested"]
+    if outcome == "rolled-back" and evidence.rollback and not evidence.fault and OPERATOR not in wished:
+        return [f"it was not the operator who took it back: {_reason(evidence.journal)}"]
+    if outcome != "committed":
+        return []
+    found = [f"{evidence.fault} never struck: the upgrade committed"] if evidence.fatal else []
+    done = [each["step"] for each in steps(evidence.journal) if each["what"] == "done"]
+    if evidence.rollback and evidence.rollback not in done:
+        found.append(f"nobody asked for the way back: {evidence.rollback} was no step of this upgrade")
+    return found
+
+
 def _findings_beside(evidence: Evidence, outcome: str) -> list[str]:
     """One kernel has all there is, and the old one was never restarted."""
     found = []
@@ -197,10 +224,13 @@ def _findings_beside(evidence: Evidence, outcome: str) -> list[str]:
     return found + resources.findings(evidence.resources_before, evidence.resources_after, outcome)
 
 
-def _findings_cold(evidence: Evidence) -> list[str]:
+def _findings_cold(evidence: Evidence, outcome: str) -> list[str]:
     """After an ordinary power cut: exactly one healthy copy in its unit, and nothing left behind."""
     after = evidence.after
     found = [f"left behind: {name}" for name in evidence.leftovers]
+    either = {evidence.old_release} | ({evidence.new_release} if outcome != "rolled-back" else set())
+    if evidence.running_release not in either:
+        found.append(f"{evidence.running_release} runs, expected {' or '.join(sorted(either))}")
     if after is None:
         return [*found, "the workload could not be asked afterwards"]
     if not after.active or after.memory != "check ok":
@@ -225,7 +255,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
         "outcome": "failed" if wrong else outcome,
         "upgrade_outcome": outcome,
         "findings": wrong,
-        "reason": evidence.refused or _reason(evidence.journal),
+        "reason": evidence.broke or evidence.refused or _reason(evidence.journal),
         "engine": evidence.engine,
         "store": evidence.store,
         "old_release": evidence.old_release,

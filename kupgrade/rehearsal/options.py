@@ -21,6 +21,11 @@ class Trial:
     fault: Fault | None = None
     rollback: str = ""
 
+    def __str__(self) -> str:
+        if self.fault is not None:
+            return str(self.fault)
+        return f"taken back at {self.rollback}" if self.rollback else "let through"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -227,10 +227,12 @@ def launch(
     try:
         serial = connect(state / "serial", patience, lambda: process.poll() is None)
         qmp = Qmp(state / "qmp", on_event)
-    except KupgradeError as error:
+    except BaseException as error:
         resident = "" if process.poll() is not None else f"it holds {_resident(process.pid)} MiB of memory"
         process.kill()
         process.wait()
+        if not isinstance(error, KupgradeError):
+            raise
         said = (state / "qemu.log").read_text(errors="replace").strip()
         raise KupgradeError("QEMU did not start", "; ".join(filter(None, (error.why, resident, said)))) from error
     threading.Thread(target=_log_serial, args=(serial, state / "serial.log", events), daemon=True).start()

@@ -20,7 +20,10 @@ _FLOOR = 1e-3  # seconds; the axis is logarithmic
 
 def text(result: Result) -> str:
     """Verdict, client, workloads, phases and steps; of several upgrades one after the other."""
-    return "\n".join(_upgrade(judged) for judged in result.judged.get("generations", [result.judged]))
+    told = [_upgrade(judged) for judged in result.judged.get("generations", [result.judged])]
+    if missing := result.judged.get("not_made"):
+        told.append(f"asked for, and never made: {', '.join(missing)}")
+    return "\n".join(told)
 
 
 def _upgrade(judged: Mapping[str, Any]) -> str:

@@ -53,6 +53,8 @@ def _difference(before: Any, after: Any) -> str:
 def _gone_over(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     found = []
     had, has = count(before["cpus"]), count(after["cpus"])
+    if not had:
+        found.append("the CPUs of the old kernel could not be counted")
     if has < had:
         found.append(f"the old kernel is not gone: {has} of {had} CPUs are online ({after['cpus']})")
     share = after["memory_kib"] / before["memory_kib"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -47,9 +48,9 @@ def rehearse(options: Options, progress: Progress) -> Result:
     """Run it. Raises KupgradeError when the lab itself fails; a failed upgrade is a result."""
     wanted = (options.new, *options.further)
     line = kernel_line(options)
-    host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
     with ExitStack() as stack:
         stack.enter_context(interruptible())
+        host = virtual_host.build(options.old, wanted, progress, boot=options.boot, line=line, kspawn=options.beside)
         state = qemu.run_directory()
         stack.callback(put_away, state, options.keep)
         network = Network.create()
@@ -57,7 +58,9 @@ def rehearse(options: Options, progress: Progress) -> Result:
         stubborn = options.fault is not None and options.fault.kind == "device-refuses"
         machine = host.machine(machine_memory(options), cpus(options), stubborn, options.measured)
         progress(f"booting {host.old_release}")
-        running = qemu.start(host.tools, machine, state, network.tap())
+        tap = network.tap()
+        stack.callback(os.close, tap)
+        running = qemu.start(host.tools, machine, state, tap)
         stack.callback(running.stop)
         link = stack.enter_context(closing(Link(state / "agent")))
         fault_port.watch(state, running, progress)
@@ -78,22 +81,12 @@ class _Course:
     progress: Progress
     running: qemu.Qemu
 
-    def struck(self, fault: Fault | None) -> bool:
-        """Whether the fault is known to have struck without its own file telling."""
-        if fault is None:
-            return False
-        cut = fault.kind == "power-cut" and any(event.name == "RESET" for event in self.running.events)
-        console = self.running.state / "serial2.log"
-        said = console.exists() and f"fault: {fault.kind}" in console.read_text(errors="replace")
-        return fault.leaves_itself or cut or said
-
-    def spent_on_snapshot(self, fault: Fault | None, journal: tuple[Mapping[str, Any], ...]) -> bool:
+    def spent_on_snapshot(self, fault: Fault | None, *, committed: bool) -> bool:
         """Whether the fault's file was taken away where the new kernel wrote, and all that was given up."""
-        committed = any(record["kind"] == "committed" for record in journal)
         return self.options.beside and fault is not None and fault.kind in BESIDE_WHOLE and not committed
 
     def look(self) -> judge.WorkloadSeen:
-        return inside.look(self.link, lambda: self.network.connect(PORT, 30.0))
+        return inside.look(self.link, lambda: self.network.connect(PORT, 30.0), inside.memory_patience(self.options))
 
     def count(self) -> Mapping[str, Any] | None:
         return inside.count_resources(self.link) if self.options.beside else None
@@ -131,9 +124,12 @@ def _generations(
         if judged[-1]["outcome"] != "committed":
             break
         old = new
-    latencies += course.client.stop(30.0).latencies()
+    if not evidence[-1].cold_expected:
+        latencies += course.client.stop(30.0).latencies()
     clocks = {boot.boot_id: boot.ahead for boot in link.boots}
     last = _with_leaks(options, evidence, judged[-1])
+    if missing := options.trials[len(judged) :]:
+        last = {**last, "not_made": [str(trial) for trial in missing]}
     if len(judged) > 1:
         last = {**last, "generations": [*judged[:-1], last]}
     journal = evidence[-1].journal
@@ -166,11 +162,12 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     fault = trial.fault
     inside.prepare_trial(link, trial, new)
     boots = len(link.boots) - 1
-    before, resources = course.look(), course.count()
+    before, resources, told = course.look(), course.count(), fault_port.Told.now(course.running)
     time.sleep(1.0)
     progress(f"kupgrade apply: {old} to {new}" + _with(fault))
-    refused = inside.apply(link, options, new, again=again)
-    if not refused:
+    answer = inside.apply(link, options, new, again=again)
+    begun = answer == inside.Answer()
+    if begun:
         follow(link, options.timeout, progress)
     progress("waiting for the client's last answers")
     recording = course.client.pause(30.0)
@@ -181,15 +178,19 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
     running_release = "unknown"
     try:
         after = course.look()
-        journal = records(inside.journal(link)) if not refused else ()
-        struck = course.struck(fault) or course.spent_on_snapshot(fault, journal)
-        leftovers = inside.leftovers(link, struck=struck)
+        journal = records(inside.journal(link)) if begun else ()
+        committed = any(record["kind"] == "committed" for record in journal)
+        struck = told.struck_since(fault, course.running, committed=committed)
+        struck = struck or course.spent_on_snapshot(fault, committed=committed)
+        lost = tuple(f"a fault that struck nobody: {text}" for text in told.lost_since(course.running))
+        uncut = ("a power cut that never came",) if told.uncut_since(fault, course.running) else ()
+        leftovers = (*inside.leftovers(link, struck=struck), *lost, *uncut)
         resources_after = course.count()
         running_release = link.boots[-1].release
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "system.log").write_text(inside.system_log(link))
-    except KupgradeError as error:
+    except (KupgradeError, OSError) as error:
         progress(f"afterwards: {error}")
     plans = [r["data"]["plan"] for r in journal if r["kind"] == "planned"]
     store = str((plans[0].get("store") if plans else "") or options.store)
@@ -206,7 +207,10 @@ def _upgrade(course: _Course, old: str, new: str, trial: Trial, *, again: bool) 
         journal=journal,
         leftovers=leftovers,
         fault=str(fault or ""),
-        refused=refused,
+        fatal=fault is not None and fault.fatal,
+        refused=answer.refused,
+        broke=answer.broke,
+        rollback=trial.rollback,
         cold_expected=fault is not None and fault.costs_the_run(beside=options.beside, in_memory=store == "luo"),
         resources_before=resources,
         resources_after=resources_after,
@@ -256,7 +260,7 @@ def records(data: bytes) -> tuple[Mapping[str, Any], ...]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends a rehearsal as Ctrl-C does, so that the machine is always stopped."""
+    """SIGTERM and a closed terminal end a rehearsal as Ctrl-C does, so that the machine is always stopped."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -264,21 +268,26 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def put_away(state: Path, keep: Path | None) -> None:
     """Copy the logs to `keep`, if it is wanted, and remove the machine's directory."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
-            with contextlib.suppress(OSError):
-                shutil.copy(state / name, keep / name)
-    shutil.rmtree(state, ignore_errors=True)
+    try:
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for name in ("serial.log", "serial2.log", "qemu.log", "qemu.command"):
+                with contextlib.suppress(OSError):
+                    shutil.copy(state / name, keep / name)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def write_evidence(result: Result, keep: Path) -> None:

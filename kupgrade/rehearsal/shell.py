@@ -20,6 +20,7 @@ from kupgrade.rehearsal import kho_kernel, qemu, tree, virtual_host
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.network import Network
 from kupgrade.rehearsal.options import ENGINES, Options, cpus, kernel_line, machine_memory
+from kupgrade.rehearsal.scenario import interruptible
 
 DEFAULT_STATE = Path("/run/kupgrade-lab")
 
@@ -37,7 +38,8 @@ def print_line(text: str) -> None:
 
 def build(options: argparse.Namespace) -> int:
     """Build everything that a virtual host is made of, and keep it for whoever comes next."""
-    _build(options)
+    with interruptible():
+        _build(options)
     return 0
 
 
@@ -52,8 +54,7 @@ def up(options: argparse.Namespace) -> int:
     """Build, boot, wait for the agent; a background process keeps the machine."""
     state: Path = options.state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if (state / "keeper.json").exists():
-        raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
+    refuse_second(state)
     wanted, host = _build(options)
     for name in ("serial.log", "serial2.log", "qemu.log"):
         (state / name).unlink(missing_ok=True)
@@ -61,13 +62,23 @@ def up(options: argparse.Namespace) -> int:
     started = time.monotonic()
     machine = host.machine(options.memory or machine_memory(wanted), options.cpus or cpus(wanted))
     sys.stderr.flush()
-    if os.fork() == 0:
+    options.keeper = os.fork()
+    if options.keeper == 0:
         keep(host, machine, state)
     with closing(Link(state / "agent")) as link:
         hello = link.wait_boot(180.0)
         say(f"up: {hello.release}, boot {hello.boot_id}, after {time.monotonic() - started:.1f} s")
     say(f"new kernel installed: {host.new_release}; state and serial.log in {state}")
     return 0
+
+
+def refuse_second(state: Path) -> None:
+    """Raise KupgradeError while a keeper lives; what one that was killed has left is taken away."""
+    note = state / "keeper.json"
+    if note.exists():
+        if Path(f"/proc/{json.loads(note.read_text())['pid']}").exists():
+            raise KupgradeError("a virtual host runs there", str(state), "End it with `down` or name another --state")
+        note.unlink()
 
 
 def keep(host: virtual_host.VirtualHost, machine: qemu.Machine, state: Path) -> None:
@@ -175,13 +186,15 @@ def wait(options: argparse.Namespace) -> int:
 
 def once(options: argparse.Namespace) -> int:
     """Boot, run one command, end."""
-    with tempfile.TemporaryDirectory(prefix="kupgrade-lab-", dir="/run") as directory:
-        options.state = Path(directory)
-        up(options)
+    with tempfile.TemporaryDirectory(prefix="kupgrade-lab-", dir="/run") as directory, interruptible():
+        options.state, options.keeper = Path(directory), 0
         try:
+            up(options)
             return run(options)
         finally:
-            down(options)
+            if options.keeper:  # whether or not the machine came up
+                os.kill(options.keeper, signal.SIGTERM)
+                os.waitpid(options.keeper, 0)
 
 
 def parser() -> argparse.ArgumentParser:

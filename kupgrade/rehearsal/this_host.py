@@ -229,7 +229,7 @@ class _Course:
             journal = scenario.records(inside.journal(link)) if answer.outcome == "started" else ()
             failed = tuple(inside.shell(link, "systemctl --failed --plain --no-legend | cut -d ' ' -f 1").split())
             self.save()
-        except KupgradeError as error:
+        except (KupgradeError, OSError) as error:
             self.progress(f"afterwards: {error}")
         return forecast.Observed(
             plan=plan,

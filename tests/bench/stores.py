@@ -52,7 +52,8 @@ def once(options: Options, store: str) -> dict[str, Any]:
             host = virtual_host.build(options.old, options.new, say, boot="direct", line=kernel_line(options))
             found = naive(host, options, options.keep)
             say(f"naive: gap {found['gap_s']:.2f} s")
-            return {"good": True, "figures": {"gap_s": found["gap_s"]}, "steps": {}, "problems": found["problems"]}
+            gap, problems = {"gap_s": found["gap_s"]}, found["problems"]
+            return {"good": found["good"], "figures": gap, "steps": {}, "problems": problems}
         mode, kind = "in-place" if store.endswith(IN_PLACE) else "copy", store.removesuffix(IN_PLACE)
         result = scenario.rehearse(replace(options, store=kind, memory_mode=mode), say)
     except KupgradeError as error:

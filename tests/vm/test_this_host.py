@@ -71,8 +71,8 @@ def test_what_happens_to_the_copy_happens_to_the_host() -> None:
         print(json.dumps({name: told[name] for name in ("machine", "slower", "differs", "left_out")}, indent=1))
         assert told["workloads"][0]["kept"] is True, told
 
-        refused = inside.apply(guest.link, Options(), guest.release)
-        assert not refused, refused
+        answer = inside.apply(guest.link, Options(), guest.release)
+        assert answer == inside.Answer(), answer
         scenario.follow(guest.link, 600.0, say)
         journal = scenario.records(inside.journal(guest.link))
         ended = [record["data"]["outcome"] for record in journal if record["kind"] == "finished"]

@@ -78,3 +78,27 @@ def test_it_takes_root(host: Host) -> None:
     """Whoever may not read all of this host cannot copy it."""
     host.change(euid=lambda: 1000, rehearse_here=None)
     assert host.call("rehearse", "--this-host").exit_code == ExitCode.REFUSED
+
+
+@pytest.mark.parametrize("named", ["linked", "kept//below", "kept/../kept/below", "kept/below/"])
+def test_a_directory_is_left_out_by_whatever_name_it_is_given(host: Host, tmp_path: Path, named: str) -> None:
+    """A copy that held what is told to be missing would hold what its owner did not want to see copied."""
+    (tmp_path / "kept/below").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("kept/below")
+    wishes: list[Any] = []
+
+    def rehearse(wish: Any, progress: Any) -> dict[str, Any]:
+        wishes.append(wish)
+        return told("committed")
+
+    host.change(rehearse_here=rehearse)
+    host.call("rehearse", "--this-host", "--leave-out", f"{tmp_path}/{named}")
+    assert wishes[0].leave_out == (str((tmp_path / "kept/below").resolve()),)
+
+
+def test_the_root_by_another_name_cannot_be_left_out(host: Host, tmp_path: Path) -> None:
+    """Nothing would be left."""
+    (tmp_path / "linked").symlink_to("/")
+    host.change(rehearse_here=None)
+    for name in (f"{tmp_path}/linked", "/srv/.."):
+        assert host.call("rehearse", "--this-host", "--leave-out", name).exit_code == ExitCode.USAGE

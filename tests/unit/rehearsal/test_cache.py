@@ -83,3 +83,36 @@ def test_pruning_takes_what_is_old_and_not_among_the_newest(tmp_path: Path) -> N
 def test_a_key_names_content() -> None:
     """Equal parts give equal keys, other parts other keys."""
     assert key("a", ["b"]) == key("a", ["b"]) != key("a", ["c"])
+
+
+def test_two_that_prune_at_once_do_not_meet(tmp_path: Path) -> None:
+    """What the other one has removed meanwhile is gone, and no error."""
+    cache = Cache(tmp_path)
+    then = time.time() - 1000
+    for name in ("one", "two"):
+        os.utime(cache.entry("kind", name, fill()), (then, then))
+    pruned: list[list[str]] = []
+    with cache._locked("kind", "one"):
+        other = threading.Thread(target=lambda: pruned.append(cache.prune("kind", keep_seconds=500, keep=0)))
+        other.start()
+        time.sleep(0.2)  # it waits for the lock
+        for file in (tmp_path / "kind/one").iterdir():
+            file.unlink()
+        (tmp_path / "kind/one").rmdir()
+    other.join(10.0)
+    assert pruned == [["two"]]
+
+
+def test_what_somebody_has_taken_into_use_meanwhile_is_not_pruned(tmp_path: Path) -> None:
+    """It was old when the list was made, and is not when its turn comes."""
+    cache = Cache(tmp_path)
+    place = cache.entry("kind", "one", fill())
+    os.utime(place, (1000, 1000))
+    pruned: list[list[str]] = []
+    with cache._locked("kind", "one"):
+        other = threading.Thread(target=lambda: pruned.append(cache.prune("kind", keep_seconds=500, keep=0)))
+        other.start()
+        time.sleep(0.2)
+        os.utime(place)
+    other.join(10.0)
+    assert pruned == [[]] and place.is_dir()

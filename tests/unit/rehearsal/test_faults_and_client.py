@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kupgrade.errors import UsageError
-from kupgrade.rehearsal.client import Client, Recording, together
+from kupgrade.rehearsal.client import Client, Clients, Recording, together
 from kupgrade.rehearsal.faults import AFTER_COMMIT, parse
 from kupgrade.rehearsal.options import Options, Trial
 
@@ -73,7 +73,7 @@ def test_a_kernel_beside_the_other_has_faults_of_its_own(text: str, armed: dict[
 )
 def test_only_where_nothing_can_be_written_a_fault_stays_armed(text: str, alone: bool) -> None:
     """Everywhere else a fault that is still armed afterwards never struck, which the judge has to know."""
-    assert parse(text).leaves_itself is alone
+    assert parse(text, (), "spawn" if "hand-over" in text else "kexec").leaves_itself is alone
 
 
 @pytest.mark.parametrize(
@@ -213,3 +213,64 @@ def test_cycles_end_with_an_upgrade_that_is_let_through() -> None:
     two = (parse("kill-tool@dump"), parse("kill-tool@gate"))
     assert Options(faults=two).trials == (Trial(two[0]), Trial(two[1]))
     assert Options(rollback="gate").trials == (Trial(None, "gate"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "engine", "fatal"),
+    [
+        ("panic-new-kernel", "kexec", True),
+        ("hang-new-kernel", "kexec", True),
+        ("bad-initrd", "spawn", True),
+        ("cpu-refuses-offline", "spawn", True),
+        ("memory-refuses-offline", "spawn", True),
+        ("device-refuses", "spawn", True),
+        ("probe-fails", "kexec", True),
+        ("hang-new-kernel@thaw", "spawn", False),
+        ("kill-agent@restore", "spawn", False),
+        ("kill-tool@freeze", "kexec", False),
+        ("holder-dies", "kexec", False),
+    ],
+)
+def test_some_faults_let_no_upgrade_commit(text: str, engine: str, fatal: bool) -> None:
+    """Those that keep the new kernel from ever serving; others can be gone through."""
+    assert parse(text, (), engine).fatal is fatal
+
+
+def test_silence_is_waited_for_once_and_not_once_for_each_connection() -> None:
+    """A host that is gone answers none of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = Clients((socket.create_connection(listener.getsockname()) for _ in range(6)), 0.001)
+        time.sleep(0.1)
+        begun = time.monotonic()
+        assert len(clients.pause(0.5).answered) == 0
+        paused = time.monotonic()
+        seen = clients.stop(0.5)
+        stopped = time.monotonic()
+    assert len(seen.sent) > 0 == len(seen.answered)
+    assert 0.5 <= paused - begun < 1.5 and stopped - paused < 1.5
+
+
+def test_many_connections_are_held_as_fast_as_one() -> None:
+    """Each is slow, but they are so at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = Clients((socket.create_connection(listener.getsockname()) for _ in range(20)), 0.02)
+        begun = time.monotonic()
+        clients.pause(0.0)
+        clients.stop(0.0)
+        assert time.monotonic() - begun < 4.0
+
+
+@pytest.mark.parametrize(
+    ("text", "engine"),
+    [
+        ("kill-tool@dump:frozen", "kexec"),
+        ("kill-tool@cross:told", "kexec"),
+        ("kill-tool@hand-over:quiesced", "kexec"),
+        ("power-cut@cross:frozen", "spawn"),
+        ("kill-tool@dump:told", "spawn"),
+    ],
+)
+def test_a_moment_that_a_step_has_not_is_refused(text: str, engine: str) -> None:
+    """Its file lies below /run, which the new kernel has anew: unspent it would be gone, and seem spent."""
+    with pytest.raises(UsageError, match="has no moment"):
+        parse(text, (), engine)

@@ -274,3 +274,78 @@ def test_a_life_that_ended_before_the_upgrade_is_no_flaw_and_one_that_ends_in_it
     assert file_intact((*lines, "3 400 9"), known=4)
     assert not file_intact((*lines, "1 500 0"), known=4)
     assert not file_intact((*lines, "3 400 9"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"client": Recording()}, "no request was answered"),
+        (
+            {
+                "before": dataclasses.replace(BEFORE, pids=(), main_pid=0),
+                "after": dataclasses.replace(AFTER, pids=(), main_pid=0),
+            },
+            "no process",
+        ),
+        ({"boot_ids": ("a",)}, "the kernel was not replaced"),
+    ],
+)
+def test_nothing_seen_is_nothing_proven(changes: dict[str, Any], words: str) -> None:
+    """A client that asked nothing, a unit without a process, a kernel that never left: none of them is a success."""
+    result = judge(evidence(**changes))
+    assert result["outcome"] == "failed"
+    assert any(words in finding for finding in result["findings"]), result["findings"]
+
+
+def test_a_refusal_without_a_client_shows_nothing() -> None:
+    """Zero of zero requests say nothing there, either."""
+    refused = evidence(refused="no", journal=(), running_release="6.12", boot_ids=("a",), client=Recording())
+    assert "no request was answered" in judge(refused)["findings"][0]
+
+
+@pytest.mark.parametrize(("outcome", "release"), [("rolled-back", "7.3"), ("committed", "unknown")])
+def test_after_an_ordinary_power_cut_one_of_the_two_kernels_runs(outcome: str, release: str) -> None:
+    """Rolled back it is the old one; one that nobody could ask is none of them."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": outcome}}
+    cut = evidence(journal=(*evidence().journal[:-1], ended), running_release=release, cold_expected=True)
+    assert any(f"{release} runs" in finding for finding in judge(cut)["findings"])
+
+
+def test_a_fault_that_nothing_can_commit_through_never_struck_if_it_did() -> None:
+    """The upgrade was not struck then, and says nothing about the fault."""
+    assert judge(evidence(fault="panic-new-kernel", fatal=True))["outcome"] == "failed"
+    assert "never struck" in judge(evidence(fault="panic-new-kernel", fatal=True))["findings"][0]
+    assert judge(evidence(fault="kill-tool@freeze:intent"))["outcome"] == "committed"
+
+
+def test_an_operator_who_never_came_to_ask_is_told() -> None:
+    """The step was not in the plan: that it committed is no answer to what was asked."""
+    result = judge(evidence(rollback="ready-standby"))
+    assert result["outcome"] == "failed" and "ready-standby" in result["findings"][0]
+    assert judge(evidence(rollback="prepare-store"))["outcome"] == "committed"
+
+
+def test_an_apply_that_broke_is_no_refusal() -> None:
+    """It said neither yes nor no."""
+    broke = evidence(broke="exit status 1", journal=(), running_release="6.12", boot_ids=("a",))
+    assert judge(broke)["outcome"] == "failed" and judge(broke)["upgrade_outcome"] == "failed"
+    assert "exit status 1" in judge(broke)["reason"]
+
+
+def test_an_upgrade_that_fell_back_by_itself_was_not_taken_back_by_the_operator() -> None:
+    """Of many cycles each has to be the one that was asked for, not a failure that looks like it."""
+    ended = {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "rolled-back"}}
+    asked = {"kind": "undo-requested", "step": None, "time": 1.8, "data": {"reason": "x", "by": "operator"}}
+    failed = {**asked, "data": {"reason": "take-memory failed", "by": "kupgrade"}}
+    begun = evidence().journal[:-1]
+    back: dict[str, Any] = {"running_release": "6.12", "boot_ids": ("a",), "rollback": "prepare-store"}
+    assert judge(evidence(**back, journal=(*begun, asked, ended)))["outcome"] == "rolled-back"
+    result = judge(evidence(**back, journal=(*begun, failed, ended)))
+    assert result["outcome"] == "failed" and "take-memory failed" in result["findings"][0]
+    assert judge(evidence(**back, journal=(*begun, failed, ended), fault="kill-tool@dump"))["outcome"] == "rolled-back"
+
+
+def test_cpus_that_could_not_be_counted_before_are_told() -> None:
+    """None of none is no proof that the old kernel has given all back."""
+    uncounted = judge(evidence(engine="spawn", resources_before={**HAD, "cpus": ""}, resources_after=HAS))
+    assert uncounted["outcome"] == "failed" and "could not be counted" in uncounted["findings"][0]

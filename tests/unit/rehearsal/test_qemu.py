@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -33,4 +34,19 @@ def test_one_that_does_not_answer_is_ended_and_its_memory_told(tmp_path: Path) -
     with pytest.raises(KupgradeError) as caught:
         qemu.launch(a_qemu(tmp_path / "qemu", f"echo $$ > {pid}; exec sleep 60"), [], tmp_path, patience=0.5)
     assert "after 0.5 s; it holds" in caught.value.why and caught.value.why.endswith("that is deprecated")
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_one_that_is_waited_for_ends_with_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes before anybody else could stop it."""
+    pid = tmp_path / "pid"
+
+    def interrupted(path: Path, patience: float, alive: object) -> socket.socket:
+        while not pid.exists() or not pid.read_text().strip():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qemu, "connect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        qemu.launch(a_qemu(tmp_path / "qemu", f"echo $$ > {pid}; exec sleep 60"), [], tmp_path)
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
