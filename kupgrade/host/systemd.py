@@ -201,11 +201,14 @@ class Systemd:
         return int(parse_show(out)["UserspaceTimestampMonotonic"]) / 1e6
 
     def needed_by(self, units: Sequence[str]) -> frozenset[str]:
-        """Everything that `units` pull in or are part of, recursively: stopping any of it would stop them."""
+        """Everything that `units` pull in or are part of, recursively: stopping any of it would stop them.
+
+        Themselves, too, by the names that systemd lists them by: `units` may say mysql.service for mariadb.service.
+        """
         out = command.run(
             ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
         ).stdout
-        above = command.run(["systemctl", "show", "--property=PartOf", "--value", *units]).stdout
+        above = command.run(["systemctl", "show", "--property=Id,PartOf", "--value", *units]).stdout
         return frozenset((*(line.split()[-1] for line in out.splitlines() if line.strip()), *above.split()))
 
     def await_manager(self, timeout: float) -> None:

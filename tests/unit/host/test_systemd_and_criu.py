@@ -69,6 +69,18 @@ def test_releasing_removes_our_drop_in_and_leaves_the_operators(tmp_path: Path) 
     assert not systemd.release(["demo.service"])
 
 
+def test_a_kept_unit_is_needed_by_the_name_that_systemd_lists_it_by(tool: Callable[..., Path]) -> None:
+    """An alias in the policy must not have the service itself stopped as one that nobody keeps."""
+    tool(
+        "systemctl",
+        """case "$*" in
+list-dependencies*) printf 'mysql.service\\n  system.slice\\n' ;;
+show*--property=*Id*) printf 'mariadb.service\\n\\n' ;;
+esac""",
+    )
+    assert Systemd().needed_by(["mysql.service"]) == {"mysql.service", "system.slice", "mariadb.service"}
+
+
 def test_unit_properties_are_read_with_their_gaps() -> None:
     """Values may hold '='; missing ones have a plain meaning."""
     values = parse_show("Id=a.service\nActiveState=active\nMainPID=12\nPIDFile=/run/a=b\nnoise\n")
