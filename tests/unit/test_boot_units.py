@@ -26,7 +26,7 @@ def test_a_firewall_that_is_loaded_does_not_take_the_lock_off() -> None:
 
 
 def test_a_boot_to_the_crossing_target_goes_on_without_an_upgrade() -> None:
-    """A soft-reboot, or a kexec by others, keeps the words of the crossing: the agent's unit is what goes on from there.
+    """A soft-reboot, or a kexec by others, keeps the words of the crossing: the agent's unit leads on from there.
 
     Nothing but it is wanted by that target, so it must run there whether an upgrade is open or not.
     """

@@ -108,7 +108,7 @@ def test_a_command_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
     """A probe without the x bit is not healthy, and why is said."""
     script = tmp_path / "probe"
     script.write_text("#!/bin/sh\n")
-    with pytest.raises(KupgradeError, match="demo is not healthy.*Permission denied"):
+    with pytest.raises(KupgradeError, match=r"demo is not healthy.*Permission denied"):
         ask(Probe(ProbeKind.COMMAND, command=(str(script),), timeout=0.2), "demo")
 
 
