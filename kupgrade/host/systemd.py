@@ -21,7 +21,9 @@ from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
 from kupgrade.model.policy import seconds
 
-DROPIN = "90-kupgrade.conf"
+# systemd takes drop-ins in the order of their names, and the last one wins: after override.conf of systemctl edit.
+DROPIN = "zzzz-kupgrade.conf"
+_FORMER = "90-kupgrade.conf"  # of upgrades that an older version of this package began
 # systemd.unit(5), "System Unit Search Path", the first that has a file wins.
 _UNIT_DIRECTORIES = tuple(f"{top}/systemd/system" for top in ("etc", "run", "usr/local/lib", "usr/lib", "lib"))
 RESUME_UNIT = "kupgrade-resume.service"
@@ -254,11 +256,15 @@ class Systemd:
 
     def held(self, unit: str) -> bool:
         """Whether the drop-in is there."""
-        return self.dropin(unit).exists()
+        return any(path.exists() for path in self._dropins(unit))
+
+    def _dropins(self, unit: str) -> tuple[Path, Path]:
+        path = self.dropin(unit)
+        return path, path.with_name(_FORMER)
 
     def release(self, units: Sequence[str]) -> bool:
         """Remove the drop-ins; True when any was there (then a reload is due)."""
-        return remove_dropins(self.dropin(unit) for unit in units)
+        return remove_dropins(path for unit in units for path in self._dropins(unit))
 
     def run_transient(self, name: str, argv: Sequence[str], properties: Mapping[str, str]) -> None:
         """Start `argv` as a transient service, so that it outlives the terminal."""

@@ -115,9 +115,8 @@ def test_nothing_is_noted_in_a_chroot_with_the_run_of_its_host(tmp_path: Path, c
     """Its root is not that of PID 1; where it is (here: of a PID namespace of its own) a kernel is noted."""
     hook = f"mount -t proc proc /proc; exec env -i KUPGRADE_LIBRARY=/hooks/request.sh sh /hooks/{POSTINST} {VERSION}"
     script = f"{CHROOT}\n{' '.join(chroot)} sh -c '{hook}' && find var -name '*.json'"
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), str(HOOKS)], capture_output=True, text=True, timeout=60
-    )
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), str(HOOKS)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (f"{VERSION}.json" in done.stdout) is noted, done.stderr
 

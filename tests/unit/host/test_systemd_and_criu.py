@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +37,28 @@ def test_a_sandboxed_unit_starts_inside_of_its_sandbox() -> None:
     assert " > " not in command[2].replace(">&2", "")  # nothing can be written there
     plain = dropin_text("x", start_command(Places(), "demo"), "/run/x.pid", 60)
     assert "PrivateUsers" not in plain and "ExecPaths" not in plain
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_drop_in_wins_over_that_of_systemctl_edit(tmp_path: Path) -> None:
+    """systemd itself says which start command counts: the operator's would start a second copy beside the restore."""
+    systemd = Systemd(tmp_path)
+    systemd.hold("demo.service", dropin_text("x", ["/nonexistent/restorer"], "/run/x.pid", 60))
+    folder = systemd.dropin("demo.service").parent
+    (folder / "override.conf").write_text("[Service]\nType=exec\nExecStart=\nExecStart=/nonexistent/own --more\n")
+    (folder.parent / "demo.service").write_text("[Service]\nExecStart=/nonexistent/first\n")
+    env = {"SYSTEMD_UNIT_PATH": f"{folder.parent}:", "PATH": os.environ["PATH"]}
+    argv = ["systemd-analyze", "verify", "--man=no", "demo.service"]
+    said = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False).stderr
+    assert "/nonexistent/restorer" in said and "/nonexistent/own" not in said and "/nonexistent/first" not in said
+
+
+def test_a_drop_in_of_an_older_version_is_known(tmp_path: Path) -> None:
+    """The package may be upgraded while an upgrade of the kernel is open."""
+    systemd = Systemd(tmp_path)
+    systemd.hold("demo.service", "[Unit]\n")
+    systemd.dropin("demo.service").rename(systemd.dropin("demo.service").with_name("90-kupgrade.conf"))
+    assert systemd.held("demo.service") and systemd.release(["demo.service"]) and not systemd.held("demo.service")
 
 
 def test_units_are_looked_for_as_systemd_does(tmp_path: Path) -> None:
