@@ -27,6 +27,7 @@ _FORMER = "90-kupgrade.conf"  # of upgrades that an older version of this packag
 # systemd.unit(5), "System Unit Search Path", the first that has a file wins.
 _UNIT_DIRECTORIES = tuple(f"{top}/systemd/system" for top in ("etc", "run", "usr/local/lib", "usr/lib", "lib"))
 RESUME_UNIT = "kupgrade-resume.service"
+_ONE_WAY = ("RefuseManualStop", "RefuseManualStart", "Transient")
 _PROPERTIES = (
     "Id",
     "LoadState",
@@ -191,11 +192,20 @@ class Systemd:
         return unit_of(unit, parse_show(out))
 
     def active_services(self) -> tuple[str, ...]:
-        """Names of all active services."""
+        """Names of all active services that can be stopped, and then be started again, by somebody who asks for it.
+
+        Not those that refuse either (auditd.service of some distributions), nor transient ones, which a stop forgets.
+        """
         out = command.run(
             ["systemctl", "list-units", "--type=service", "--state=active", "--plain", "--no-legend", "--no-pager"]
         ).stdout
-        return tuple(sorted(line.split()[0] for line in out.splitlines() if line.strip()))
+        names = sorted(line.split()[0] for line in out.splitlines() if line.strip())
+        if not names:
+            return ()
+        show = ["systemctl", "show", "--property=Id," + ",".join(_ONE_WAY), *names]
+        units = [parse_show(block) for block in command.run(show).stdout.split("\n\n")]
+        left = {unit.get("Id") for unit in units if any(unit.get(each) == "yes" for each in _ONE_WAY)}
+        return tuple(name for name in names if name not in left)
 
     def boot_seconds(self) -> float:
         """Seconds from the kernel's start to this systemd's start (kernel and initrd), in this boot."""

@@ -106,6 +106,36 @@ esac""",
     assert Systemd().needed_by(["mysql.service"]) == {"mysql.service", "system.slice", "mariadb.service"}
 
 
+def test_what_cannot_be_stopped_or_started_again_by_hand_is_let_be(tool: Callable[..., Path]) -> None:
+    """One that refuses would fail the step, and one that is gone after its stop the way back."""
+    tool(
+        "systemctl",
+        """case "$*" in
+list-units*) printf '%s.service loaded active running X\\n' run-u5 auditd cron once ;;
+show*) cat <<E
+Id=auditd.service
+RefuseManualStop=yes
+RefuseManualStart=no
+Transient=no
+
+Id=cron.service
+RefuseManualStop=no
+RefuseManualStart=no
+Transient=no
+
+Id=once.service
+RefuseManualStart=yes
+
+Id=run-u5.service
+Transient=yes
+E
+esac""".replace("cat <<E", "while read -r line; do echo $line; done <<E"),
+    )
+    assert Systemd().active_services() == ("cron.service",)
+    tool("systemctl")
+    assert Systemd().active_services() == ()
+
+
 def test_unit_properties_are_read_with_their_gaps() -> None:
     """Values may hold '='; missing ones have a plain meaning."""
     values = parse_show("Id=a.service\nActiveState=active\nMainPID=12\nPIDFile=/run/a=b\nnoise\n")
