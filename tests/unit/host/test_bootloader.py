@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,11 @@ from hypothesis import strategies as st
 from kupgrade.errors import BadInputError
 from kupgrade.host import bls, bootloader, grub
 from kupgrade.host.bootloader import Loader
+from kupgrade.machine.places import Places
+from kupgrade.machine.units import RealBoot
 from kupgrade.model.kernel import BootEntry, KernelRelease
+from kupgrade.steps.base import UndoContext
+from kupgrade.steps.bootentry import PinBootDefault
 
 OLD, NEW = KernelRelease("6.12.48+deb13-amd64"), KernelRelease("6.12.57+deb13-amd64")
 
@@ -98,6 +103,11 @@ def test_the_menu_is_read_with_submenus():
         ("Debian GNU/Linux", 0),
         (ADVANCED.format(OLD), 3),
         ("uefi-firmware", 4),
+        ("Advanced options for Debian>Debian, with Linux 6.12.48", 3),
+        ("1>Debian, with Linux 6.12.48", 3),
+        ("gnulinux-advanced-u1>2", 3),
+        ("1", 1),
+        ("1>9", None),
         ("9", None),
         ("gone", None),
     ],
@@ -171,6 +181,19 @@ def test_set_and_restore_the_default_of_grub(with_grub, tmp_path):
     # GRUB reads without replaying a journal: a renamed file would not be there for it after a power cut.
     assert (tmp_path / "boot/grub/grubenv").stat().st_ino == place
     assert not list(tmp_path.rglob("*.new"))
+
+
+def test_a_default_that_names_no_entry_is_put_back(with_grub, tmp_path):
+    """The saved entry of a kernel that was removed means nothing to us; it is pinned over, and put back."""
+    with_grub(saved_entry="gnulinux-gone")
+    boot = RealBoot(Places(tmp_path))
+    step = PinBootDefault(OLD.text)
+    host = SimpleNamespace(boot=boot)
+    before = step.observe(host)
+    step.do(host, before)
+    assert grub.read_env(tmp_path)["saved_entry"] == ADVANCED.format(OLD)
+    step.undo(host, before, UndoContext(same_boot=True, in_new_kernel=False, images_valid=False))
+    assert grub.read_env(tmp_path)["saved_entry"] == "gnulinux-gone"
 
 
 def test_the_entry_for_a_release_is_pinned_and_not_for_recovery(with_grub, tmp_path):
