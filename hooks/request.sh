@@ -61,6 +61,8 @@ kupgrade_remove() {
 kupgrade_request() {
 	# An image that is being built, a chroot: no kernel runs there that could be replaced.
 	[ -d "${KUPGRADE_ROOT:-}/run/systemd/system" ] || return 0
+	# Nor where only /run is that of a host (arch-chroot, a rescue system): / is not the root of PID 1 there.
+	[ -n "${KUPGRADE_ROOT:-}" ] || [ / -ef /proc/1/root ] || return 0
 	kupgrade_state=${KUPGRADE_ROOT:-}/var/lib/kupgrade
 	if ! kupgrade_release "${2:-}"; then
 		kupgrade_say "not a kernel release, ignored"

@@ -80,9 +80,8 @@ def read_default(root: Path = Path("/")) -> Default:
             return _grub_default(root)
         case Loader.SYSTEMD_BOOT:
             stored = bls.efi_variable("LoaderEntryDefault", root)
-            wanted = stored or bls.configured_default(root)
-            entry = bls.select(bls.entries(root), wanted) if wanted else None
-            return Default(loader, stored, entry)
+            wanted = (stored, bls.configured_default(root))
+            return Default(loader, stored, bls.select(bls.entries(root), wanted))
         case Loader.NONE:
             return Default(loader, None, None, "there is no boot loader")
     return Default(loader, None, None, "the boot loader is not one of GRUB and systemd-boot")

@@ -105,6 +105,8 @@ def run(
         raise KupgradeError(
             f"{argv[0]} cannot be started", "it is not installed or not on PATH", f"Install {argv[0]}"
         ) from error
+    except OSError as error:
+        raise KupgradeError(f"{argv[0]} cannot be started", error.strerror or str(error)) from error
     except subprocess.TimeoutExpired as error:
         raise KupgradeError(f"{argv[0]} did not finish", f"no result after {timeout:g} s") from error
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

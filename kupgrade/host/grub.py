@@ -30,11 +30,13 @@ class Menu:
     """What grub.cfg offers. `entries`: IDs with submenus as PARENT>CHILD, in menu order.
 
     `positions`: each entry's place as GRUB counts it, e.g. 1>0. `default`: the value as written; empty: none.
+    `names`: of each entry the names of its submenus and its own; a default may have any of them at each level.
     """
 
     entries: tuple[BootEntry, ...]
     positions: tuple[str, ...]
     default: str
+    names: tuple[tuple[tuple[str, ...], ...], ...]
 
     @property
     def uses_saved(self) -> bool:
@@ -93,7 +95,8 @@ def parse_menu(text: str) -> Menu:
     """grub.cfg as grub-mkconfig writes it: one command a line, blocks ended by a brace alone."""
     entries: list[BootEntry] = []
     positions: list[str] = []
-    blocks: list[tuple[str, str, str]] = []  # keyword, ID, position
+    names: list[tuple[tuple[str, ...], ...]] = []
+    blocks: list[tuple[str, str, str, tuple[tuple[str, ...], ...]]] = []  # keyword, ID, position, names
     counts = [0]
     commands: dict[str, list[str]] = {}
     title = ""
@@ -106,26 +109,28 @@ def parse_menu(text: str) -> Menu:
                 above = [block for block in blocks if block[0] == "submenu"]
                 place = ">".join([block[2] for block in above[-1:]] + [str(counts[-1])])
                 name = ">".join([block[1] for block in above[-1:]] + [_option(words, words[1])])
-                blocks.append((words[0], name, place))
+                own = (str(counts[-1]), _option(words, words[1]), words[1])
+                blocks.append((words[0], name, place, (*(above[-1][3] if above else ()), own)))
                 counts[-1] += 1
                 if words[0] == "submenu":
                     counts.append(0)
                 else:
                     title, commands = words[1], {}
             case "}" if blocks:
-                keyword, name, place = blocks.pop()
+                keyword, name, place, called = blocks.pop()
                 if keyword == "submenu":
                     counts.pop()
                 elif keyword == "menuentry":
                     entries.append(_entry(name, title, commands))
                     positions.append(place)
+                    names.append(called)
             case command if words[-1] == "{":
-                blocks.append((command, "", ""))
+                blocks.append((command, "", "", ()))
             case command:
                 commands[command.removesuffix("efi").removesuffix("16")] = words[1:]
     defaults = [value for value in _DEFAULT.findall(text) if value != "${next_entry}"]
     default = _SAVED if _SAVED in defaults else defaults[-1] if defaults else ""
-    return Menu(tuple(entries), tuple(positions), default)
+    return Menu(tuple(entries), tuple(positions), default, tuple(names))
 
 
 def _entry(name: str, title: str, commands: dict[str, list[str]]) -> BootEntry:
@@ -141,10 +146,14 @@ def _entry(name: str, title: str, commands: dict[str, list[str]]) -> BootEntry:
 
 
 def select(menu: Menu, wanted: str) -> BootEntry | None:
-    """The entry a default means: a position, an ID or a title (each with > for submenus); empty is the first."""
-    wanted = wanted or "0"
-    for entry, position in zip(menu.entries, menu.positions, strict=True):
-        if wanted in (position, entry.id, entry.title, entry.id.rpartition(">")[2]):
+    """The entry a default means: a position, an ID or a title at each level, with > for submenus.
+
+    Of a submenu it is the first; empty is the menu's first.
+    """
+    levels = (wanted or "0").split(">")
+    for entry, names in zip(menu.entries, menu.names, strict=True):
+        below = len(levels) <= len(names) and all(level in each for level, each in zip(levels, names, strict=False))
+        if below or wanted in (entry.title, entry.id.rpartition(">")[2]):
             return entry
     return None
 
@@ -167,7 +176,8 @@ def read_menu(root: Path = Path("/")) -> Menu | None:
         BootEntry(e.id.removesuffix(".conf"), e.title, e.release, e.kernel, e.initrds, e.options) for e in found
     )
     positions = tuple(str(place) for place in range(len(shown)))
-    return Menu(shown + menu.entries, positions + menu.positions, menu.default)
+    names = tuple(((place, e.id, e.title),) for place, e in zip(positions, shown, strict=True))
+    return Menu(shown + menu.entries, positions + menu.positions, menu.default, names + menu.names)
 
 
 def read_env(root: Path = Path("/")) -> dict[str, str]:

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import KupgradeError, ToolError
 from kupgrade.host import command
 from kupgrade.host.systemd import parse_show
 
 _TIMEOUT = 10.0  # seconds
+_TRIES = 3
 _CALL = ("busctl", "--json=short", "call", "org.freedesktop.login1", "/org/freedesktop/login1")
 _MANAGER = "org.freedesktop.login1.Manager"
 _HELD_UP = frozenset(("shutdown", "sleep"))
@@ -41,6 +42,16 @@ def inhibitors_of(text: str) -> tuple[str, ...]:
 
 def users(root: Path = Path("/")) -> tuple[str, ...]:
     """Names of those who have a session of their own. Raises KupgradeError when it cannot be told."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return _users(root)
+        except ToolError:  # of a session that ended after it was listed, as those of cron do at any time
+            if not left:
+                raise
+    return ()
+
+
+def _users(root: Path) -> tuple[str, ...]:
     if not _any_file(root / "run/systemd/sessions"):
         return ()
     listed = command.run([*_CALL, _MANAGER, "ListSessions"], timeout=_TIMEOUT).stdout

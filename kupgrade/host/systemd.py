@@ -21,10 +21,13 @@ from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
 from kupgrade.model.policy import seconds
 
-DROPIN = "90-kupgrade.conf"
+# systemd takes drop-ins in the order of their names, and the last one wins: after override.conf of systemctl edit.
+DROPIN = "zzzz-kupgrade.conf"
+_FORMER = "90-kupgrade.conf"  # of upgrades that an older version of this package began
 # systemd.unit(5), "System Unit Search Path", the first that has a file wins.
 _UNIT_DIRECTORIES = tuple(f"{top}/systemd/system" for top in ("etc", "run", "usr/local/lib", "usr/lib", "lib"))
 RESUME_UNIT = "kupgrade-resume.service"
+_ONE_WAY = ("RefuseManualStop", "RefuseManualStart", "Transient")
 _PROPERTIES = (
     "Id",
     "LoadState",
@@ -189,11 +192,20 @@ class Systemd:
         return unit_of(unit, parse_show(out))
 
     def active_services(self) -> tuple[str, ...]:
-        """Names of all active services."""
+        """Names of all active services that can be stopped, and then be started again, by somebody who asks for it.
+
+        Not those that refuse either (auditd.service of some distributions), nor transient ones, which a stop forgets.
+        """
         out = command.run(
             ["systemctl", "list-units", "--type=service", "--state=active", "--plain", "--no-legend", "--no-pager"]
         ).stdout
-        return tuple(sorted(line.split()[0] for line in out.splitlines() if line.strip()))
+        names = sorted(line.split()[0] for line in out.splitlines() if line.strip())
+        if not names:
+            return ()
+        show = ["systemctl", "show", "--property=Id," + ",".join(_ONE_WAY), *names]
+        units = [parse_show(block) for block in command.run(show).stdout.split("\n\n")]
+        left = {unit.get("Id") for unit in units if any(unit.get(each) == "yes" for each in _ONE_WAY)}
+        return tuple(name for name in names if name not in left)
 
     def boot_seconds(self) -> float:
         """Seconds from the kernel's start to this systemd's start (kernel and initrd), in this boot."""
@@ -201,11 +213,14 @@ class Systemd:
         return int(parse_show(out)["UserspaceTimestampMonotonic"]) / 1e6
 
     def needed_by(self, units: Sequence[str]) -> frozenset[str]:
-        """Everything that `units` pull in or are part of, recursively: stopping any of it would stop them."""
+        """Everything that `units` pull in or are part of, recursively: stopping any of it would stop them.
+
+        Themselves, too, by the names that systemd lists them by: `units` may say mysql.service for mariadb.service.
+        """
         out = command.run(
             ["systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *units], check=False
         ).stdout
-        above = command.run(["systemctl", "show", "--property=PartOf", "--value", *units]).stdout
+        above = command.run(["systemctl", "show", "--property=Id,PartOf", "--value", *units]).stdout
         return frozenset((*(line.split()[-1] for line in out.splitlines() if line.strip()), *above.split()))
 
     def await_manager(self, timeout: float) -> None:
@@ -251,11 +266,15 @@ class Systemd:
 
     def held(self, unit: str) -> bool:
         """Whether the drop-in is there."""
-        return self.dropin(unit).exists()
+        return any(path.exists() for path in self._dropins(unit))
+
+    def _dropins(self, unit: str) -> tuple[Path, Path]:
+        path = self.dropin(unit)
+        return path, path.with_name(_FORMER)
 
     def release(self, units: Sequence[str]) -> bool:
         """Remove the drop-ins; True when any was there (then a reload is due)."""
-        return remove_dropins(self.dropin(unit) for unit in units)
+        return remove_dropins(path for unit in units for path in self._dropins(unit))
 
     def run_transient(self, name: str, argv: Sequence[str], properties: Mapping[str, str]) -> None:
         """Start `argv` as a transient service, so that it outlives the terminal."""

@@ -44,12 +44,15 @@ def found(view: Path, carried: Sequence[Carried]) -> Iterator[tuple[Path, Entry]
     for each in carried:
         for path in _walk(view / each.path.lstrip("/"), each.uids):
             name = "/" + str(path.relative_to(view))
-            status = path.lstat()
+            try:
+                status = path.lstat()
+                target = str(path.readlink()) if stat.S_ISLNK(status.st_mode) else ""
+            except FileNotFoundError:
+                continue  # removed since it was listed: others run, and before the freeze the workload does
             if name in seen or stat.S_IFMT(status.st_mode) not in _KINDS:
                 continue
             seen.add(name)
             regular = stat.S_ISREG(status.st_mode)
-            target = str(path.readlink()) if stat.S_ISLNK(status.st_mode) else ""
             yield (
                 path,
                 Entry(
@@ -76,15 +79,24 @@ def _walk(top: Path, uids: Sequence[int]) -> Iterator[Path]:
         return
     for folder, directories, files in os.walk(top, onerror=_raise):
         below = [Path(folder, name) for name in sorted((*directories, *files))]
-        mine = [path for path in below if not uids or path.lstat().st_uid in uids]
+        mine = [path for path in below if not uids or _owner(path) in uids]
         kept = {path.name for path in mine}
         directories[:] = [name for name in directories if name in kept]
         yield from mine
 
 
+def _owner(path: Path) -> int | None:
+    """None: it was removed since it was listed."""
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:
+        return None
+
+
 def _raise(error: OSError) -> None:
-    """A directory that cannot be read is not an empty one."""
-    raise error
+    """A directory that cannot be read is not an empty one; one that was removed since it was listed is nothing."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def size(view: Path, carried: Sequence[Carried]) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,11 +174,16 @@ def _once(probe: Probe, left: float) -> str:
             return ""
         case ProbeKind.HTTP:
             url = f"http://localhost:{probe.port}{probe.path}"
+            # No urllib: it would ask a proxy that the environment names, and follow a redirection to other hosts.
+            connection = http.client.HTTPConnection("localhost", probe.port, timeout=left)
             try:
-                with urllib.request.urlopen(url, timeout=left) as answer:  # the scheme is ours
-                    return "" if answer.status < 400 else f"{url}: status {answer.status}"
-            except (OSError, urllib.error.URLError) as error:
-                return f"{url}: {error}"
+                connection.request("GET", probe.path)
+                status = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as error:
+                return f"{url}: {error!r:.200}"
+            finally:
+                connection.close()
+            return "" if status < 400 else f"{url}: status {status}"
         case ProbeKind.COMMAND:
             try:
                 done = command.run(probe.command, timeout=left, check=False)

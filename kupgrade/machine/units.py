@@ -116,9 +116,14 @@ class RealBoot:
     places: Places
 
     def default(self) -> str:
-        """Empty: unknown, or it cannot be set."""
+        """Empty: unknown, or it cannot be set. What is written down where only the boot loader knows what that means.
+
+        It can be put back then, too: a kernel that was removed, @saved, a pattern of which nothing is left.
+        """
         found = bootloader.read_default(self.places.root)
-        return "" if found.obstacle or found.entry is None else found.entry.id
+        if found.obstacle:
+            return ""
+        return found.stored or "" if found.entry is None else found.entry.id
 
     def stored(self) -> str | None:
         """Exactly what is written down."""

@@ -40,7 +40,7 @@ serial = 2
 """
 _SHOW = "MainPID,ActiveState,NRestarts,ControlGroup"
 _LEFTOVERS = r"""
-test -e /etc/systemd/system/demo.service.d/90-kupgrade.conf && echo "drop-in of demo.service"
+test -e /etc/systemd/system/demo.service.d/zzzz-kupgrade.conf && echo "drop-in of demo.service"
 test "$(cat /sys/kernel/kexec_loaded)" = 0 || echo "a loaded kexec image"
 nft list table inet kupgrade_lock >/dev/null 2>&1 && echo "the network lock"
 test -e /var/lib/kupgrade/lock.nft && echo lock.nft

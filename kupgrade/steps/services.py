@@ -90,7 +90,7 @@ class HoldUnits:
         """Somebody else's hold is refused."""
         held = [w.unit for w in self.workloads if host.units.held(w)]
         if held:
-            raise KupgradeError(f"{held[0]} is held by another upgrade", "its drop-in 90-kupgrade.conf is there")
+            raise KupgradeError(f"{held[0]} is held by another upgrade", "its drop-in zzzz-kupgrade.conf is there")
         return Nothing()
 
     def do(self, host: HasUnits, before: Nothing) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +82,56 @@ def test_a_tcp_probe_asks_a_listening_port() -> None:
         ask(Probe(ProbeKind.TCP, port=port, timeout=2.0), "demo")
     with pytest.raises(KupgradeError, match="not healthy"):
         ask(Probe(ProbeKind.TCP, port=port, timeout=0.2), "demo")
+
+
+def test_an_http_probe_asks_this_host_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd may give all services an http_proxy: it cannot reach this host's loopback, nor be reached when locked."""
+    with serving(b"HTTP/1.0 200 OK\r\n\r\n") as port, socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        ask(Probe(ProbeKind.HTTP, port=port, path="/", timeout=2.0), "demo")
+
+
+def test_a_redirection_is_an_answer_and_not_followed() -> None:
+    """Behind the lock the other host, or the load balancer before this one, cannot be reached."""
+    with serving(b"HTTP/1.0 301 Moved\r\nLocation: http://192.0.2.1/\r\n\r\n") as port:
+        ask(Probe(ProbeKind.HTTP, port=port, path="/", timeout=2.0), "demo")
+
+
+def test_a_service_that_does_not_speak_http_yet_is_asked_again() -> None:
+    """What is no answer of HTTP is one more reason why it is not healthy, told when its time is over."""
+    with serving(b"SSH-2.0-OpenSSH_9.2\r\n") as port, pytest.raises(KupgradeError, match="demo is not healthy"):
+        ask(Probe(ProbeKind.HTTP, port=port, path="/", timeout=0.3), "demo")
+
+
+def test_a_command_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
+    """A probe without the x bit is not healthy, and why is said."""
+    script = tmp_path / "probe"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(KupgradeError, match=r"demo is not healthy.*Permission denied"):
+        ask(Probe(ProbeKind.COMMAND, command=(str(script),), timeout=0.2), "demo")
+
+
+@contextlib.contextmanager
+def serving(answer: bytes) -> Iterator[int]:
+    """A port at which every request gets `answer`."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
 
 
 @pytest.mark.parametrize(("command", "healthy"), [(("true",), True), (("false",), False), (("no-such-tool",), False)])

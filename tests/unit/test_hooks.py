@@ -101,6 +101,26 @@ def test_a_request_is_recorded(root: Path, hook: str, shell: list[str]) -> None:
     assert sorted(each.name for each in path.parent.parent.iterdir()) == ["pending"]
 
 
+CHROOT = """set -e
+mount -t tmpfs none "$1" && cd "$1"
+mkdir -p usr proc dev hooks var/lib run/systemd/system # as /run of a host that runs systemd
+for name in bin lib lib64 sbin; do ln -s "usr/$name" "$name"; done
+mount --bind /usr usr && mount --bind /dev dev && mount -t proc proc proc && mount --bind "$2" hooks
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a chroot")
+@pytest.mark.parametrize(("chroot", "noted"), [(["chroot", "."], False), (["unshare", "-pf", "chroot", "."], True)])
+def test_nothing_is_noted_in_a_chroot_with_the_run_of_its_host(tmp_path: Path, chroot: list[str], noted: bool) -> None:
+    """Its root is not that of PID 1; where it is (here: of a PID namespace of its own) a kernel is noted."""
+    hook = f"mount -t proc proc /proc; exec env -i KUPGRADE_LIBRARY=/hooks/request.sh sh /hooks/{POSTINST} {VERSION}"
+    script = f"{CHROOT}\n{' '.join(chroot)} sh -c '{hook}' && find var -name '*.json'"
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), str(HOOKS)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (f"{VERSION}.json" in done.stdout) is noted, done.stderr
+
+
 TAKEN_BACK = {
     POSTRM: ([VERSION], "", {"DEB_MAINT_PARAMS": "'remove'"}),
     f"{POSTRM} purge": ([VERSION], "", {"DEB_MAINT_PARAMS": "purge"}),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,11 @@ from hypothesis import strategies as st
 from kupgrade.errors import BadInputError
 from kupgrade.host import bls, bootloader, grub
 from kupgrade.host.bootloader import Loader
+from kupgrade.machine.places import Places
+from kupgrade.machine.units import RealBoot
 from kupgrade.model.kernel import BootEntry, KernelRelease
+from kupgrade.steps.base import UndoContext
+from kupgrade.steps.bootentry import PinBootDefault
 
 OLD, NEW = KernelRelease("6.12.48+deb13-amd64"), KernelRelease("6.12.57+deb13-amd64")
 
@@ -98,6 +103,11 @@ def test_the_menu_is_read_with_submenus():
         ("Debian GNU/Linux", 0),
         (ADVANCED.format(OLD), 3),
         ("uefi-firmware", 4),
+        ("Advanced options for Debian>Debian, with Linux 6.12.48", 3),
+        ("1>Debian, with Linux 6.12.48", 3),
+        ("gnulinux-advanced-u1>2", 3),
+        ("1", 1),
+        ("1>9", None),
         ("9", None),
         ("gone", None),
     ],
@@ -173,6 +183,19 @@ def test_set_and_restore_the_default_of_grub(with_grub, tmp_path):
     assert not list(tmp_path.rglob("*.new"))
 
 
+def test_a_default_that_names_no_entry_is_put_back(with_grub, tmp_path):
+    """The saved entry of a kernel that was removed means nothing to us; it is pinned over, and put back."""
+    with_grub(saved_entry="gnulinux-gone")
+    boot = RealBoot(Places(tmp_path))
+    step = PinBootDefault(OLD.text)
+    host = SimpleNamespace(boot=boot)
+    before = step.observe(host)
+    step.do(host, before)
+    assert grub.read_env(tmp_path)["saved_entry"] == ADVANCED.format(OLD)
+    step.undo(host, before, UndoContext(same_boot=True, in_new_kernel=False, images_valid=False))
+    assert grub.read_env(tmp_path)["saved_entry"] == "gnulinux-gone"
+
+
 def test_the_entry_for_a_release_is_pinned_and_not_for_recovery(with_grub, tmp_path):
     """GRUB's topmost entry would mean whatever is newest at the next boot."""
     with_grub()
@@ -230,12 +253,50 @@ def test_systemd_boot_takes_its_default_from_the_variable_or_the_file(put, tmp_p
     put("efi/loader/entries/abc-6.12.1+3-0.conf", ENTRY.format(release="6.12.1"))
     put("efi/EFI/Linux/uki.efi")
     found = bootloader.read_default(tmp_path)
-    assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.9.1.conf")
+    assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.12.1.conf")
     _efivar(put, "LoaderEntryDefault", "abc-6.12.1.conf")
     found = bootloader.read_default(tmp_path)
     assert (found.stored, found.entry.release) == ("abc-6.12.1.conf", KernelRelease("6.12.1"))
     _efivar(put, "LoaderEntryDefault", "@saved")
     assert bootloader.read_default(tmp_path).entry is None
+
+
+@pytest.mark.parametrize(
+    ("default", "first"),
+    [
+        ("", "abc-6.12.10.conf"),
+        ("default abc-*\n", "abc-6.12.10.conf"),
+        ("default no-such-*\n", "abc-6.12.10.conf"),
+        ("default abc-6.12.10.conf\ndefault ABC-6.12.9\n", "abc-6.12.9.conf"),
+        ("default @saved\n", None),
+    ],
+)
+def test_the_default_of_systemd_boot_is_the_newest_of_those_that_match(put, tmp_path, default, first):
+    """Numbers count as numbers, so that the kernel taken for the default is the one that a cold start boots."""
+    put("boot/loader/loader.conf", "timeout 3\n" + default)
+    for release in ("6.12.9", "6.12.10"):
+        put(f"boot/loader/entries/abc-{release}.conf", ENTRY.format(release=release))
+    put("boot/loader/entries/abc-6.12.11+0-3.conf", ENTRY.format(release="6.12.11"))  # no tries left
+    entry = bootloader.read_default(tmp_path).entry
+    assert (entry.id if entry else None) == first
+
+
+def test_the_menu_of_systemd_boot_goes_by_sort_keys(put, tmp_path):
+    """Then the version counts and not the name; entries without one stand below."""
+    for name, release, key in (("z", "6.12.9", "debian"), ("a", "6.12.10", "debian"), ("y", "7.0", "")):
+        put(f"boot/loader/entries/{name}.conf", ENTRY.format(release=release) + (f"sort-key {key}\n" if key else ""))
+    put("boot/loader/entries/x.conf", ENTRY.format(release="6.12.10~rc1") + "sort-key debian\n")
+    assert [each.id for each in bootloader.entries(tmp_path)] == ["a.conf", "x.conf", "z.conf", "y.conf"]
+    put("boot/EFI/Linux/uki.efi")
+    assert bootloader.read_default(tmp_path).entry is None  # its sort-key is in the image
+
+
+def test_entries_may_be_written_with_tabs(put, tmp_path):
+    """As the boot loader reads them."""
+    put("boot/loader/entries/a.conf", "title\tLinux\nversion\t6.12.9\nlinux\t \t/vmlinuz\noptions\troot=/dev/vda  ro\n")
+    (found,) = bls.entries(tmp_path)
+    assert (found.title, found.kernel, found.options) == ("Linux", "/vmlinuz", "root=/dev/vda  ro")
+    assert found.release == KernelRelease("6.12.9")
 
 
 def test_systemd_boot_is_set_by_bootctl(put, tmp_path, tool):

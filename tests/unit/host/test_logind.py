@@ -108,3 +108,23 @@ def test_logind_is_asked_when_there_is_something(tmp_path: Path, monkeypatch: py
     for question in (logind.inhibitors, logind.users):
         with pytest.raises(KupgradeError):
             question(tmp_path)
+
+
+def test_a_session_that_ends_while_it_is_asked_about_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """loginctl fails for one that is gone and says nothing of those after it: all are listed once more."""
+    (tmp_path / "run/systemd/sessions").mkdir(parents=True)
+    (tmp_path / "run/systemd/sessions/c1").write_text("")
+    listed = iter([["c7", "c1"], ["c1"]])
+
+    def run(argv: list[str], **_: Any) -> command.Completed:
+        if argv[-1] == "ListSessions":
+            rows = [[name, 1000, "ann", "", "/x"] for name in next(listed)]
+            return command.Completed(0, reply("a(susso)", *rows), "")
+        if "c7" in argv:
+            raise ToolError(tuple(argv), 1, "No session 'c7' known")
+        return command.Completed(0, "Name=ann\nClass=user\nState=active\n", "")
+
+    monkeypatch.setattr(command, "run", run)
+    assert logind.users(tmp_path) == ("ann",)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +39,28 @@ def test_a_sandboxed_unit_starts_inside_of_its_sandbox() -> None:
     assert "PrivateUsers" not in plain and "ExecPaths" not in plain
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_drop_in_wins_over_that_of_systemctl_edit(tmp_path: Path) -> None:
+    """systemd itself says which start command counts: the operator's would start a second copy beside the restore."""
+    systemd = Systemd(tmp_path)
+    systemd.hold("demo.service", dropin_text("x", ["/nonexistent/restorer"], "/run/x.pid", 60))
+    folder = systemd.dropin("demo.service").parent
+    (folder / "override.conf").write_text("[Service]\nType=exec\nExecStart=\nExecStart=/nonexistent/own --more\n")
+    (folder.parent / "demo.service").write_text("[Service]\nExecStart=/nonexistent/first\n")
+    env = {"SYSTEMD_UNIT_PATH": f"{folder.parent}:", "PATH": os.environ["PATH"]}
+    argv = ["systemd-analyze", "verify", "--man=no", "demo.service"]
+    said = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False).stderr
+    assert "/nonexistent/restorer" in said and "/nonexistent/own" not in said and "/nonexistent/first" not in said
+
+
+def test_a_drop_in_of_an_older_version_is_known(tmp_path: Path) -> None:
+    """The package may be upgraded while an upgrade of the kernel is open."""
+    systemd = Systemd(tmp_path)
+    systemd.hold("demo.service", "[Unit]\n")
+    systemd.dropin("demo.service").rename(systemd.dropin("demo.service").with_name("90-kupgrade.conf"))
+    assert systemd.held("demo.service") and systemd.release(["demo.service"]) and not systemd.held("demo.service")
+
+
 def test_units_are_looked_for_as_systemd_does(tmp_path: Path) -> None:
     """A unit counts wherever systemd would read it; one that an operator masked does not."""
     for place, unit in (("usr/lib", "a"), ("usr/lib", "b"), ("run", "c")):
@@ -67,6 +92,48 @@ def test_releasing_removes_our_drop_in_and_leaves_the_operators(tmp_path: Path) 
     assert own.exists() and not systemd.held("demo.service")
     assert not systemd.dropin("other.service").parent.exists()
     assert not systemd.release(["demo.service"])
+
+
+def test_a_kept_unit_is_needed_by_the_name_that_systemd_lists_it_by(tool: Callable[..., Path]) -> None:
+    """An alias in the policy must not have the service itself stopped as one that nobody keeps."""
+    tool(
+        "systemctl",
+        """case "$*" in
+list-dependencies*) printf 'mysql.service\\n  system.slice\\n' ;;
+show*--property=*Id*) printf 'mariadb.service\\n\\n' ;;
+esac""",
+    )
+    assert Systemd().needed_by(["mysql.service"]) == {"mysql.service", "system.slice", "mariadb.service"}
+
+
+def test_what_cannot_be_stopped_or_started_again_by_hand_is_let_be(tool: Callable[..., Path]) -> None:
+    """One that refuses would fail the step, and one that is gone after its stop the way back."""
+    tool(
+        "systemctl",
+        """case "$*" in
+list-units*) printf '%s.service loaded active running X\\n' run-u5 auditd cron once ;;
+show*) cat <<E
+Id=auditd.service
+RefuseManualStop=yes
+RefuseManualStart=no
+Transient=no
+
+Id=cron.service
+RefuseManualStop=no
+RefuseManualStart=no
+Transient=no
+
+Id=once.service
+RefuseManualStart=yes
+
+Id=run-u5.service
+Transient=yes
+E
+esac""".replace("cat <<E", "while read -r line; do echo $line; done <<E"),
+    )
+    assert Systemd().active_services() == ("cron.service",)
+    tool("systemctl")
+    assert Systemd().active_services() == ()
 
 
 def test_unit_properties_are_read_with_their_gaps() -> None:

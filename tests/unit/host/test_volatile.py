@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +107,27 @@ def test_data_that_is_shorter_than_its_index_is_an_error(view: Path, images: Pat
     (tmp_path / "new").mkdir()
     with pytest.raises(KupgradeError, match="cannot be carried over"):
         volatile.unpack(tmp_path / "new", images)
+
+
+@pytest.mark.parametrize("uids", [(), (ME,)])
+@pytest.mark.parametrize("gone", ["file", "directory", "link"])
+def test_what_is_removed_while_it_is_looked_at_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, uids: tuple[int, ...]
+) -> None:
+    """A service that makes and removes files all the time can be planned for."""
+    (tmp_path / "run/demo/directory").mkdir(parents=True)
+    (tmp_path / "run/demo/directory/x").write_bytes(b"123")
+    (tmp_path / "run/demo/file").write_bytes(b"12345")
+    (tmp_path / "run/demo/link").symlink_to("file")
+    (tmp_path / "run/demo/stays").write_bytes(b"1")
+    plain = os.walk
+
+    def walk(*args: Any, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in plain(*args, **options):
+            path = tmp_path / "run/demo" / gone
+            shutil.rmtree(path) if gone == "directory" and path.exists() else path.unlink(missing_ok=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk)
+    expected = {"file": 4, "directory": 6, "link": 9}
+    assert volatile.size(tmp_path, (Carried("/run/demo", uids),)) == expected[gone]
