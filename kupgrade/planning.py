@@ -124,15 +124,23 @@ def make_plan(
 
 
 def _require_newer(facts: Facts, root: Path) -> None:
-    """Raise (with exit code 0: nothing to do) unless an installed kernel is newer than the running one."""
+    """Raise (with exit code 0: nothing to do) unless an installed kernel is newer than the running one, and usable."""
     running = KernelRelease(facts.release)
-    if not any(entry.release > running for entry in kernels.installed(root)):
+    newer = [entry for entry in kernels.installed(root) if entry.release > running]
+    if not newer:
         raise KupgradeError(
             f"{facts.release} is the newest installed kernel",
             "nothing to do",
             "Install a newer kernel, or name one with --kernel",
             code=ExitCode.DONE,
         )
+    if all(entry.initrd is None for entry in newer):
+        raise _no_initrd(newer[-1].release)
+
+
+def _no_initrd(release: KernelRelease) -> BadInputError:
+    remedy = f"update-initramfs -c -k {release}"
+    return BadInputError(f"There is no initrd for {release}", "none in a known place", remedy)
 
 
 def installed(root: Path) -> dict[str, bool]:
@@ -178,11 +186,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     installed = locate(kernel, root)
     back = kernels.locate(KernelRelease(facts.release), root)
     if installed.initrd is None:
-        raise BadInputError(
-            f"There is no initrd for {installed.release}",
-            "none in a known place",
-            f"update-initramfs -c -k {installed.release}",
-        )
+        raise _no_initrd(installed.release)
     if back.initrd is None:
         raise BadInputError(f"There is no initrd for the running {back.release}", "the way back needs it")
     read = image.read(installed.kernel)
@@ -261,7 +265,7 @@ def locate(kernel: str | None, root: Path) -> kernels.Installed:
             raise BadInputError("No kernel with an initrd is installed", "nothing in the known places")
         return every[-1]
     if "/" in kernel:
-        path = Path(kernel)
+        path = Path(kernel).absolute()  # the worker, who loads it, has another working directory
         release = image.read(path).release
         try:
             return kernels.Installed(release, path, kernels.locate(release, root).initrd)

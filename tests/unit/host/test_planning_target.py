@@ -150,3 +150,20 @@ def test_an_unknown_engine_or_store_is_a_usage_error(root: Path, engine: str, st
     """Not a guess, not a traceback."""
     with pytest.raises(UsageError):
         plan(root, engine=engine, store=store)
+
+
+def test_a_kernel_by_a_relative_path_is_found_from_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is a service whose working directory is /: the plan names the path from there."""
+    monkeypatch.chdir(root / "boot")
+    made = plan(root, kernel=f"./vmlinuz-{pf.NEW}")
+    assert f"load {root}/boot/vmlinuz-{pf.NEW} for kexec" in [
+        step.describe
+        for step in made.steps  # type: ignore[attr-defined]
+    ]
+
+
+def test_a_newer_kernel_without_an_initrd_is_named(root: Path) -> None:
+    """It is why nothing can be done, and not that the older one runs already."""
+    (root / f"boot/initrd.img-{pf.NEW}").unlink()
+    with pytest.raises(BadInputError, match=f"There is no initrd for {pf.NEW}"):
+        plan(root)

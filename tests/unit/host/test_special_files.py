@@ -1,4 +1,4 @@
-"""Kernels and initrds that are no regular files, or whose figures are hostile: refused at once, nothing waits for ever."""
+"""Kernels and initrds that are no regular files, or whose figures are hostile: refused, nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_directory_is_told(read: Callable[[Path], Any], tmp_path: Path) -> Non
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("field", [b"-0000074", b"+0000001", b" 0000001", b"0_000001", b"0x000001"])
 def test_the_fields_of_a_cpio_header_are_hexadecimal_digits_only(put: Callable[..., Path], field: bytes) -> None:
-    """Python's int() takes signs, blanks and underscores: a negative size would lead back to the same header for ever."""
+    """int() takes signs, blanks and underscores: a negative size would lead back to the same header for ever."""
     data = bytearray(write_cpio((CpioEntry("init", 0o100755, b"#!"),)))
     data[6 + 6 * 8 : 14 + 6 * 8] = field  # c_filesize
     with pytest.raises(BadInputError, match="damaged"):
