@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -65,6 +66,9 @@ class VerbGroup(click.Group):
     ) -> Any:
         """Run and exit; every way out has its code."""
         words = list(sys.argv[1:] if args is None else args)
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # Names of files and processes are bytes: what this character set has not is escaped, as on stderr.
+            sys.stdout.reconfigure(errors="backslashreplace")
         if os.environ.get("NO_COLOR"):
             extra.setdefault("color", False)
         try:
@@ -108,7 +112,11 @@ def _report(error: Exception, as_json: bool) -> ExitCode:
             known = KupgradeError(
                 "kupgrade has a fault", f"{name}: {error}", "KUPGRADE_DEBUG=1 shows where; please report"
             )
-    show_error(known, as_json)
+    try:
+        show_error(known, as_json)
+    except OSError as unheard:  # stdout is a file on a full disk, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"error: {known}; and stdout cannot be written: {unheard.strerror}", err=True)
     return known.code
 
 
