@@ -25,6 +25,7 @@ from kupgrade.model.policy import (
 from kupgrade.model.schedule import Automation, Mode
 from kupgrade.model.workload import Fate, Probe, ProbeKind, StoreKind
 from kupgrade.policy_checks import Check, KeyProblem
+from kupgrade.policy_checks import deadline as _deadline
 from kupgrade.policy_checks import flag as _flag
 from kupgrade.policy_checks import list_of as _list
 from kupgrade.policy_checks import one_of as _one_of
@@ -42,7 +43,7 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.service")
 _any_text = _text(re.compile(r"[^\0\n]*"), "a text of one line, in quotes")
 _glob = _text(re.compile(r"[^\0\n\s]+"), "a glob, in quotes")
 _path = _text(re.compile(r"/[^\0\n]*"), "an absolute path, in quotes")
-_engine = _text(re.compile(r"[a-z][a-z0-9-]*"), "the name of an engine, in quotes")
+_engine = _text(re.compile(r"kexec|spawn"), '"kexec" or "spawn"')
 
 _KEXEC: Mapping[str, Check] = {
     "stores": _list(_one_of(StoreKind, StoreKind.WINDOW), 1),
@@ -73,7 +74,7 @@ _ERRATA: Mapping[str, Check] = {"ignore": _list(_text(re.compile(r"[a-z0-9.-]+")
 _METRICS: Mapping[str, Check] = {"textfile": _text(re.compile(r"(/[^\0\n]*)?"), 'an absolute path, or "" for none')}
 _TOP: Mapping[str, Check] = {
     "max_blackout": _span,
-    "deadline": _span,
+    "deadline": _deadline,
     # 0 would mean: after a panic hang for ever; the fall back needs the machine to restart.
     "panic_timeout": _whole(1, 600),
     "on_unknown": _one_of(OnUnknown),
