@@ -36,9 +36,9 @@ def parse_entry(name: str, text: str) -> BootEntry:
     """A type #1 entry; `name` is its file name, whose boot counter is no part of the ID."""
     fields: dict[str, list[str]] = {}
     for line in text.splitlines():
-        key, _, value = line.strip().partition(" ")
+        key, *value = line.split(maxsplit=1) or [""]  # by spaces or tabs
         if key and not key.startswith("#"):
-            fields.setdefault(key, []).append(value.strip())
+            fields.setdefault(key, []).append(value[0].strip() if value else "")
 
     def last(key: str) -> str:
         return fields.get(key, [""])[-1]
