@@ -49,8 +49,10 @@ def _abandon(call: InstanceCall, state: State) -> ExitCode:
         raise RefusedError(f"The instance {call.name} can be stopped", "only one that needs a person is abandoned")
     if call.composed.holder(call.own.journal_path(state.plan.upgrade), call.composed.root) is not None:
         raise NotNowError("A process still works on it", "it holds its journal", "Wait for it")
-    if not call.dry_run:
-        call.own.finish(state.plan.upgrade)
+    if call.dry_run:
+        text = f"Would close {call.name} as it is; its journal would be kept."
+        return ended(call, "dry-run", ExitCode.DONE, state.plan, text)
+    call.own.finish(state.plan.upgrade)
     return ended(call, "abandoned", ExitCode.DONE, state.plan, f"Closed {call.name} as it is; its journal is kept.")
 
 

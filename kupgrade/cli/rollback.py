@@ -8,7 +8,7 @@ import click
 
 from kupgrade import worker
 from kupgrade.cli.composition import composition
-from kupgrade.cli.follow import Progress, follow, report, run_here
+from kupgrade.cli.follow import Progress, follow, report, result_of, run_here
 from kupgrade.cli.render import emit, output_options, result
 from kupgrade.core.chronicle import OPERATOR
 from kupgrade.core.fold import fold
@@ -86,7 +86,8 @@ def _abandon(composed: Composition, state: State, as_json: bool, dry_run: bool) 
     if not dry_run:
         composed.state.finish(state.plan.upgrade)
     if as_json:
-        emit(result("abandoned", ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=state.hands_off))
+        outcome = "dry-run" if dry_run else "abandoned"
+        emit(result(outcome, ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=state.hands_off))
     else:
         click.echo(
             f"{'Would close' if dry_run else 'Closed'} {state.plan.upgrade} as it is; journal and images are kept."
@@ -142,6 +143,8 @@ def _carry_out(composed: Composition, state: State, as_json: bool, wait: bool) -
         records = follow(composed, state.plan.upgrade, show) if service else run_here(composed, show)
     except KeyboardInterrupt:
         click.echo("The rollback goes on without this terminal. Follow it: kupgrade status --watch", err=as_json)
+        if as_json:
+            emit(result_of(composed, state, "interrupted", ExitCode.INTERRUPTED))
         return ExitCode.INTERRUPTED
     ended = verdict(records)
     if ended is ExitCode.NEEDS_HUMAN:
