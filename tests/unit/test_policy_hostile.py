@@ -121,3 +121,9 @@ def test_status_tells_what_is_open_whatever_the_policy_is(tmp_path: Path) -> Non
     composed: Any = Composition(root=tmp_path, euid=lambda: 0, running_release=lambda: "6.1")
     result = CliRunner().invoke(cli, ["status"], obj=composed)
     assert (result.exit_code, "No upgrade is open" in result.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/proc/self/fd/1", "//dev/null", "/tmp/../dev/null"])
+def test_metrics_never_take_the_place_of_a_device(path: str) -> None:
+    """They are renamed into place: /dev/null would become a regular file for all the system. None is ""."""
+    assert '"" for none' in refusal(f'[metrics]\ntextfile = "{path}"')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,17 @@ def test_a_report_that_cannot_be_written_is_told_before_the_rehearsal(host: Any,
     (error,), code = host.lines("rehearse", "--fault", "no-such-fault", "--report", f"{tmp_path}/nowhere/report.html")
     assert code == 2
     assert "report.html" in error["what"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_plan_never_takes_the_place_of_a_device(host: Any, tmp_path: Path, kind: str) -> None:
+    """A plan is renamed into place: root's `--out /dev/null` would make that a regular file for all the system."""
+    out = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        os.mknod(out, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    before = out.lstat()
+    (error,), code = host.lines("plan", "--out", str(out))
+    assert (code, error["code"]) == (2, 2)
+    assert out.lstat() == before
