@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,9 @@ def stores(
         if kernel is not None:
             raise
     found = {kind.value: store_refusals(facts, policy, kind, target) for kind in policy.engine.kexec.stores}
+    disk = StoreKind.DISK.value
+    if disk in found:
+        found[disk] = (*found[disk], *_in_memory(policy, root))
     return "" if target is None else str(target.image.release), found, memory_mode.told(policy, target)
 
 
@@ -98,7 +102,12 @@ def make_plan(
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
     found += errata_refusals(facts, policy, target, chosen.name)
     preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
-    kind, no_store, notes = planner.choose_store(facts, policy, preferred, target)
+    lost = _in_memory(policy, root) if StoreKind.DISK in preferred else ()
+    able = tuple(each for each in preferred if not (lost and each is StoreKind.DISK))
+    kind, no_store, notes = planner.choose_store(facts, policy, able, target)
+    found += lost if kind is None else ()
+    if lost and kind in preferred[preferred.index(StoreKind.DISK) :]:
+        notes = (f"store disk passed over: {lost[0].fact}", *notes)
     if kind is None:
         found += no_store
     if found or kind is None:
@@ -157,6 +166,17 @@ def new_id() -> UpgradeId:
     """A fresh upgrade ID."""
     now = datetime.datetime.now(datetime.UTC)
     return UpgradeId(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
+
+
+def _in_memory(policy: Policy, root: Path) -> tuple[Refusal, ...]:
+    """Why the store "disk" would keep nothing here: what lies in memory ends with the old kernel."""
+    path = policy.engine.kexec.disk_path
+    real = "/" + os.path.relpath(os.path.realpath(root / path.lstrip("/")), os.path.realpath(root))
+    mount = blockfs.holding(blockfs.mounts(root), real)
+    if mount is None or mount.fstype not in ("tmpfs", "ramfs", "devtmpfs"):
+        return ()
+    fact = f"{mount.mountpoint} is in memory ({mount.fstype}), which ends with it"
+    return (Refusal(f"{path} outlives the kernel", fact, "Set disk_path to a directory on a disk"),)
 
 
 def _store_kind(text: str) -> StoreKind:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, UsageError
 from kupgrade.host.initramfs import CpioEntry, write_cpio
-from kupgrade.planning import PlanRefused, make_plan, read_target
+from kupgrade.model.workload import StoreKind
+from kupgrade.planning import PlanRefused, make_plan, read_target, stores
 from tests.fakes import facts as pf
 
 Put = Callable[[str, "str | bytes"], Path]
@@ -167,3 +169,34 @@ def test_a_newer_kernel_without_an_initrd_is_named(root: Path) -> None:
     (root / f"boot/initrd.img-{pf.NEW}").unlink()
     with pytest.raises(BadInputError, match=f"There is no initrd for {pf.NEW}"):
         plan(root)
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
+def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str) -> None:
+    """The images would end with the old kernel, and the workloads with them: /tmp is in memory on some hosts."""
+    made = plan(root, store="disk")
+    assert made.store == "disk"  # type: ignore[attr-defined]
+    with (root / "proc/self/mountinfo").open("a") as mounts:
+        mounts.write(f"2 1 0:40 / /var/lib/kupgrade rw - {fstype} none rw\n")
+    with pytest.raises(PlanRefused) as caught:
+        plan(root, store="disk")
+    assert [each.rule for each in caught.value.refusals] == ["/var/lib/kupgrade/images outlives the kernel"]
+    assert plan(root).store == "pmem"  # type: ignore[attr-defined]
+    first = replace(pf.policy().engine.kexec, stores=(StoreKind.DISK, StoreKind.PMEM))
+    policy = replace(pf.policy(), engine=replace(pf.policy().engine, kexec=first))
+    made = make_plan(
+        policy, pf.facts(), root=root, kernel=None, engine="auto", store="auto", retry_failed=False, rejected={}
+    )
+    assert made.store == "pmem" and any("store disk passed over" in each for each in made.fallbacks)
+    assert stores(pf.facts(), pf.policy(), None, root)[1]["disk"] == caught.value.refusals
+
+
+def test_a_link_into_memory_is_seen(root: Path) -> None:
+    """What counts is where the directory really is."""
+    (root / "run/images").mkdir(parents=True)
+    (root / "var/lib").mkdir(parents=True)
+    (root / "var/lib/kupgrade").symlink_to("../../run")
+    with (root / "proc/self/mountinfo").open("a") as mounts:
+        mounts.write("2 1 0:40 / /run rw - tmpfs none rw\n")
+    with pytest.raises(PlanRefused, match="outlives the kernel"):
+        plan(root, store="disk")
