@@ -10,7 +10,7 @@ import click
 from kupgrade.cli.composition import composition
 from kupgrade.cli.instance_call import InstanceCall, ended
 from kupgrade.cli.instance_follow import InstanceFollow
-from kupgrade.cli.render import emit, output_options
+from kupgrade.cli.render import emit, output_options, unheard
 from kupgrade.core.instance_standing import stands
 from kupgrade.errors import ExitCode, KupgradeError, NotNowError, RefusedError, UsageError
 from kupgrade.model.codec import encode
@@ -123,6 +123,9 @@ def _start(call: InstanceCall, plan: Plan) -> ExitCode:
     except KeyboardInterrupt:
         note = f"It goes on without this terminal. See kupgrade instance list; kupgrade instance stop {call.name}"
         return ended(call, "interrupted", ExitCode.INTERRUPTED, plan, note)
+    except BrokenPipeError:
+        unheard()
+        return ExitCode.INTERRUPTED
     if state.hands_off:
         return ended(call, "hands-off", ExitCode.NEEDS_HUMAN, plan, f"A person is needed: {state.hands_off}")
     if state.over:

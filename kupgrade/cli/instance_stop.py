@@ -9,7 +9,7 @@ import click
 from kupgrade.cli.composition import composition
 from kupgrade.cli.instance_call import InstanceCall, ended
 from kupgrade.cli.instance_follow import InstanceFollow
-from kupgrade.cli.render import emit, output_options, result
+from kupgrade.cli.render import emit, output_options, result, unheard
 from kupgrade.core.standing import would_undo
 from kupgrade.errors import ExitCode, NeedsHumanError, NotNowError, RefusedError
 from kupgrade.model.instance import checked_name
@@ -81,6 +81,9 @@ def _stop(call: InstanceCall, state: State) -> ExitCode:
         last = following.until(lambda state: state.over or bool(state.hands_off))
     except KeyboardInterrupt:
         return ended(call, "interrupted", ExitCode.INTERRUPTED, state.plan, "It is stopped without this terminal.")
+    except BrokenPipeError:
+        unheard()
+        return ExitCode.INTERRUPTED
     if last.hands_off:
         return ended(call, "hands-off", ExitCode.NEEDS_HUMAN, state.plan, f"A person is needed: {last.hands_off}")
     following.await_closed()

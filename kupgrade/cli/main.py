@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from kupgrade import __version__
-from kupgrade.cli.render import show_error
+from kupgrade.cli.render import show_error, unheard
 from kupgrade.errors import ExitCode, KupgradeError, UsageError
 
 # verb -> module, name of the command in it, help; the help stands here so that --help imports no verb.
@@ -96,7 +96,7 @@ def _report(error: Exception, as_json: bool) -> ExitCode:
             return ExitCode.INTERRUPTED
         case BrokenPipeError():
             # The reader went away (kupgrade history | head); Python would complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            unheard()
             return ExitCode.FAILED
         case KupgradeError():
             known = error
@@ -114,9 +114,9 @@ def _report(error: Exception, as_json: bool) -> ExitCode:
             )
     try:
         show_error(known, as_json)
-    except OSError as unheard:  # stdout is a file on a full disk, say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        click.echo(f"error: {known}; and stdout cannot be written: {unheard.strerror}", err=True)
+    except OSError as failed:  # stdout is a file on a full disk, say
+        unheard()
+        click.echo(f"error: {known}; and stdout cannot be written: {failed.strerror}", err=True)
     return known.code
 
 
