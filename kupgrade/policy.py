@@ -61,15 +61,28 @@ def read_fragments(root: Path = Path("/"), layers: tuple[str, ...] = LAYERS) -> 
 def drop_ins(root: Path, layers: tuple[str, ...] = LAYERS) -> tuple[Path, ...]:
     """The files that count: by name, the highest layer's version, without the masked ones."""
     chosen: dict[str, Path] = {}
-    for layer in layers:
-        directory = root / layer
-        if not os.path.lexists(directory):
-            continue
-        _check_directory(root, layer)
-        for path in directory.iterdir():
-            if path.suffix == ".toml" and not path.name.startswith("."):
-                chosen[path.name] = path
-    return tuple(chosen[name] for name in sorted(chosen) if not _masked(chosen[name]))
+    try:
+        for layer in layers:
+            if not _there(root / layer):
+                continue
+            _check_directory(root, layer)
+            for path in (root / layer).iterdir():
+                if path.suffix == ".toml" and not path.name.startswith("."):
+                    chosen[path.name] = path
+        return tuple(chosen[name] for name in sorted(chosen) if not _masked(chosen[name]))
+    except OSError as error:
+        raise BadInputError(
+            f"{error.filename} cannot be read", error.strerror or "", "Repair it, or be root"
+        ) from error
+
+
+def _there(path: Path) -> bool:
+    """Whether anything is called that, be it a link to nowhere. Raises OSError where that cannot be told."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _masked(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,28 @@ def test_status_tells_what_is_open_whatever_the_policy_is(tmp_path: Path) -> Non
 def test_metrics_never_take_the_place_of_a_device(path: str) -> None:
     """They are renamed into place: /dev/null would become a regular file for all the system. None is ""."""
     assert '"" for none' in refusal(f'[metrics]\ntextfile = "{path}"')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs seteuid")
+@pytest.mark.parametrize(("what", "mode"), [("policy.d", 0o700), ("policy.d", 0o744), (".", 0o700)])
+def test_a_directory_that_may_not_be_read_is_not_an_empty_one(what: str, mode: int) -> None:
+    """An ordinary user's `policy check` says that it cannot tell, and not that there is no policy."""
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own directories are root's alone
+    try:
+        root.chmod(0o755)
+        put(root, "etc", "x.toml", "deadline = 5")
+        (root / "etc/kupgrade" / what).chmod(mode)
+        os.seteuid(65534)
+        try:
+            assert "cannot be read" in _refused(root)
+        finally:
+            os.seteuid(0)
+    finally:
+        shutil.rmtree(root)
+
+
+def test_a_file_on_the_way_to_the_policy_is_told(tmp_path: Path) -> None:
+    """/etc/kupgrade is no directory: what was meant by it is not known."""
+    (tmp_path / "etc").mkdir(0o755)
+    (tmp_path / "etc/kupgrade").touch(0o644)
+    assert "etc/kupgrade" in _refused(tmp_path)
