@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
@@ -18,6 +19,7 @@ PARTITIONS = ("boot", "efi", "boot/efi")
 
 EFI_VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
+_EXHAUSTED = re.compile(r"\+0+(-[0-9]+)?\.conf$")
 _COUNTER = re.compile(r"\+[0-9]+(-[0-9]+)?(?=\.(conf|efi)$)")  # tries left, tries done
 
 
@@ -32,13 +34,18 @@ def release_of(text: str) -> KernelRelease | None:
         return None
 
 
-def parse_entry(name: str, text: str) -> BootEntry:
-    """A type #1 entry; `name` is its file name, whose boot counter is no part of the ID."""
+def _fields(text: str) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for line in text.splitlines():
         key, *value = line.split(maxsplit=1) or [""]  # by spaces or tabs
         if key and not key.startswith("#"):
             fields.setdefault(key, []).append(value[0].strip() if value else "")
+    return fields
+
+
+def parse_entry(name: str, text: str) -> BootEntry:
+    """A type #1 entry; `name` is its file name, whose boot counter is no part of the ID."""
+    fields = _fields(text)
 
     def last(key: str) -> str:
         return fields.get(key, [""])[-1]
@@ -54,20 +61,61 @@ def parse_entry(name: str, text: str) -> BootEntry:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What an entry's place in systemd-boot's list depends on."""
+
+    entry: BootEntry
+    exhausted: bool = False  # no tries left
+    sort_key: str = ""
+    machine: str = ""
+    version: str = ""
+
+    @classmethod
+    def of(cls, entry: BootEntry, name: str, text: str) -> _Place:
+        """Of a type #1 file."""
+        fields = _fields(text)
+        sort_key, machine, version = (fields.get(key, [""])[-1] for key in ("sort-key", "machine-id", "version"))
+        return cls(
+            entry, bool(_EXHAUSTED.search(name)), sort_key, machine if sort_key else "", version if sort_key else ""
+        )
+
+    @property
+    def ascending(self) -> tuple[bool, bool, str, str]:
+        """What counts first."""
+        return self.exhausted, not self.sort_key, self.sort_key, self.machine
+
+
+def _version(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Numbers as numbers, ~ before the end of the text (uapi-group.org/specifications/specs/version_format)."""
+    parts: list[tuple[int, int, str]] = []
+    for part in re.findall(r"[0-9]+|~|[^0-9~]+", text):
+        number = part.lstrip("0")  # compared by length, then as text: it may be of any length
+        parts.append((0, 0, "") if part == "~" else (3, len(number), number) if part.isdecimal() else (2, 0, part))
+    return (*parts, (1, 0, ""))
+
+
 def entries(root: Path = Path("/")) -> tuple[BootEntry, ...]:
-    """Every entry on the usual partitions, by ID: type #1 files, and unified images by their names only."""
-    found: dict[str, BootEntry] = {}
+    """Every entry on the usual partitions, as systemd-boot orders them, the newest first.
+
+    Type #1 files, and unified images by their names only: where those stand among the others is unknown.
+    """
+    found: dict[str, _Place] = {}
     for partition in PARTITIONS:
         for path in (root / partition / "loader/entries").glob("*.conf"):
             try:
-                entry = parse_entry(path.name, path.read_text(errors="replace"))
+                text = path.read_text(errors="replace")
             except OSError:
                 continue  # the boot loader could not read it either
-            found.setdefault(entry.id, entry)
+            entry = parse_entry(path.name, text)
+            found.setdefault(entry.id, _Place.of(entry, path.name, text))
         for path in (root / partition / "EFI/Linux").glob("*.efi"):
             name = _COUNTER.sub("", path.name)
-            found.setdefault(name, BootEntry(id=name, title=name, kernel=f"/EFI/Linux/{path.name}"))
-    return tuple(found[name] for name in sorted(found))
+            found.setdefault(name, _Place(BootEntry(id=name, title=name, kernel=f"/EFI/Linux/{path.name}")))
+    newest_first = sorted(
+        found.values(), key=lambda each: (_version(each.version), _version(each.entry.id)), reverse=True
+    )
+    return tuple(each.entry for each in sorted(newest_first, key=lambda each: each.ascending))
 
 
 def efi_variable(name: str, root: Path = Path("/")) -> str | None:
@@ -94,10 +142,12 @@ def configured_default(root: Path = Path("/")) -> str | None:
 
 
 def select(everything: Iterable[BootEntry], pattern: str) -> BootEntry | None:
-    """The entry that a default means: an ID or a pattern, of which the last in order of IDs is taken.
+    """The entry that a default means: an ID or a pattern, of which the first in the loader's order is taken.
 
-    Special names (@saved and so on) are resolved by the boot loader alone: None.
+    Special names (@saved and so on) are resolved by the boot loader alone: None. So is the order of unified images.
     """
-    names = (pattern, pattern + ".conf", pattern + ".efi")
-    matching = [each for each in everything if any(fnmatch.fnmatchcase(each.id, name) for name in names)]
-    return matching[-1] if matching and not pattern.startswith("@") else None
+    names = [(pattern + suffix).lower() for suffix in ("", ".conf", ".efi")]
+    matching = [each for each in everything if any(fnmatch.fnmatchcase(each.id.lower(), name) for name in names)]
+    if pattern.startswith("@") or (len(matching) > 1 and any(each.id.endswith(".efi") for each in matching)):
+        return None
+    return matching[0] if matching else None

@@ -230,10 +230,10 @@ def test_systemd_boot_takes_its_default_from_the_variable_or_the_file(put, tmp_p
     put("efi/loader/entries/abc-6.12.1+3-0.conf", ENTRY.format(release="6.12.1"))
     put("efi/EFI/Linux/uki.efi")
     found = bootloader.read_default(tmp_path)
-    assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.9.1.conf")
-    _efivar(put, "LoaderEntryDefault", "abc-6.12.1.conf")
+    assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.12.1.conf")
+    _efivar(put, "LoaderEntryDefault", "abc-6.9.1.conf")
     found = bootloader.read_default(tmp_path)
-    assert (found.stored, found.entry.release) == ("abc-6.12.1.conf", KernelRelease("6.12.1"))
+    assert (found.stored, found.entry.release) == ("abc-6.9.1.conf", KernelRelease("6.9.1"))
     _efivar(put, "LoaderEntryDefault", "@saved")
     assert bootloader.read_default(tmp_path).entry is None
 
