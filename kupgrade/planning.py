@@ -101,7 +101,7 @@ def make_plan(
     found = [*chosen.refusals(facts, policy)]
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
     found += errata_refusals(facts, policy, target, chosen.name)
-    preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
+    preferred = chosen.stores(policy) if store == "auto" else (_store_of(chosen, policy, store),)
     lost = _in_memory(policy, root) if StoreKind.DISK in preferred else ()
     able = tuple(each for each in preferred if not (lost and each is StoreKind.DISK))
     kind, no_store, notes = planner.choose_store(facts, policy, able, target)
@@ -179,11 +179,14 @@ def _in_memory(policy: Policy, root: Path) -> tuple[Refusal, ...]:
     return (Refusal(f"{path} outlives the kernel", fact, "Set disk_path to a directory on a disk"),)
 
 
-def _store_kind(text: str) -> StoreKind:
+def _store_of(engine: Engine, policy: Policy, text: str) -> StoreKind:
     try:
-        return StoreKind(text)
+        kind = StoreKind(text)
     except ValueError:
         raise UsageError(f"{text!r} is no image store", "", "Use auto, luo, pmem or disk") from None
+    if (kind is StoreKind.WINDOW) != (StoreKind.WINDOW in engine.stores(policy)):
+        raise UsageError(f"The engine {engine.name} cannot use the store {text}", "it has its own", "Use --store auto")
+    return kind
 
 
 def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tuple[str, ...]]:

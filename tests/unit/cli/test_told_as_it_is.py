@@ -106,3 +106,11 @@ def test_a_plan_never_takes_the_place_of_a_device(host: Any, tmp_path: Path, kin
     (error,), code = host.lines("plan", "--out", str(out))
     assert (code, error["code"]) == (2, 2)
     assert out.lstat() == before
+
+
+@pytest.mark.parametrize("option", ["--from", "--to", "--fault"])
+def test_the_option_that_does_not_fit_is_called_as_it_was_given(host: Any, option: str) -> None:
+    """And not by the name that the program has for it."""
+    (error,), code = host.lines("rehearse", "--this-host", option, "x")
+    assert code == 2
+    assert error["what"].startswith(f"{option} cannot be used")

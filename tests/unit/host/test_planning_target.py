@@ -200,3 +200,10 @@ def test_a_link_into_memory_is_seen(root: Path) -> None:
         mounts.write("2 1 0:40 / /run rw - tmpfs none rw\n")
     with pytest.raises(PlanRefused, match="outlives the kernel"):
         plan(root, store="disk")
+
+
+@pytest.mark.parametrize("store", ["disk", "pmem", "luo"])
+def test_an_engine_takes_only_its_own_stores(root: Path, store: str) -> None:
+    """Beside the old kernel images go through shared memory: another store is not planned with, nor left out."""
+    with pytest.raises(UsageError, match="spawn"):
+        plan(root, engine="spawn", store=store)
