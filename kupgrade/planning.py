@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,9 @@ def stores(
         if kernel is not None:
             raise
     found = {kind.value: store_refusals(facts, policy, kind, target) for kind in policy.engine.kexec.stores}
+    disk = StoreKind.DISK.value
+    if disk in found:
+        found[disk] = (*found[disk], *_in_memory(policy, root))
     return "" if target is None else str(target.image.release), found, memory_mode.told(policy, target)
 
 
@@ -97,8 +101,13 @@ def make_plan(
     found = [*chosen.refusals(facts, policy)]
     found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
     found += errata_refusals(facts, policy, target, chosen.name)
-    preferred = chosen.stores(policy) if store == "auto" else (_store_kind(store),)
-    kind, no_store, notes = planner.choose_store(facts, policy, preferred, target)
+    preferred = chosen.stores(policy) if store == "auto" else (_store_of(chosen, policy, store),)
+    lost = _in_memory(policy, root) if StoreKind.DISK in preferred else ()
+    able = tuple(each for each in preferred if not (lost and each is StoreKind.DISK))
+    kind, no_store, notes = planner.choose_store(facts, policy, able, target)
+    found += lost if kind is None else ()
+    if lost and kind in preferred[preferred.index(StoreKind.DISK) :]:
+        notes = (f"store disk passed over: {lost[0].fact}", *notes)
     if kind is None:
         found += no_store
     if found or kind is None:
@@ -124,15 +133,23 @@ def make_plan(
 
 
 def _require_newer(facts: Facts, root: Path) -> None:
-    """Raise (with exit code 0: nothing to do) unless an installed kernel is newer than the running one."""
+    """Raise (with exit code 0: nothing to do) unless an installed kernel is newer than the running one, and usable."""
     running = KernelRelease(facts.release)
-    if not any(entry.release > running for entry in kernels.installed(root)):
+    newer = [entry for entry in kernels.installed(root) if entry.release > running]
+    if not newer:
         raise KupgradeError(
             f"{facts.release} is the newest installed kernel",
             "nothing to do",
             "Install a newer kernel, or name one with --kernel",
             code=ExitCode.DONE,
         )
+    if all(entry.initrd is None for entry in newer):
+        raise _no_initrd(newer[-1].release)
+
+
+def _no_initrd(release: KernelRelease) -> BadInputError:
+    remedy = f"update-initramfs -c -k {release}"
+    return BadInputError(f"There is no initrd for {release}", "none in a known place", remedy)
 
 
 def installed(root: Path) -> dict[str, bool]:
@@ -151,11 +168,25 @@ def new_id() -> UpgradeId:
     return UpgradeId(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
 
 
-def _store_kind(text: str) -> StoreKind:
+def _in_memory(policy: Policy, root: Path) -> tuple[Refusal, ...]:
+    """Why the store "disk" would keep nothing here: what lies in memory ends with the old kernel."""
+    path = policy.engine.kexec.disk_path
+    real = "/" + os.path.relpath(os.path.realpath(root / path.lstrip("/")), os.path.realpath(root))
+    mount = blockfs.holding(blockfs.mounts(root), real)
+    if mount is None or mount.fstype not in ("tmpfs", "ramfs", "devtmpfs"):
+        return ()
+    fact = f"{mount.mountpoint} is in memory ({mount.fstype}), which ends with it"
+    return (Refusal(f"{path} outlives the kernel", fact, "Set disk_path to a directory on a disk"),)
+
+
+def _store_of(engine: Engine, policy: Policy, text: str) -> StoreKind:
     try:
-        return StoreKind(text)
+        kind = StoreKind(text)
     except ValueError:
         raise UsageError(f"{text!r} is no image store", "", "Use auto, luo, pmem or disk") from None
+    if (kind is StoreKind.WINDOW) != (StoreKind.WINDOW in engine.stores(policy)):
+        raise UsageError(f"The engine {engine.name} cannot use the store {text}", "it has its own", "Use --store auto")
+    return kind
 
 
 def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tuple[str, ...]]:
@@ -178,11 +209,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     installed = locate(kernel, root)
     back = kernels.locate(KernelRelease(facts.release), root)
     if installed.initrd is None:
-        raise BadInputError(
-            f"There is no initrd for {installed.release}",
-            "none in a known place",
-            f"update-initramfs -c -k {installed.release}",
-        )
+        raise _no_initrd(installed.release)
     if back.initrd is None:
         raise BadInputError(f"There is no initrd for the running {back.release}", "the way back needs it")
     read = image.read(installed.kernel)
@@ -261,7 +288,7 @@ def locate(kernel: str | None, root: Path) -> kernels.Installed:
             raise BadInputError("No kernel with an initrd is installed", "nothing in the known places")
         return every[-1]
     if "/" in kernel:
-        path = Path(kernel)
+        path = Path(kernel).absolute()  # the worker, who loads it, has another working directory
         release = image.read(path).release
         try:
             return kernels.Installed(release, path, kernels.locate(release, root).initrd)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.policy import Policy
-from kupgrade.policy_checks import KeyProblem
+from kupgrade.policy_checks import KeyProblem, check_numbers
 from kupgrade.policy_schema import build, check_shape
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ def merge(fragments: tuple[Fragment, ...]) -> Policy:
     """The policy that `fragments` (lowest first) make; raises BadInputError naming the file at fault."""
     merged: dict[str, Any] = {}
     for fragment in fragments:
+        _blame((fragment,), check_numbers, fragment.table)
         _blame((fragment,), check_shape, fragment.table)
         merged = _merge_tables(merged, fragment.table)
     return _blame(fragments, build, merged)
@@ -60,19 +61,32 @@ def read_fragments(root: Path = Path("/"), layers: tuple[str, ...] = LAYERS) -> 
 def drop_ins(root: Path, layers: tuple[str, ...] = LAYERS) -> tuple[Path, ...]:
     """The files that count: by name, the highest layer's version, without the masked ones."""
     chosen: dict[str, Path] = {}
-    for layer in layers:
-        directory = root / layer
-        if not directory.is_dir():
-            continue
-        _check_directory(root, layer)
-        for path in directory.iterdir():
-            if path.suffix == ".toml" and not path.name.startswith("."):
-                chosen[path.name] = path
-    return tuple(chosen[name] for name in sorted(chosen) if not _masked(chosen[name]))
+    try:
+        for layer in layers:
+            if not _there(root / layer):
+                continue
+            _check_directory(root, layer)
+            for path in (root / layer).iterdir():
+                if path.suffix == ".toml" and not path.name.startswith("."):
+                    chosen[path.name] = path
+        return tuple(chosen[name] for name in sorted(chosen) if not _masked(chosen[name]))
+    except OSError as error:
+        raise BadInputError(
+            f"{error.filename} cannot be read", error.strerror or "", "Repair it, or be root"
+        ) from error
+
+
+def _there(path: Path) -> bool:
+    """Whether anything is called that, be it a link to nowhere. Raises OSError where that cannot be told."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _masked(path: Path) -> bool:
-    return path.is_symlink() and path.resolve() == Path("/dev/null")
+    return path.is_symlink() and os.path.realpath(path) == "/dev/null"
 
 
 def _check_directory(root: Path, layer: str) -> None:
@@ -80,6 +94,11 @@ def _check_directory(root: Path, layer: str) -> None:
     path = root
     for part in Path(layer).parts:
         path /= part
+        if not path.is_dir():
+            # Not the same as none: a link may lead to what is not mounted.
+            raise BadInputError(f"{path} is not a directory", "policies may be hidden by it", "Repair or remove it")
+        if path.is_symlink():
+            _check_link(path)
         _check_owner(path, path.stat())
 
 
@@ -101,9 +120,13 @@ def _check_owner(path: Path, info: os.stat_result) -> None:
 
 def _check_link(path: Path) -> Path:
     """The file behind a link; whoever can rename a directory on the way could swap the file."""
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     for parent in target.parents:
-        info = parent.stat()
+        try:
+            info = parent.stat()
+        except OSError as error:
+            why = f"{parent}: {error.strerror}"
+            raise BadInputError(f"{path} leads nowhere", why, "Repair or remove it") from error
         if not info.st_mode & stat.S_ISVTX:
             _check_owner(parent, info)
     return target
@@ -115,12 +138,15 @@ def _read(path: Path) -> Fragment:
         fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise BadInputError(f"{path} cannot be read", error.strerror or "", "Repair or remove it") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise BadInputError(f"{path} is not a regular file", "", "A policy is a text file; remove it")
         _check_owner(path, info)
-        data = file.read(_LARGEST + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(_LARGEST + 1)
+    finally:
+        os.close(fd)
     if len(data) > _LARGEST:
         raise BadInputError(f"{path} is too long for a policy", f"over {_LARGEST} bytes", "Remove it")
     return parse(path, data)

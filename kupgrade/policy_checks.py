@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.policy import seconds
+
+_WEEK = 7 * 86400.0  # seconds; poll(2) takes no more than 24 days, sleep(1) in an initrd not even all of that
+_YEAR = 366 * 86400.0
+_INTEGERS = range(-(1 << 63), 1 << 63)  # TOML's; Python's have no end, and not all of them can be printed
 
 Check = Callable[[Any], Any]
 E = TypeVar("E", bound=enum.Enum)
@@ -28,13 +32,37 @@ def bad(why: str, remedy: str) -> KeyProblem:
     return KeyProblem((), why, remedy)
 
 
+def check_numbers(value: Any, key: tuple[str, ...] = ()) -> None:
+    """Refuse integers that TOML does not have, wherever they stand; raises KeyProblem."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            check_numbers(each, (*key, name))
+    elif isinstance(value, list):
+        for each in value:
+            check_numbers(each, key)
+    elif isinstance(value, int) and value not in _INTEGERS:
+        raise KeyProblem(key, "the number is too large", "Write one of 64 bits at most")
+
+
 def span_or_none(value: Any) -> float:
-    """Seconds; 0 stands for none."""
-    return 0.0 if value in (0, "0", "0s") and not isinstance(value, bool) else span(value)
+    """Seconds, up to a year; 0 stands for none."""
+    return 0.0 if value in (0, "0", "0s") and not isinstance(value, bool) else _seconds(value, _YEAR)
+
+
+def deadline(value: Any) -> float:
+    """Seconds, at least one: the dead-man of the new kernel counts whole ones, and 0 would be none."""
+    result = span(value)
+    if result < 1:
+        raise bad(f"{value!r:.40} is less than 1 second", 'Write it as "60s" or "2min"')
+    return result
 
 
 def span(value: Any) -> float:
-    """Seconds, more than 0, from a number or a time span of systemd's."""
+    """Seconds, more than 0, from a number or a time span of systemd's; up to a week."""
+    return _seconds(value, _WEEK)
+
+
+def _seconds(value: Any, most: float) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         result = float(value)
     elif isinstance(value, str):
@@ -46,6 +74,8 @@ def span(value: Any) -> float:
         raise bad(f"{value!r:.40} is not a time span", 'Write it as "30s", "500ms" or "1min 30s"')
     if not math.isfinite(result) or result <= 0:
         raise bad(f"{value!r:.40} is not a positive time", "Leave the key out for the default")
+    if result > most:
+        raise bad(f"{value!r:.40} is more than {most / 86400:g} days", "Write a shorter time")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +25,8 @@ from kupgrade.model.policy import (
 )
 from kupgrade.model.schedule import Automation, Mode
 from kupgrade.model.workload import Fate, Probe, ProbeKind, StoreKind
-from kupgrade.policy_checks import Check, KeyProblem
+from kupgrade.policy_checks import Check, KeyProblem, bad
+from kupgrade.policy_checks import deadline as _deadline
 from kupgrade.policy_checks import flag as _flag
 from kupgrade.policy_checks import list_of as _list
 from kupgrade.policy_checks import one_of as _one_of
@@ -42,7 +44,17 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,247}\.service")
 _any_text = _text(re.compile(r"[^\0\n]*"), "a text of one line, in quotes")
 _glob = _text(re.compile(r"[^\0\n\s]+"), "a glob, in quotes")
 _path = _text(re.compile(r"/[^\0\n]*"), "an absolute path, in quotes")
-_engine = _text(re.compile(r"[a-z][a-z0-9-]*"), "the name of an engine, in quotes")
+_engine = _text(re.compile(r"kexec|spawn"), '"kexec" or "spawn"')
+
+
+def _textfile(value: Any) -> str:
+    """A file that is renamed into place: root would make a regular file out of /dev/null."""
+    expected = 'an absolute path, or "" for none'
+    path = _text(re.compile(r"(/[^\0\n]*)?"), expected)(value)
+    if re.match(r"/+(dev|proc|sys)(/|$)", posixpath.normpath(path)):
+        raise bad(f"found {path!r:.60}, where no files are kept", f"Write {expected}")
+    return str(path)
+
 
 _KEXEC: Mapping[str, Check] = {
     "stores": _list(_one_of(StoreKind, StoreKind.WINDOW), 1),
@@ -70,10 +82,10 @@ _ENGINE: Mapping[str, Check] = {"order": _list(_engine, 1), "fallback": _flag, "
 _KERNELS: Mapping[str, Check] = {"allow": _list(_glob), "block": _list(_glob)}
 _HOOKS: Mapping[str, Check] = {"timeout": _span, "blackout_timeout": _span}
 _ERRATA: Mapping[str, Check] = {"ignore": _list(_text(re.compile(r"[a-z0-9.-]+"), "the id of a known problem"))}
-_METRICS: Mapping[str, Check] = {"textfile": _text(re.compile(r"(/[^\0\n]*)?"), 'an absolute path, or "" for none')}
+_METRICS: Mapping[str, Check] = {"textfile": _textfile}
 _TOP: Mapping[str, Check] = {
     "max_blackout": _span,
-    "deadline": _span,
+    "deadline": _deadline,
     # 0 would mean: after a panic hang for ever; the fall back needs the machine to restart.
     "panic_timeout": _whole(1, 600),
     "on_unknown": _one_of(OnUnknown),

@@ -12,7 +12,7 @@ from kupgrade import planfile, worker
 from kupgrade.cli.composition import composition
 from kupgrade.cli.follow import Progress, follow, report, result_of, run_here
 from kupgrade.cli.leave import let_go, require_leave, waits
-from kupgrade.cli.render import emit, output_options, result
+from kupgrade.cli.render import emit, output_options, result, unheard
 from kupgrade.cli.target import Target, check_stored, new_plan, target_options
 from kupgrade.core.explain import budget_text, over_budget, plan_text
 from kupgrade.core.fold import fold
@@ -165,9 +165,12 @@ def _carry_out(call: _Call, plan: Plan) -> ExitCode:
         if service and not call.wait:
             return _started(call)
         records = follow(composed, plan.upgrade, show) if service else run_here(composed, show)
+        return report(composed, records, call.as_json, verdict(records))
     except KeyboardInterrupt:
         return _interrupted(call, plan, service)
-    return report(composed, records, call.as_json, verdict(records))
+    except BrokenPipeError:
+        unheard()  # not a failure: it has ended as it has, or it goes on
+        return verdict(composed.state.read(plan.upgrade))
 
 
 def _start(composed: Composition, plan: Plan, show: Progress) -> bool:

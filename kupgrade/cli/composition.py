@@ -210,13 +210,18 @@ def _rehearse_here(wish: HereWish, progress: Callable[[str], None]) -> Mapping[s
     return this_host.rehearse(wish, progress)
 
 
+def _terminal() -> bool:
+    """Whether somebody can be asked; a stream that the caller has closed is None."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
 @dataclass(frozen=True)
 class Composition:
     """`root`: of the file system; `watch_seconds`: how often the journal is looked at."""
 
     root: Path = Path("/")
     euid: Callable[[], int] = os.geteuid
-    terminal: Callable[[], bool] = lambda: sys.stdin.isatty() and sys.stdout.isatty()
+    terminal: Callable[[], bool] = _terminal
     probe: Callable[[Path, Policy], Facts] = _probe
     make_plan: MakePlan = _make_plan
     capabilities: Callable[[Facts, Policy], Mapping[str, Sequence[Refusal]]] = _capabilities

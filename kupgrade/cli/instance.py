@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kupgrade.cli.composition import composition
+from kupgrade.cli.instance_call import InstanceCall, ended
 from kupgrade.cli.instance_follow import told
 from kupgrade.cli.instance_start import start
 from kupgrade.cli.instance_stop import stop
@@ -109,8 +110,8 @@ def _run(composed: Composition, name: str, text: str, as_json: bool, dry_run: bo
     if state is None or not stands(state):
         raise RefusedError(f"No instance {name} runs", "there is nothing to run it in", "See kupgrade instance list")
     if dry_run:
-        click.echo(f"Would run in {name}: {text}")
-        return ExitCode.DONE
+        call = InstanceCall(composed, name, as_json, dry_run)
+        return ended(call, "dry-run", ExitCode.DONE, state.plan, f"Would run in {name}: {text}")
     ran = composed.run_command(state, name, text, composed.root)
     if as_json:
         emit({"format": RAN_FORMAT, **encode(ran)})

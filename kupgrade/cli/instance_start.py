@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 from kupgrade.cli.composition import composition
 from kupgrade.cli.instance_call import InstanceCall, ended
 from kupgrade.cli.instance_follow import InstanceFollow
-from kupgrade.cli.render import emit, output_options
+from kupgrade.cli.render import emit, output_options, unheard
 from kupgrade.core.instance_standing import stands
 from kupgrade.errors import ExitCode, KupgradeError, NotNowError, RefusedError, UsageError
 from kupgrade.model.codec import encode
@@ -26,12 +27,12 @@ MIB = 1 << 20
 def _cpus(text: str) -> int | CpuSet:
     """A number of CPUs, or a list of their numbers with a comma or a dash in it (3-3: CPU 3 alone)."""
     try:
-        if text.isdecimal():
-            number = int(text)
-            if number < 1:
-                raise UsageError("An instance needs at least one CPU", f"--cpus {text}")
-            return number
-        return CpuSet.parse(text)
+        wanted = int(text) if text.isdecimal() else CpuSet.parse(text)
+        if wanted in (0, CpuSet()):
+            raise UsageError("An instance needs at least one CPU", f"--cpus {text!r}")
+        return wanted
+    except ValueError:  # Python reads no number of thousands of digits
+        raise UsageError("That is no number of CPUs", f"--cpus {text:.20}...") from None
     except RefusedError as error:
         raise UsageError(error.what, error.why, "Use --cpus N, or a list: 2-3; 3-3 is CPU 3 alone") from None
 
@@ -64,7 +65,9 @@ def start(
     """
     call = InstanceCall(composition(context), checked_name(name), as_json, dry_run, yes)
     call.composed.require_root("instance start")
-    wish = Wish(call.name, kernel, initrd, _cpus(cpus), memory * MIB, append)
+    # The keeper, who reads the initrd, has another working directory.
+    path = str(Path(initrd).absolute()) if initrd else ""
+    wish = Wish(call.name, kernel, path, _cpus(cpus), memory * MIB, append)
     plan = _approved(call, wish)
     if dry_run:
         return ended(call, "dry-run", ExitCode.DONE, plan, "Dry run: nothing was touched.")
@@ -120,6 +123,9 @@ def _start(call: InstanceCall, plan: Plan) -> ExitCode:
     except KeyboardInterrupt:
         note = f"It goes on without this terminal. See kupgrade instance list; kupgrade instance stop {call.name}"
         return ended(call, "interrupted", ExitCode.INTERRUPTED, plan, note)
+    except BrokenPipeError:
+        unheard()
+        return ExitCode.INTERRUPTED
     if state.hands_off:
         return ended(call, "hands-off", ExitCode.NEEDS_HUMAN, plan, f"A person is needed: {state.hands_off}")
     if state.over:

@@ -9,7 +9,7 @@ import click
 from kupgrade.cli.composition import composition
 from kupgrade.cli.instance_call import InstanceCall, ended
 from kupgrade.cli.instance_follow import InstanceFollow
-from kupgrade.cli.render import emit, output_options, result
+from kupgrade.cli.render import emit, output_options, result, unheard
 from kupgrade.core.standing import would_undo
 from kupgrade.errors import ExitCode, NeedsHumanError, NotNowError, RefusedError
 from kupgrade.model.instance import checked_name
@@ -49,8 +49,10 @@ def _abandon(call: InstanceCall, state: State) -> ExitCode:
         raise RefusedError(f"The instance {call.name} can be stopped", "only one that needs a person is abandoned")
     if call.composed.holder(call.own.journal_path(state.plan.upgrade), call.composed.root) is not None:
         raise NotNowError("A process still works on it", "it holds its journal", "Wait for it")
-    if not call.dry_run:
-        call.own.finish(state.plan.upgrade)
+    if call.dry_run:
+        text = f"Would close {call.name} as it is; its journal would be kept."
+        return ended(call, "dry-run", ExitCode.DONE, state.plan, text)
+    call.own.finish(state.plan.upgrade)
     return ended(call, "abandoned", ExitCode.DONE, state.plan, f"Closed {call.name} as it is; its journal is kept.")
 
 
@@ -79,6 +81,9 @@ def _stop(call: InstanceCall, state: State) -> ExitCode:
         last = following.until(lambda state: state.over or bool(state.hands_off))
     except KeyboardInterrupt:
         return ended(call, "interrupted", ExitCode.INTERRUPTED, state.plan, "It is stopped without this terminal.")
+    except BrokenPipeError:
+        unheard()
+        return ExitCode.INTERRUPTED
     if last.hands_off:
         return ended(call, "hands-off", ExitCode.NEEDS_HUMAN, state.plan, f"A person is needed: {last.hands_off}")
     following.await_closed()

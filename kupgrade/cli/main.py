@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from kupgrade import __version__
-from kupgrade.cli.render import show_error
+from kupgrade.cli.render import show_error, unheard
 from kupgrade.errors import ExitCode, KupgradeError, UsageError
 
 # verb -> module, name of the command in it, help; the help stands here so that --help imports no verb.
@@ -65,6 +66,9 @@ class VerbGroup(click.Group):
     ) -> Any:
         """Run and exit; every way out has its code."""
         words = list(sys.argv[1:] if args is None else args)
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # Names of files and processes are bytes: what this character set has not is escaped, as on stderr.
+            sys.stdout.reconfigure(errors="backslashreplace")
         if os.environ.get("NO_COLOR"):
             extra.setdefault("color", False)
         try:
@@ -92,7 +96,7 @@ def _report(error: Exception, as_json: bool) -> ExitCode:
             return ExitCode.INTERRUPTED
         case BrokenPipeError():
             # The reader went away (kupgrade history | head); Python would complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            unheard()
             return ExitCode.FAILED
         case KupgradeError():
             known = error
@@ -108,7 +112,11 @@ def _report(error: Exception, as_json: bool) -> ExitCode:
             known = KupgradeError(
                 "kupgrade has a fault", f"{name}: {error}", "KUPGRADE_DEBUG=1 shows where; please report"
             )
-    show_error(known, as_json)
+    try:
+        show_error(known, as_json)
+    except OSError as failed:  # stdout is a file on a full disk, say
+        unheard()
+        click.echo(f"error: {known}; and stdout cannot be written: {failed.strerror}", err=True)
     return known.code
 
 

@@ -12,7 +12,7 @@ from kupgrade.cli.render import emit, output_options, warn
 from kupgrade.cli.target import Target, new_plan, target_options
 from kupgrade.core.explain import over_budget, plan_text
 from kupgrade.core.permission import need
-from kupgrade.errors import ExitCode
+from kupgrade.errors import ExitCode, UsageError
 from kupgrade.model.codec import encode
 from kupgrade.model.schedule import Terms
 
@@ -40,6 +40,9 @@ def plan(
     """
     composed = composition(context)
     composed.require_root("plan")
+    if out is not None and out.exists() and not out.is_file():
+        # It would be renamed into its place: no /dev/null any more.
+        raise UsageError(f"{out} is not a regular file", "a plan replaces what is there", "Name another file")
     made = new_plan(composed, Target(kernel, engine, store, retry_failed))
     if as_json:
         emit(encode(made))

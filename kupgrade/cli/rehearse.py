@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
 
 
 _TIMEOUT = 420.0  # seconds
+
+
+def _ends(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse what no time ever reaches: FloatRange lets NaN pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} never comes", context, parameter)
+    return value
+
+
+def _has_room(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that cannot be made, before the minutes that it takes to have something to write."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"{value}: there is no directory {value.parent}", context, parameter)
+    return value
 
 
 @click.command()
@@ -73,12 +89,15 @@ _TIMEOUT = 420.0  # seconds
 @click.option(
     "--timeout",
     type=click.FloatRange(1),
+    callback=_ends,
     show_default="420; four times that for a copy of this host, twenty times without KVM",
     help="Seconds to its end.",
 )
 @this_host_options
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs, journal and result there.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), callback=_has_room, help="Write an HTML report."
+)
 @click.option("--json", "as_json", is_flag=True, help="Only the result, one JSON object.")
 @click.pass_context
 def rehearse(

@@ -118,9 +118,10 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
 
 def _refuse_others(context: click.Context) -> None:
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in _SHARED | _OWN and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        each.opts[0]
+        for each in context.command.params
+        if each.name not in _SHARED | _OWN
+        and context.get_parameter_source(str(each.name)) not in (ParameterSource.DEFAULT, None)
     ]
     if given:
         raise UsageError(f"{', '.join(given)} cannot be used with --this-host", "the host is the one that there is")

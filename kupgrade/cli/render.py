@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,6 +28,11 @@ def output_options(function: F) -> F:
 def emit(value: object) -> None:
     """One JSON value on a line of its own, at once."""
     click.echo(json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False))
+
+
+def unheard() -> None:
+    """The reader of stdout went away (kupgrade apply | head): nothing more is said, and no flush fails at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(text: str) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from kupgrade import worker
 from kupgrade.cli.composition import composition
-from kupgrade.cli.follow import Progress, follow, report, run_here
-from kupgrade.cli.render import emit, output_options, result
+from kupgrade.cli.follow import Progress, follow, report, result_of, run_here
+from kupgrade.cli.render import emit, output_options, result, unheard
 from kupgrade.core.chronicle import OPERATOR
 from kupgrade.core.fold import fold
 from kupgrade.core.standing import would_undo
 from kupgrade.core.timeline import verdict
 from kupgrade.errors import ExitCode, NeedsHumanError, NotNowError, RefusedError
-from kupgrade.model.record import Outcome, State
+from kupgrade.model.record import Outcome, Record, State
 
 if TYPE_CHECKING:
     from kupgrade.cli.composition import Composition
@@ -86,7 +87,8 @@ def _abandon(composed: Composition, state: State, as_json: bool, dry_run: bool) 
     if not dry_run:
         composed.state.finish(state.plan.upgrade)
     if as_json:
-        emit(result("abandoned", ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=state.hands_off))
+        outcome = "dry-run" if dry_run else "abandoned"
+        emit(result(outcome, ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=state.hands_off))
     else:
         click.echo(
             f"{'Would close' if dry_run else 'Closed'} {state.plan.upgrade} as it is; journal and images are kept."
@@ -132,20 +134,32 @@ def _carry_out(composed: Composition, state: State, as_json: bool, wait: bool) -
     show = Progress(state.plan, as_json, composed.terminal())
     at_work = composed.worker() is not None
     service = at_work or composed.start_worker(composed.root)
-    if service and not wait:
-        if as_json:
-            emit(result("started", ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=REASON))
-        else:
-            click.echo("The rollback has been asked for. Follow it: kupgrade status --watch")
-        return ExitCode.DONE
     try:
+        if service and not wait:
+            return _asked(state, as_json)
         records = follow(composed, state.plan.upgrade, show) if service else run_here(composed, show)
+        return report(composed, records, as_json, _code(records))
     except KeyboardInterrupt:
         click.echo("The rollback goes on without this terminal. Follow it: kupgrade status --watch", err=as_json)
+        if as_json:
+            emit(result_of(composed, state, "interrupted", ExitCode.INTERRUPTED))
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        unheard()  # not a failure: it has ended as it has, or it goes on
+        return _code(composed.state.read(state.plan.upgrade))
+
+
+def _asked(state: State, as_json: bool) -> ExitCode:
+    if as_json:
+        emit(result("started", ExitCode.DONE, upgrade=str(state.plan.upgrade), reason=REASON))
+    else:
+        click.echo("The rollback has been asked for. Follow it: kupgrade status --watch")
+    return ExitCode.DONE
+
+
+def _code(records: Sequence[Record]) -> ExitCode:
+    """For this verb a clean rollback is success, a commit that came first is not."""
     ended = verdict(records)
-    if ended is ExitCode.NEEDS_HUMAN:
-        return report(composed, records, as_json, ended)
-    # For this verb a clean rollback is success, a commit that came first is not.
-    rolled_back = fold(records).outcome is Outcome.ROLLED_BACK
-    return report(composed, records, as_json, ExitCode.DONE if rolled_back else ExitCode.REFUSED)
+    if ended in (ExitCode.NEEDS_HUMAN, ExitCode.INTERRUPTED):
+        return ended
+    return ExitCode.DONE if fold(records).outcome is Outcome.ROLLED_BACK else ExitCode.REFUSED

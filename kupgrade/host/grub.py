@@ -22,6 +22,8 @@ BLOCK = 1024  # bytes; GRUB writes the block in place and never makes it longer
 
 _DEFAULT = re.compile(r'^\s*set\s+default="?([^"\n]*)"?\s*$', re.MULTILINE)
 _SAVED = "${saved_entry}"
+_NESTED = re.compile(r"(?<!>)>(?!>)")  # >> is a > in a name
+Level = tuple[str, str, str]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -29,14 +31,18 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Menu:
     """What grub.cfg offers. `entries`: IDs with submenus as PARENT>CHILD, in menu order.
 
-    `positions`: each entry's place as GRUB counts it, e.g. 1>0. `default`: the value as written; empty: none.
-    `names`: of each entry the names of its submenus and its own; a default may have any of them at each level.
+    `names`: what each entry is called at each level, submenus first: its position as GRUB counts it, its ID, its title.
+    `default`: the value as written; empty: none.
     """
 
     entries: tuple[BootEntry, ...]
-    positions: tuple[str, ...]
+    names: tuple[tuple[Level, ...], ...]
     default: str
-    names: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Each entry's place, e.g. 1>0."""
+        return tuple(">".join(level[0] for level in levels) for levels in self.names)
 
     @property
     def uses_saved(self) -> bool:
@@ -94,43 +100,39 @@ def _option(words: list[str], fallback: str) -> str:
 def parse_menu(text: str) -> Menu:
     """grub.cfg as grub-mkconfig writes it: one command a line, blocks ended by a brace alone."""
     entries: list[BootEntry] = []
-    positions: list[str] = []
-    names: list[tuple[tuple[str, ...], ...]] = []
-    blocks: list[tuple[str, str, str, tuple[tuple[str, ...], ...]]] = []  # keyword, ID, position, names
+    names: list[tuple[Level, ...]] = []
+    blocks: list[tuple[str, tuple[Level, ...]]] = []  # keyword, names
     counts = [0]
     commands: dict[str, list[str]] = {}
     title = ""
     for line in text.splitlines():
         words = _words(line.strip())
-        if not words:
+        if not words or words[0].startswith("#"):
             continue
         match words[0]:
             case "menuentry" | "submenu" if words[-1] == "{" and len(words) > 2:
                 above = [block for block in blocks if block[0] == "submenu"]
-                place = ">".join([block[2] for block in above[-1:]] + [str(counts[-1])])
-                name = ">".join([block[1] for block in above[-1:]] + [_option(words, words[1])])
-                own = (str(counts[-1]), _option(words, words[1]), words[1])
-                blocks.append((words[0], name, place, (*(above[-1][3] if above else ()), own)))
+                levels = above[-1][1] if above else ()
+                blocks.append((words[0], (*levels, (str(counts[-1]), _option(words, words[1]), words[1]))))
                 counts[-1] += 1
                 if words[0] == "submenu":
                     counts.append(0)
                 else:
                     title, commands = words[1], {}
             case "}" if blocks:
-                keyword, name, place, called = blocks.pop()
+                keyword, levels = blocks.pop()
                 if keyword == "submenu":
                     counts.pop()
                 elif keyword == "menuentry":
-                    entries.append(_entry(name, title, commands))
-                    positions.append(place)
-                    names.append(called)
+                    entries.append(_entry(">".join(level[1] for level in levels), title, commands))
+                    names.append(levels)
             case command if words[-1] == "{":
-                blocks.append((command, "", "", ()))
+                blocks.append((command, ()))
             case command:
                 commands[command.removesuffix("efi").removesuffix("16")] = words[1:]
     defaults = [value for value in _DEFAULT.findall(text) if value != "${next_entry}"]
     default = _SAVED if _SAVED in defaults else defaults[-1] if defaults else ""
-    return Menu(tuple(entries), tuple(positions), default, tuple(names))
+    return Menu(tuple(entries), tuple(names), default)
 
 
 def _entry(name: str, title: str, commands: dict[str, list[str]]) -> BootEntry:
@@ -146,14 +148,15 @@ def _entry(name: str, title: str, commands: dict[str, list[str]]) -> BootEntry:
 
 
 def select(menu: Menu, wanted: str) -> BootEntry | None:
-    """The entry a default means: a position, an ID or a title at each level, with > for submenus.
+    """The entry a default means: a position, an ID or a title, one for each level, parted by >; empty is the first.
 
-    Of a submenu it is the first; empty is the menu's first.
+    Of a submenu that is named alone it is the first one.
+    An entry of a submenu that is named without it is not found: GRUB looks through the topmost menu only, and then
+    boots its first entry.
     """
-    levels = (wanted or "0").split(">")
-    for entry, names in zip(menu.entries, menu.names, strict=True):
-        below = len(levels) <= len(names) and all(level in each for level, each in zip(levels, names, strict=False))
-        if below or wanted in (entry.title, entry.id.rpartition(">")[2]):
+    parts = [part.replace(">>", ">") for part in _NESTED.split(wanted or "0")]
+    for entry, levels in zip(menu.entries, menu.names, strict=True):
+        if len(parts) <= len(levels) and all(part in level for part, level in zip(parts, levels, strict=False)):
             return entry
     return None
 
@@ -175,9 +178,8 @@ def read_menu(root: Path = Path("/")) -> Menu | None:
     shown = tuple(
         BootEntry(e.id.removesuffix(".conf"), e.title, e.release, e.kernel, e.initrds, e.options) for e in found
     )
-    positions = tuple(str(place) for place in range(len(shown)))
-    names = tuple(((place, e.id, e.title),) for place, e in zip(positions, shown, strict=True))
-    return Menu(shown + menu.entries, positions + menu.positions, menu.default, names + menu.names)
+    names = tuple(((str(place), entry.id, entry.title),) for place, entry in enumerate(shown))
+    return Menu(shown + menu.entries, names + menu.names, menu.default)
 
 
 def read_env(root: Path = Path("/")) -> dict[str, str]:

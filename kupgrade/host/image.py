@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
-from kupgrade.host.payload import unpack
+from kupgrade.host.payload import LIMIT, unpack
 from kupgrade.model.kernel import Compression, KernelImage, KernelRelease
 
 XLF_KERNEL_64 = 0x1
@@ -201,15 +202,28 @@ def _handover_abi(vmlinux: bytes) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def contents(path: Path) -> bytes:
+    """All bytes of a regular file; raises BadInputError.
+
+    Nothing else is even opened: a pipe would be waited for, some devices never end, and a watchdog would be started.
+    """
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise BadInputError(f"{path} is not a regular file", "", "Name a file")
+        if info.st_size > LIMIT:
+            raise BadInputError(f"{path} is too large for a kernel or an initrd", f"{info.st_size} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read", error.strerror or str(error)) from error
+
+
 def read(path: Path) -> KernelImage:
     """Read an x86 bzImage and check that it is whole.
 
     Raises BadInputError, naming what the file is instead or where it is damaged.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read", error.strerror or str(error)) from error
+    data = contents(path)
     header = _header(path, data)
     if header.declared_size > len(data):
         raise _bad(path, f"it is truncated: {len(data)} bytes, its header says {header.declared_size}")

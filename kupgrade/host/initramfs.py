@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
+from kupgrade.host.image import contents
 from kupgrade.host.payload import detect, unpack
 from kupgrade.model.kernel import Compression, Initrd, KernelRelease
 
@@ -22,6 +23,7 @@ HEADER = 110  # bytes of a newc header
 TRAILER = "TRAILER!!!"
 NEWC = (b"070701", b"070702")  # without and with a checksum for each file
 
+_FIELDS = re.compile(rb"[0-9A-Fa-f]{104}")  # int() takes signs, blanks and underscores, too
 _MODULES = re.compile(r"(?:usr/)?lib/modules/([^/]+)(?:/|$)")
 
 
@@ -57,10 +59,9 @@ def read_cpio(data: bytes, at: int, what: str) -> tuple[tuple[CpioEntry, ...], i
             if at + 6 > len(data):
                 raise _damaged(what, f"it is cut off at {len(data)} bytes")
             raise _damaged(what, f"there is no newc header at offset {at}")
-        try:
-            fields = [int(data[at + 6 + i * 8 : at + 14 + i * 8], 16) for i in range(13)]
-        except ValueError:
-            raise _damaged(what, f"the newc header at offset {at} is damaged or cut off") from None
+        if not _FIELDS.fullmatch(data, at + 6, at + HEADER):
+            raise _damaged(what, f"the newc header at offset {at} is damaged or cut off")
+        fields = [int(data[at + 6 + i * 8 : at + 14 + i * 8], 16) for i in range(13)]
         mode, size, namesize = fields[1], fields[6], fields[11]
         start = _padded(at + HEADER + namesize)
         if start + size > len(data) or namesize == 0:
@@ -118,10 +119,7 @@ def _inside(data: bytes, what: str) -> tuple[CpioEntry, ...]:
 
 def read(path: Path) -> Initrd:
     """Read an initrd and check that it is whole. Raises BadInputError naming what is wrong."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read", error.strerror or str(error)) from error
+    data = contents(path)
     if not data:
         raise _damaged(str(path), "it is empty")
     chain = tuple(archives(data, str(path)))
@@ -172,7 +170,7 @@ def append_cpio(initrd: Path, entries: Iterable[CpioEntry], out: Path) -> None:
     At least four zeros: lib/decompress_unlz4.c takes them as the end of the lz4 stream before. Parent
     directories must be among the entries or in the initrd. Raises BadInputError when `initrd` is damaged.
     """
-    data = initrd.read_bytes()
+    data = contents(initrd)
     tuple(archives(data, str(initrd)))  # behind a damaged archive the kernel would never reach ours
     extra = bytes(4 + -len(data) % 4) + write_cpio(entries)
     partial = out.with_name(out.name + ".partial")

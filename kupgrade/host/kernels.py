@@ -95,7 +95,7 @@ NEEDS = (
 
 def _first(root: Path, patterns: Iterable[str], release: KernelRelease) -> Path | None:
     for pattern in patterns:
-        found = sorted(root.glob(pattern.format(release=release)))
+        found = sorted(path for path in root.glob(pattern.format(release=release)) if path.is_file())
         if found:
             return found[0]
     return None
@@ -116,6 +116,8 @@ def installed(root: Path = Path("/")) -> tuple[Installed, ...]:
     for pattern in IMAGES:
         prefix, _, suffix = pattern.partition("{release}")
         for path in root.glob(prefix + "*" + suffix):
+            if not path.is_file():
+                continue  # a link that a removed package left leads nowhere
             part = path.parent.name if suffix else path.name
             names.add(part if suffix else part.removeprefix(prefix.rpartition("/")[2]))
     releases = []

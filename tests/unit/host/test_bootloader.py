@@ -254,9 +254,9 @@ def test_systemd_boot_takes_its_default_from_the_variable_or_the_file(put, tmp_p
     put("efi/EFI/Linux/uki.efi")
     found = bootloader.read_default(tmp_path)
     assert (found.loader, found.stored, found.entry.id) == (Loader.SYSTEMD_BOOT, None, "abc-6.12.1.conf")
-    _efivar(put, "LoaderEntryDefault", "abc-6.12.1.conf")
+    _efivar(put, "LoaderEntryDefault", "abc-6.9.1.conf")
     found = bootloader.read_default(tmp_path)
-    assert (found.stored, found.entry.release) == ("abc-6.12.1.conf", KernelRelease("6.12.1"))
+    assert (found.stored, found.entry.release) == ("abc-6.9.1.conf", KernelRelease("6.9.1"))
     _efivar(put, "LoaderEntryDefault", "@saved")
     assert bootloader.read_default(tmp_path).entry is None
 
@@ -332,3 +332,39 @@ def test_no_boot_loader_is_told_from_an_unknown_one(put, tmp_path, tool, files, 
         with pytest.raises(BadInputError):
             bootloader.set_default(bls.parse_entry("a.conf", ""), tmp_path)
         bootloader.restore_default(found, tmp_path)  # nothing to undo: no tool is asked, and none is there
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ("Advanced options for Debian>Debian, with Linux 6.12.48", 3),
+        ("gnulinux-advanced-u1>Debian, with Linux 6.12.48", 3),
+        (f"1>gnulinux-{OLD}-advanced-u1", 3),
+        ("Advanced options for Debian>2", 3),
+        (f"gnulinux-{OLD}-advanced-u1", None),
+        ("Debian, with Linux 6.12.48", None),
+        ("1", None),
+        ("0>0", None),
+    ],
+)
+def test_an_entry_of_a_submenu_is_named_with_the_submenu(wanted, index):
+    """Each level by position, ID or title. Without its submenu GRUB does not find an entry, and boots the first."""
+    menu = grub.parse_menu(GRUB_CFG)
+    assert grub.select(menu, wanted) == (None if index is None else menu.entries[index])
+
+
+def test_a_commented_out_entry_is_no_entry():
+    """Neither is its end that of the submenu around it."""
+    comment = "# menuentry 'old' {\n# }\n"
+    around = GRUB_CFG.replace("submenu ", f"{comment}submenu ")
+    commented = around.replace("\tmenuentry ", f"\t{comment}\tmenuentry ", 1)
+    assert commented != GRUB_CFG
+    assert grub.parse_menu(commented) == grub.parse_menu(GRUB_CFG)
+
+
+def test_fields_of_a_loader_entry_may_be_parted_by_tabs():
+    """The specification takes spaces and tabs, and so do GRUB and systemd-boot."""
+    tabs = "version\t6.9.1\nlinux \t/vmlinuz\noptions\troot=a  b\ninitrd\n"
+    assert bls.parse_entry("a.conf", tabs) == BootEntry(
+        "a.conf", "a.conf", KernelRelease("6.9.1"), "/vmlinuz", ("",), "root=a  b"
+    )

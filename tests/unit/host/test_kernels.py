@@ -92,3 +92,19 @@ def test_a_module_counts_only_with_its_file():
         ("CONFIG_NF_TABLES", True),
         ("CONFIG_MEM_SOFT_DIRTY", False),
     ]
+
+
+def test_a_link_that_leads_nowhere_is_no_installed_kernel(put, tmp_path):
+    """What a removed package left behind does not hide the kernels that are there."""
+    put(f"boot/vmlinuz-{R}")
+    (tmp_path / "boot/vmlinuz-6.99.0").symlink_to("vmlinuz-gone")
+    (tmp_path / "boot/vmlinuz-6.98.0").symlink_to("vmlinuz-6.98.0")
+    assert [each.release for each in kernels.installed(tmp_path)] == [R]
+
+
+def test_a_directory_is_no_installed_kernel(put, tmp_path):
+    """Neither as image nor as initrd: what is found is a file."""
+    put(f"boot/vmlinuz-{R}")
+    put("boot/vmlinuz-6.99.0/file")
+    put(f"boot/initrd.img-{R}/file")
+    assert kernels.installed(tmp_path) == (kernels.Installed(R, tmp_path / f"boot/vmlinuz-{R}", None),)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, UsageError
 from kupgrade.host.initramfs import CpioEntry, write_cpio
-from kupgrade.planning import PlanRefused, make_plan, read_target
+from kupgrade.model.workload import StoreKind
+from kupgrade.planning import PlanRefused, make_plan, read_target, stores
 from tests.fakes import facts as pf
 
 Put = Callable[[str, "str | bytes"], Path]
@@ -150,3 +152,58 @@ def test_an_unknown_engine_or_store_is_a_usage_error(root: Path, engine: str, st
     """Not a guess, not a traceback."""
     with pytest.raises(UsageError):
         plan(root, engine=engine, store=store)
+
+
+def test_a_kernel_by_a_relative_path_is_found_from_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is a service whose working directory is /: the plan names the path from there."""
+    monkeypatch.chdir(root / "boot")
+    made = plan(root, kernel=f"./vmlinuz-{pf.NEW}")
+    assert f"load {root}/boot/vmlinuz-{pf.NEW} for kexec" in [
+        step.describe
+        for step in made.steps  # type: ignore[attr-defined]
+    ]
+
+
+def test_a_newer_kernel_without_an_initrd_is_named(root: Path) -> None:
+    """It is why nothing can be done, and not that the older one runs already."""
+    (root / f"boot/initrd.img-{pf.NEW}").unlink()
+    with pytest.raises(BadInputError, match=f"There is no initrd for {pf.NEW}"):
+        plan(root)
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
+def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str) -> None:
+    """The images would end with the old kernel, and the workloads with them: /tmp is in memory on some hosts."""
+    made = plan(root, store="disk")
+    assert made.store == "disk"  # type: ignore[attr-defined]
+    with (root / "proc/self/mountinfo").open("a") as mounts:
+        mounts.write(f"2 1 0:40 / /var/lib/kupgrade rw - {fstype} none rw\n")
+    with pytest.raises(PlanRefused) as caught:
+        plan(root, store="disk")
+    assert [each.rule for each in caught.value.refusals] == ["/var/lib/kupgrade/images outlives the kernel"]
+    assert plan(root).store == "pmem"  # type: ignore[attr-defined]
+    first = replace(pf.policy().engine.kexec, stores=(StoreKind.DISK, StoreKind.PMEM))
+    policy = replace(pf.policy(), engine=replace(pf.policy().engine, kexec=first))
+    made = make_plan(
+        policy, pf.facts(), root=root, kernel=None, engine="auto", store="auto", retry_failed=False, rejected={}
+    )
+    assert made.store == "pmem" and any("store disk passed over" in each for each in made.fallbacks)
+    assert stores(pf.facts(), pf.policy(), None, root)[1]["disk"] == caught.value.refusals
+
+
+def test_a_link_into_memory_is_seen(root: Path) -> None:
+    """What counts is where the directory really is."""
+    (root / "run/images").mkdir(parents=True)
+    (root / "var/lib").mkdir(parents=True)
+    (root / "var/lib/kupgrade").symlink_to("../../run")
+    with (root / "proc/self/mountinfo").open("a") as mounts:
+        mounts.write("2 1 0:40 / /run rw - tmpfs none rw\n")
+    with pytest.raises(PlanRefused, match="outlives the kernel"):
+        plan(root, store="disk")
+
+
+@pytest.mark.parametrize("store", ["disk", "pmem", "luo"])
+def test_an_engine_takes_only_its_own_stores(root: Path, store: str) -> None:
+    """Beside the old kernel images go through shared memory: another store is not planned with, nor left out."""
+    with pytest.raises(UsageError, match="spawn"):
+        plan(root, engine="spawn", store=store)
