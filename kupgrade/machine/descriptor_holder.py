@@ -27,7 +27,7 @@ from kupgrade.kernel.libc import reported
 from kupgrade.machine import detached
 from kupgrade.machine.holding import Post, apology, heard, tell
 from kupgrade.machine.places import Places
-from kupgrade.machine.preserving import content, preserve
+from kupgrade.machine.preserving import content, make_room, preserve
 from kupgrade.model.codec import decode, encode
 
 NAME = "descriptor-holder"
@@ -191,6 +191,7 @@ def fetch(session: str, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL)
         stock = came.retrieve_fd(INDEX_TOKEN)
         index = read_index(content(stock, MAX_INDEX))
         os.close(stock)
+        make_room(2 * len(index.tokens))  # and once more while they are preserved again
         fds = {token: came.retrieve_fd(token) for token in index.tokens}
         came.finish()
     try:
