@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command, criu, nft, retransmit
 from kupgrade.journal import write_durably
-from kupgrade.kernel import sock_diag
+from kupgrade.kernel import cgroup, process, sock_diag, sockets
+from kupgrade.kernel.proc import GONE
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
@@ -134,6 +135,23 @@ def _known(places: Places, store: Store) -> Path:
     return places.run / f"stalled.{Path(store.path).name}.json"
 
 
+def _ports(workload: Workload, root: Path) -> Iterator[tuple[str, int]]:
+    """Protocol (tcp, udp) and local port of all that it has now. Raises KernelError.
+
+    More than at the time of the plan: each connection that it has opened itself since then has a port of its own.
+    """
+    inodes: set[int] = set()
+    for pid in cgroup.members(workload.cgroup, root):
+        try:
+            inodes |= process.socket_inodes(pid, root)
+        except KernelError as error:
+            if error.errno not in GONE:  # it has ended meanwhile
+                raise
+    for each in sockets.inet_sockets(workload.root_pid, root):
+        if each.inode in inodes and each.local.port and each.protocol.startswith(("tcp", "udp")):
+            yield each.protocol[:3], each.local.port
+
+
 @dataclass
 class RealNetwork:
     """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait)."""
@@ -143,8 +161,9 @@ class RealNetwork:
 
     def lock(self, workloads: Sequence[Workload], *, both: bool) -> None:
         """Durable for the next boots first (there in both directions), then here."""
-        tcp = sorted({port for w in workloads for port in w.tcp_ports})
-        udp = sorted({port for w in workloads for port in w.udp_ports})
+        now = [each for w in workloads for each in _ports(w, self.places.root)]
+        tcp = sorted({*(p for w in workloads for p in w.tcp_ports), *(p for kind, p in now if kind == "tcp")})
+        udp = sorted({*(p for w in workloads for p in w.udp_ports), *(p for kind, p in now if kind == "udp")})
         saved = {**observe(), "mode": self.mode}
         write_durably(self.places.addresses, json.dumps(saved).encode())
         write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
@@ -156,10 +175,10 @@ class RealNetwork:
         return nft.locked()
 
     def unlock(self) -> None:
-        """Here first: the durable one would only lock a boot that has nothing to protect."""
-        nft.unlock()
+        """The durable one first: killed in between, the table here is there to tell that it was not done."""
         self.places.lock_ruleset.unlink(missing_ok=True)
         self.places.addresses.unlink(missing_ok=True)
+        nft.unlock()
 
     def kick(self, store: Store, workloads: Sequence[Workload]) -> int:
         """Forged unreachables for every established connection in the images; never fails the upgrade."""
