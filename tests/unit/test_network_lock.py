@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -29,7 +29,7 @@ V4, V6 = "0100007F", "00000000000000000000000001000000"
 STORE = Store(StoreKind.DISK, "/var/lib/kupgrade/images/x")
 
 
-def workload(**ports: tuple[int, ...]) -> Workload:
+def workload(**ports: Any) -> Workload:
     return Workload("demo", "demo.service", "/system.slice/demo.service", 10, (10,), **ports)
 
 
@@ -110,9 +110,7 @@ def test_a_process_that_has_ended_meanwhile_has_no_sockets(machine: Machine) -> 
     assert machine.locked == ([80], [], nft.Direction.BOTH)
 
 
-def test_sockets_that_cannot_be_told_are_not_taken_for_none(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sockets_that_cannot_be_told_are_not_taken_for_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """To lock only what is known would lose what is not."""
 
     def refused(*_: object) -> str:
@@ -126,15 +124,10 @@ def test_sockets_that_cannot_be_told_are_not_taken_for_none(
     assert machine.locked is None
 
 
-@dataclass
-class Host:
-    network: RealNetwork
-
-
 def test_a_workload_without_sockets_needs_no_lock(machine: Machine) -> None:
     """There is nothing to hold back, which is no failure of the step; a lock that is missing is one."""
     machine.process(10)
-    host, alone = Host(machine.network), LockNetwork((workload(),), STORE)
+    host, alone = cast(Any, machine), LockNetwork((workload(),), STORE)
     alone.do(host, alone.observe(host))
     assert alone.verify(host, Nothing()) is Verdict.DONE
     missing = LockNetwork((workload(tcp_ports=(80,)),), STORE)
@@ -145,7 +138,7 @@ def test_a_lock_that_was_half_taken_off_is_taken_off(machine: Machine, monkeypat
     """Killed in between, nothing is left that would lock a later boot, when nobody takes it off any more."""
     machine.process(10, 100)
     machine.sockets("tcp", (80, 0, 10, 100))
-    step, host = UnlockNetwork((workload(tcp_ports=(80,)),), STORE), Host(machine.network)
+    step, host = UnlockNetwork((workload(tcp_ports=(80,)),), STORE), cast(Any, machine)
     machine.network.lock(step.workloads, both=True)
 
     def killed(*_: object, **__: object) -> None:
