@@ -81,7 +81,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     for name, function in (("lock", lock), ("unlock", unlock), ("locked", locked)):
         monkeypatch.setattr(network.nft, name, function)
-    monkeypatch.setattr(network, "observe", lambda: {"links": [], "routes": []})
+    monkeypatch.setattr(network, "observe", lambda _root: {"links": [], "routes": []})
     monkeypatch.setattr(network, "_SETTLE", 0.0)
     return made
 
