@@ -26,6 +26,7 @@ FS_LABEL = "kupgrade"
 SAFE = "nosuid,nodev,noexec"
 MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
 _CHUNK = 1 << 20
+_NOTHING = 2  # blkid(8): no sign of anything; 0 without a word: partitions; 8: signs of several
 _MARKS = (MANIFEST, f".{MANIFEST}.new")  # the second: one that was not written to its end (durable.py)
 
 
@@ -78,15 +79,15 @@ class ImageStore:
         """Make the device's file system, unless it is ours already. Raises BadInputError when it holds another."""
         if not self.store.device or self.in_memory or self.mounted():
             return
-        found = command.run(
-            ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device], check=False
-        ).stdout.split()
+        argv = ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device]
+        done = command.run(argv, check=False)
+        found = done.stdout.split()
         if sorted(found) == ["ext4", FS_LABEL]:
             return
-        if found:
+        if found or done.status != _NOTHING:
             raise BadInputError(
-                f"{self.store.device} holds another file system",
-                " ".join(found),
+                f"{self.store.device} holds something else",
+                " ".join(found) or f"no file system by itself, blkid's exit status is {done.status}",
                 f"Clear it (wipefs {self.store.device}) or name another store in the policy",
             )
         options = ["-q", "-F", "-m", "0", "-L", FS_LABEL, "-E", "nodiscard", "-O", "^has_journal"]

@@ -78,9 +78,7 @@ def test_a_bridge_that_a_service_makes_is_not_waited_for(
 
 
 @pytest.mark.parametrize("missing", sorted(OWN))
-def test_the_hosts_own_addresses_are_waited_for(
-    places: Places, missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hosts_own_addresses_are_waited_for(places: Places, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of its network cards, whatever the workloads use."""
     with pytest.raises(KupgradeError, match="did not come up") as caught:
         comes_up(places, "wait", OWN - {missing}, monkeypatch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -244,3 +246,27 @@ def test_what_a_round_finds_in_its_place_is_overwritten(store: ImageStore, tmp_p
     assert not list(store.round_directory("demo", "final").iterdir())
     assert not (tmp_path / "second-name").read_bytes().strip(b"\0")
     assert elsewhere.read_bytes() == SECRET
+
+
+@pytest.mark.parametrize(
+    ("body", "formats"),
+    [
+        ("exit 2", True),  # nothing was found
+        ("exit 0", False),  # a partition table, which has no TYPE
+        ("exit 8", False),  # signs of several
+        ("exit 4", False),
+        ("printf 'kupgrade\\next4\\n'", False),
+        ("echo xfs", False),
+    ],
+)
+def test_only_a_device_with_nothing_on_it_is_formatted(
+    body: str, formats: bool, tool: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """What blkid cannot tell is not nothing."""
+    made = tmp_path / "formatted"
+    tool("blkid", body)
+    tool("mkfs.ext4", f": > {made}")
+    store = ImageStore(Store(StoreKind.PMEM, str(tmp_path / "on/x"), str(tmp_path / "pmem0"), str(tmp_path / "on")))
+    with contextlib.nullcontext() if formats or "kupgrade" in body else pytest.raises(BadInputError, match="pmem0"):
+        store.format()
+    assert made.exists() is formats
