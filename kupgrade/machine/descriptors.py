@@ -133,7 +133,8 @@ class RealDescriptors:
             unit, name = each.descriptor.unit, each.descriptor.name
             there = (name, each.device, each.inode) in stored[unit]
             why = wrong.get(unit, "systemd did not keep it, see FileDescriptorStoreMax=")
-            outcome[each.descriptor.label] = RETURNED if there else LOST + why
+            if outcome.get(each.descriptor.label, RETURNED) == RETURNED:  # else another one of this name is lost
+                outcome[each.descriptor.label] = RETURNED if there else LOST + why
         return outcome
 
     def _mark(self) -> Path:
