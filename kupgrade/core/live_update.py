@@ -15,7 +15,7 @@ SPARE = 128 << 20  # bytes that must stay available to go on with
 NEXT_KERNEL = 256 << 20  # bytes for the next kernel and its user space, beside images and restored workloads
 _ANOTHER = "Take a target of the same series"
 _UNREAD = "Install what is missing to read it"
-_OFF = ("n", "f", "0")  # as the kernel's kstrtobool() reads them; "off" besides
+_OFF = ("d", "n", "f", "0")  # as the kernel's kstrtobool() reads them; "off" besides
 
 
 def live_update_refusals(
@@ -37,7 +37,7 @@ def handover_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
     if kho is None or not kho.device_there:
         return (_no_device(kho),)
     found: list[Refusal] = []
-    line = CommandLine.parse(f"{facts.cmdline} {policy.engine.kexec.cmdline_append}".strip())
+    line = with_appended(CommandLine.parse(facts.cmdline), policy)
     for word in WORDS:
         if turned_off(line.get(word)):
             fact = f"its command line will say {word}={line.get(word)}"
@@ -61,6 +61,28 @@ def memory_misread(facts: Facts, target: Target) -> bool:
     (kernel/liveupdate/luo_core.c, luo_restore_fail); with kho=off it does not look.
     """
     return facts.kho is not None and facts.kho.device_there and bool(target.handover)
+
+
+def with_appended(line: CommandLine, policy: Policy) -> CommandLine:
+    """With the words that the policy appends: the kernel's behind its own, those for init (after --) behind init's.
+
+    A line on which they count already, as that of a kernel which came by a crossing, stays as it is.
+    """
+    more = CommandLine.parse(policy.engine.kexec.cmdline_append)
+    ours, to_init = _parted(line)
+    new, more_to_init = _parted(more)
+    tails = {name: (line.values(name), more.values(name)) for name, _ in more}
+    if all(has[-len(wanted) :] == wanted for has, wanted in tails.values()):
+        new = ()
+    if to_init[len(to_init) - len(more_to_init) :] == more_to_init:
+        more_to_init = ()
+    mark = ("--",) if to_init or more_to_init else ()
+    return CommandLine((*ours, *new, *mark, *to_init, *more_to_init))
+
+
+def _parted(line: CommandLine) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    at = line.words.index("--") if "--" in line.words else len(line.words)
+    return line.words[:at], line.words[at + 1 :]
 
 
 def turned_off(value: str | None) -> bool:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from kupgrade.core.checks import host_refusals
 from kupgrade.core.hooks import blackout_seconds
-from kupgrade.core.live_update import memory_misread
+from kupgrade.core.live_update import memory_misread, with_appended
 from kupgrade.core.memory_mode import in_place, known_in_place
 from kupgrade.core.planner import STATE
 from kupgrade.core.predict import allowances
@@ -221,9 +221,7 @@ def host_cmdline(facts: Facts) -> CommandLine:
 
 def crossing_cmdline(order: Order) -> str:
     """The new kernel's command line: the host's own, our early init, the ticket, and panic= for the crossing."""
-    line = host_cmdline(order.facts)
-    for word in CommandLine.parse(order.policy.engine.kexec.cmdline_append).words:
-        line = CommandLine((*line.words, word)) if "--" not in line.words else line
+    line = with_appended(host_cmdline(order.facts), order.policy)
     line = line.with_("rdinit", RDINIT).with_("panic", str(order.policy.panic_timeout))
     line = line.with_("kupgrade.ticket", str(Ticket(order.upgrade, EPOCH)))
     if memory_misread(order.facts, order.target):

@@ -17,7 +17,7 @@ from pathlib import Path
 from kupgrade.errors import BadInputError
 from kupgrade.host import command
 from kupgrade.host.durable import sync_directory, write_durably
-from kupgrade.host.manifest import MANIFEST, PAGES, ImageFile, Known, Manifest, checksum
+from kupgrade.host.manifest import MANIFEST, PAGES, ImageFile, Known, Manifest, checksum, links_in
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.workload import Store, StoreKind
 
@@ -26,6 +26,8 @@ FS_LABEL = "kupgrade"
 SAFE = "nosuid,nodev,noexec"
 MEMORY_SHARE = "75%"  # of this kernel's memory that images in it may take; tmpfs takes what is written only
 _CHUNK = 1 << 20
+_NOTHING = 2  # blkid(8): no sign of anything; 0 without a word: partitions; 8: signs of several
+_MARKS = (MANIFEST, f".{MANIFEST}.new")  # the second: one that was not written to its end (durable.py)
 
 
 class ImageStore:
@@ -77,15 +79,15 @@ class ImageStore:
         """Make the device's file system, unless it is ours already. Raises BadInputError when it holds another."""
         if not self.store.device or self.in_memory or self.mounted():
             return
-        found = command.run(
-            ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device], check=False
-        ).stdout.split()
+        argv = ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "LABEL", self.store.device]
+        done = command.run(argv, check=False)
+        found = done.stdout.split()
         if sorted(found) == ["ext4", FS_LABEL]:
             return
-        if found:
+        if found or done.status != _NOTHING:
             raise BadInputError(
-                f"{self.store.device} holds another file system",
-                " ".join(found),
+                f"{self.store.device} holds something else",
+                " ".join(found) or f"no file system by itself, blkid's exit status is {done.status}",
                 f"Clear it (wipefs {self.store.device}) or name another store in the policy",
             )
         options = ["-q", "-F", "-m", "0", "-L", FS_LABEL, "-E", "nodiscard", "-O", "^has_journal"]
@@ -102,8 +104,7 @@ class ImageStore:
         """The (fresh) directory of one dump round."""
         path = self.path / workload / name
         make_private(path)
-        for stale in path.iterdir():
-            stale.unlink()
+        _empty(path)
         return path
 
     def forget_rounds(self, workload: str) -> None:
@@ -111,10 +112,7 @@ class ImageStore:
         for path in (self.path / workload).glob("*"):
             if round_of(path.name) is None:
                 continue
-            for image in path.iterdir():
-                if stat.S_ISREG(image.lstat().st_mode):
-                    _overwrite(image)
-                image.unlink()
+            _empty(path)
             path.rmdir()
 
     def free_bytes(self) -> int:
@@ -130,7 +128,7 @@ class ImageStore:
     def seal(self, upgrade: str, old_release: str, new_release: str, known: Mapping[str, Known]) -> Manifest:
         """Checksum everything (but what `known` covers), flush, then write the complete mark."""
         files = {name: each.file for name, each in self.checksums(known).items()}
-        manifest = Manifest(upgrade, old_release, new_release, files)
+        manifest = Manifest(upgrade, old_release, new_release, files, links=links_in(self.path))
         self.sync()
         write_durably(self.path / MANIFEST, json.dumps(encode(manifest)).encode())
         return manifest
@@ -139,6 +137,7 @@ class ImageStore:
         """Of what is there now; what `known` covers is not read again, so that sealing in the blackout is short."""
         found = {}
         for path in self._files():
+            path.chmod(0o600)  # criu's are; of others the umask tells
             info = self._stat(path)
             name = str(path.relative_to(self.path))
             before = known.get(name)
@@ -178,6 +177,7 @@ class ImageStore:
         Of images whose relative path `contents` says no to the sizes are compared alone.
         """
         manifest = self.manifest()
+        manifest.check_links(self.path)
         for name, expected in manifest.files.items():
             path = self.path / name
             try:
@@ -223,7 +223,7 @@ class ImageStore:
             for name in sorted(names):
                 path = Path(directory, name)
                 with contextlib.suppress(FileNotFoundError):  # its holder is gone, and the image with it
-                    if name != MANIFEST and stat.S_ISREG(self._stat(path).st_mode):
+                    if name not in _MARKS and stat.S_ISREG(self._stat(path).st_mode):
                         yield path
 
     def _stat(self, path: Path) -> os.stat_result:
@@ -283,6 +283,13 @@ def _available_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
     raise BadInputError("The memory that is available is not known", "/proc/meminfo does not tell")
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if stat.S_ISREG(path.lstat().st_mode):
+            _overwrite(path)
+        path.unlink()
 
 
 def _overwrite(path: Path) -> None:

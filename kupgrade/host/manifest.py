@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import BadInputError
@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 FORMAT = "kupgrade.images/2"
 CHUNK = 1 << 16  # bytes with a checksum of their own, in files that hold memory
 PAGES = "pages-"
+_PARENT = "parent"  # criu's link to the round before
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,27 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What must be there, whose it is, and for which crossing."""
+    """What must be there, whose it is, and for which crossing. `links`: where those between rounds lead."""
 
     upgrade: str
     old_release: str
     new_release: str
     files: Mapping[str, ImageFile]
     format: str = FORMAT
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    def check_links(self, top: Path) -> None:
+        """Raise BadInputError unless they are there: by another one criu would read the memory of another moment."""
+        found = links_in(top)
+        for name, target in self.links.items():
+            if found.get(name) != target:
+                why = f"{name} leads to {found.get(name, 'nothing')}; recorded is {target}"
+                raise BadInputError("A checkpoint image is damaged", why)
+
+
+def links_in(top: Path) -> dict[str, str]:
+    """The links between rounds of all workloads in a store's directory."""
+    return {str(path.relative_to(top)): str(path.readlink()) for path in sorted(top.glob(f"*/*/{_PARENT}"))}
 
 
 def checksum(path: Path) -> ImageFile:

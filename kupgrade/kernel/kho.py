@@ -66,9 +66,9 @@ class _Notes:
 def switch(text: str | None) -> bool | None:
     """A parameter as kstrtobool() reads it; None: neither yes nor no, so the parameter changes nothing."""
     low = (text or "").lower()
-    if low[:1] in ("y", "t", "1") or low[:2] == "on":
+    if low[:1] in ("e", "y", "t", "1") or low[:2] == "on":
         return True
-    return False if low[:1] in ("n", "f", "0") or low[:2] == "of" else None
+    return False if low[:1] in ("d", "n", "f", "0") or low[:2] == "of" else None
 
 
 def read_words(root: Path = Path("/")) -> KhoWords:

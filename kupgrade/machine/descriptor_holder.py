@@ -27,7 +27,7 @@ from kupgrade.kernel.libc import reported
 from kupgrade.machine import detached
 from kupgrade.machine.holding import Post, apology, heard, tell
 from kupgrade.machine.places import Places
-from kupgrade.machine.preserving import content, preserve
+from kupgrade.machine.preserving import content, make_room, preserve
 from kupgrade.model.codec import decode, encode
 
 NAME = "descriptor-holder"
@@ -129,9 +129,15 @@ class Held:
     def answer(self, line: socket.socket, word: bytes) -> None:
         """A question: what came, or the descriptors of a unit."""
         if word == CHECK:
-            line.sendall(json.dumps([encode(each) for each in self.check()]).encode())
+            self._tell(line, self.check())
         elif word.startswith(GIVE):
             self._give(line, word.removeprefix(GIVE).decode())
+
+    def _tell(self, line: socket.socket, found: Sequence[Checked]) -> None:
+        """How many, then all of them: a message has to fit into the socket's buffer (net.core.wmem_default)."""
+        line.sendall(str(len(found)).encode())
+        for at in range(0, len(found), _AT_ONCE):
+            line.sendall(json.dumps([encode(each) for each in found[at : at + _AT_ONCE]]).encode())
 
     def _give(self, line: socket.socket, unit: str) -> None:
         good = [each.descriptor for each in self.check() if each.descriptor.unit == unit and not each.wrong]
@@ -185,6 +191,7 @@ def fetch(session: str, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL)
         stock = came.retrieve_fd(INDEX_TOKEN)
         index = read_index(content(stock, MAX_INDEX))
         os.close(stock)
+        make_room(2 * len(index.tokens))  # and once more while they are preserved again
         fds = {token: came.retrieve_fd(token) for token in index.tokens}
         came.finish()
     try:
@@ -209,11 +216,17 @@ def _preserve(
 
 
 def ask_check(places: Places) -> tuple[Checked, ...]:
-    """What came, as the holder found it. Raises KupgradeError."""
+    """What came, as the holder found it. Raises KupgradeError, also when it does not tell of all."""
+    found: list[Checked] = []
     with post(places).call() as line, reported("ask", NAME):
         line.sendall(CHECK)
-        answer = line.recv(_LONGEST)
-    return decode(tuple[Checked, ...], json.loads(answer or b"[]"), NAME)
+        count = line.recv(_LONGEST)
+        while part := line.recv(_LONGEST):
+            found += decode(tuple[Checked, ...], json.loads(part), NAME)
+    if not count or len(found) != int(count):
+        why = f"it told of {len(found)}" + (f" of {int(count)}" if count else ", and not of how many")
+        raise KupgradeError("What came of stored descriptors is not known", why, "Look for its end in the log")
+    return tuple(found)
 
 
 def ask_give(places: Places, unit: str) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from kupgrade.kernel.libc import Libc
 from kupgrade.machine import descriptor_holder as holder
 from kupgrade.machine.descriptor_holder import Checked, Taken
 from kupgrade.machine.places import Places
+from kupgrade.machine.preserving import make_room
 from kupgrade.model.descriptors import LOST, MEMORY, RETURNED
 from kupgrade.steps.base import Figures
 
@@ -67,6 +68,7 @@ class RealDescriptors:
         kept = {unit: [each for each in content[unit] if not _lost(each)] for unit in units}
 
         def begin() -> holder.Held:
+            make_room(2 * sum(map(len, kept.values())))  # and once more while they are preserved
             taken = [each for unit in units for each in self.take(unit, kept[unit], self.places.root)]
             return holder.hold(session, taken, self.places.root, self.calls)
 
@@ -131,7 +133,8 @@ class RealDescriptors:
             unit, name = each.descriptor.unit, each.descriptor.name
             there = (name, each.device, each.inode) in stored[unit]
             why = wrong.get(unit, "systemd did not keep it, see FileDescriptorStoreMax=")
-            outcome[each.descriptor.label] = RETURNED if there else LOST + why
+            if outcome.get(each.descriptor.label, RETURNED) == RETURNED:  # else another one of this name is lost
+                outcome[each.descriptor.label] = RETURNED if there else LOST + why
         return outcome
 
     def _mark(self) -> Path:

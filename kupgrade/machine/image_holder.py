@@ -24,7 +24,7 @@ from kupgrade.kernel.libc import reported
 from kupgrade.machine import detached
 from kupgrade.machine.holding import Holder, Post, apology, heard, tell
 from kupgrade.machine.places import Places
-from kupgrade.machine.preserving import content, preserve
+from kupgrade.machine.preserving import content, make_room, preserve
 from kupgrade.model.workload import Store
 
 
@@ -101,6 +101,7 @@ def fetch(store: Store, root: Path, calls: liveupdate.Calls = liveupdate.KERNEL)
         stock = session.retrieve_fd(INDEX_TOKEN)
         index = read_index(content(stock, MAX_INDEX))
         os.close(stock)
+        make_room(2 * len(index.files))  # and once more while they are preserved again
         fds = {each.name: session.retrieve_fd(token) for token, each in enumerate(index.files, INDEX_TOKEN + 1)}
         for each in index.files:
             if (size := os.fstat(fds[each.name]).st_size) != each.size:

@@ -20,7 +20,7 @@ from kupgrade.kernel import kho, liveupdate
 from kupgrade.kernel.libc import reported
 from kupgrade.machine import image_holder
 from kupgrade.machine.places import Places
-from kupgrade.machine.preserving import preserve
+from kupgrade.machine.preserving import make_room, preserve
 from kupgrade.model.workload import Store
 
 
@@ -41,6 +41,7 @@ class LiveUpdate:
         """
         top = Path(store.path)
         index = take_stock(top)
+        make_room(len(index.files))
         session = liveupdate.create_session(session_name(store), self.places.root, self.calls)
         try:
             fds = _open_all([top / each.name for each in index.files])

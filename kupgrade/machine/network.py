@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command, criu, nft, retransmit
 from kupgrade.journal import write_durably
-from kupgrade.kernel import sock_diag
+from kupgrade.kernel import cgroup, process, sock_diag, sockets
+from kupgrade.kernel.proc import GONE
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
+from kupgrade.model.network import Endpoint
 from kupgrade.model.workload import Store, Workload
 
 _POLL = 0.02  # seconds
@@ -24,8 +26,12 @@ _POLL = 0.02  # seconds
 _SETTLE = 0.05  # seconds
 
 
-def observe() -> dict[str, Any]:
-    """Links (name, MAC), addresses and routes as `ip -json` tells them, without loopback."""
+def observe(root: Path = Path("/")) -> dict[str, Any]:
+    """Links (name, MAC), addresses and routes as `ip -json` tells them, without loopback.
+
+    `physical`: the kernel makes it by itself, once it has the driver; `temporary`: of the addresses, those that the
+    next boot chooses anew (RFC 8981).
+    """
     addresses = json.loads(command.run(["ip", "-json", "address", "show"]).stdout)
     links = [
         {
@@ -34,6 +40,8 @@ def observe() -> dict[str, Any]:
             "addresses": [
                 f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", []) if a.get("scope") == "global"
             ],
+            "temporary": [a["local"] for a in link.get("addr_info", []) if a.get("temporary")],
+            "physical": (root / "sys/class/net" / link["ifname"] / "device").exists(),
         }
         for link in addresses
         if link["ifname"] != "lo" and link.get("link_type") == "ether" and "UP" in link.get("flags", [])
@@ -46,7 +54,20 @@ def observe() -> dict[str, Any]:
 
 
 def _wanted(saved: dict[str, Any]) -> set[str]:
-    return {address.split("/")[0] for link in saved["links"] for address in link["addresses"]}
+    """The addresses that have to be there before a restore: those of the host's cards, and what sockets are bound to.
+
+    Others are of services (containers, virtual machines) that start when the boot goes on, and it waits for us. Whoever
+    waits for the network manager waits for the way out of the host, too, whatever it is made of.
+    """
+    routes = saved["routes"] if saved.get("mode") == "wait" else []
+    ways_out = {route["dev"] for route in routes if route["dst"] == "default"}
+    found = set()
+    for link in saved["links"]:
+        hosts = link.get("physical", True) or link["name"] in ways_out
+        passing = link.get("temporary", ())
+        plain = {address.split("/")[0] for address in link["addresses"]}
+        found |= {each for each in plain if each in saved.get("used", ()) or (hosts and each not in passing)}
+    return found
 
 
 def _present() -> set[str]:
@@ -134,6 +155,23 @@ def _known(places: Places, store: Store) -> Path:
     return places.run / f"stalled.{Path(store.path).name}.json"
 
 
+def _sockets(workload: Workload, root: Path) -> Iterator[tuple[str, Endpoint]]:
+    """Protocol (tcp, udp) and local end of all that it has now. Raises KernelError.
+
+    More than at the time of the plan: each connection that it has opened itself since then has a port of its own.
+    """
+    inodes: set[int] = set()
+    for pid in cgroup.members(workload.cgroup, root):
+        try:
+            inodes |= process.socket_inodes(pid, root)
+        except KernelError as error:
+            if error.errno not in GONE:  # it has ended meanwhile
+                raise
+    for each in sockets.inet_sockets(workload.root_pid, root):
+        if each.inode in inodes and each.local.port and each.protocol.startswith(("tcp", "udp")):
+            yield each.protocol[:3], each.local
+
+
 @dataclass
 class RealNetwork:
     """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait)."""
@@ -143,9 +181,11 @@ class RealNetwork:
 
     def lock(self, workloads: Sequence[Workload], *, both: bool) -> None:
         """Durable for the next boots first (there in both directions), then here."""
-        tcp = sorted({port for w in workloads for port in w.tcp_ports})
-        udp = sorted({port for w in workloads for port in w.udp_ports})
-        saved = {**observe(), "mode": self.mode}
+        now = [each for w in workloads for each in _sockets(w, self.places.root)]
+        tcp = sorted({*(p for w in workloads for p in w.tcp_ports), *(end.port for kind, end in now if kind == "tcp")})
+        udp = sorted({*(p for w in workloads for p in w.udp_ports), *(end.port for kind, end in now if kind == "udp")})
+        used = sorted({end.address for _, end in now})
+        saved = {**observe(self.places.root), "used": used, "mode": self.mode}
         write_durably(self.places.addresses, json.dumps(saved).encode())
         write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
         nft.lock(tcp, udp, nft.Direction.BOTH if both else nft.Direction.INPUT)
@@ -156,10 +196,10 @@ class RealNetwork:
         return nft.locked()
 
     def unlock(self) -> None:
-        """Here first: the durable one would only lock a boot that has nothing to protect."""
-        nft.unlock()
+        """The durable one first: killed in between, the table here is there to tell that it was not done."""
         self.places.lock_ruleset.unlink(missing_ok=True)
         self.places.addresses.unlink(missing_ok=True)
+        nft.unlock()
 
     def kick(self, store: Store, workloads: Sequence[Workload]) -> int:
         """Forged unreachables for every established connection in the images; never fails the upgrade."""

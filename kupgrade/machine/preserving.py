@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from kupgrade.kernel.libc import reported
 from kupgrade.kernel.liveupdate import Session
 
 _CHUNK = 1 << 20
+_SPARE = 128  # descriptors, beside the files themselves
 
 
 class Index(Protocol):
@@ -19,6 +21,23 @@ class Index(Protocol):
     def encoded(self) -> bytes:
         """As it is preserved itself."""
         ...
+
+
+def make_room(files: int) -> None:
+    """Let this process have so many files more open, by default it may have 1024: a connection is an image of its own.
+
+    Where it may not, whoever opens one too many is told (EMFILE).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + files + _SPARE  # noqa: PTH208
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    for most in (max(hard, wanted), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), most))
+        except (OSError, ValueError):
+            continue  # above fs.nr_open, or not root: as many as it may have anyway
+        return
 
 
 def preserve(session: Session, index: Index, fds: Sequence[int]) -> None:

@@ -224,10 +224,10 @@ class Network(Port):
         return bool(self.m.lock)
 
     def unlock(self) -> None:
-        self.m.act("unlock")
-        self.m.lock = ""
         self.m.act("unlock next boots")
         self.m.lock_file = False
+        self.m.act("unlock")
+        self.m.lock = ""
 
     def kick(self, store: Store, workloads: Sequence[Workload]) -> int:
         self.m.act("kick")

@@ -20,9 +20,10 @@ import pytest
 from kupgrade.errors import KupgradeError
 from kupgrade.host import descriptor_store
 from kupgrade.host.descriptor_store import Stored
+from kupgrade.host.kept_descriptors import KeptDescriptor
 from kupgrade.kernel.liveupdate_errors import RETRIEVE_SESSION
 from kupgrade.machine import descriptor_giver, descriptor_holder
-from kupgrade.machine.descriptor_holder import Taken
+from kupgrade.machine.descriptor_holder import Checked, Taken
 from kupgrade.machine.descriptors import RETURNED, RealDescriptors
 from kupgrade.machine.places import Places
 from kupgrade.model.descriptors import DescriptorStore
@@ -143,6 +144,21 @@ def test_a_store_that_does_not_take_them_is_told(
     outcome = port(places, manager, Late(places.root)).give_back(SESSION, LOST)
     assert set(outcome.values()) == {told}
     assert descriptor_holder.post(places).holder(SESSION) is None
+
+
+def test_a_loss_is_told_whatever_else_has_that_name(places: Places, manager: Manager) -> None:
+    """Services store many under one name; that another of them came does not make up for it."""
+    manager.active = {UNIT}  # nothing is started: what is in its store is there already
+    manager.store[UNIT] = [Stored("same", "/memfd:x (deleted)", 1, 12), Stored("same", "/memfd:x (deleted)", 1, 13)]
+    came = [
+        Checked(KeptDescriptor(UNIT, "same", at, 1, 0, 0, writable=True), 1, at, wrong)
+        for at, wrong in ((11, "its checksum differs"), (12, ""), (13, ""))
+    ]
+    outcome = port(places, manager, FakeLiveUpdate())._give(came)
+    assert outcome == {f"{UNIT}: same": "lost: its checksum differs"}
+    manager.store[UNIT].pop(0)
+    outcome = port(places, manager, FakeLiveUpdate())._give(came[1:])
+    assert outcome == {f"{UNIT}: same": "lost: the service was started before they came"}
 
 
 def test_a_session_that_is_gone_is_told_by_name(places: Places, manager: Manager) -> None:

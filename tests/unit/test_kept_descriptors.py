@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from kupgrade.errors import BadInputError, KernelError
+from kupgrade.errors import BadInputError, KernelError, KupgradeError
 from kupgrade.host.kept_descriptors import DescriptorIndex, KeptDescriptor, read_index
 from kupgrade.host.preserved import framed
 from kupgrade.kernel.liveupdate_errors import PRESERVE_FD
-from kupgrade.machine.descriptor_holder import Held, fetch
+from kupgrade.machine import descriptor_holder
+from kupgrade.machine.descriptor_holder import Checked, Held, fetch
+from kupgrade.machine.places import Places
 from tests.fakes.liveupdate import FakeLiveUpdate
 from tests.fakes.stored_descriptors import OTHER, SEALS, SESSION, UNIT, came, held_here
 
@@ -102,3 +106,37 @@ def test_an_index_that_is_none_is_refused(data: bytes) -> None:
     """Cut off, of another format, or with its own token for a file."""
     with pytest.raises(BadInputError):
         read_index(data)
+
+
+def ask(top: Path, index: DescriptorIndex) -> tuple[Checked, ...]:
+    """What a holder of one file, which stands for all of them, answers."""
+    places = Places(top)
+    places.run.mkdir(parents=True)
+    descriptor_holder.start(places, SESSION, lambda: Held(index, {1: os.memfd_create("one")}, None))
+    try:
+        return descriptor_holder.ask_check(places)
+    finally:
+        descriptor_holder.post(places).release(SESSION, "descriptors")
+
+
+def test_thousands_of_descriptors_are_told_of() -> None:
+    """Far more than one message can hold: none is lost without a word."""
+    index = DescriptorIndex(
+        tuple(KeptDescriptor(UNIT, f"connection-{at:05}", 1, 0, 0, 1, writable=True) for at in range(3000))
+    )
+    with TemporaryDirectory() as top:
+        assert [each.descriptor for each in ask(Path(top), index)] == list(index.descriptors)
+
+
+@pytest.mark.parametrize("sent", [0, 1], ids=["nothing", "some"])
+def test_a_holder_that_ends_while_it_tells_has_not_told(sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors that nobody named are not known to be lost, and not returned either."""
+
+    def breaks(_held: Held, line: socket.socket, found: Sequence[Checked]) -> None:
+        for _ in range(sent):
+            line.sendall(str(len(found)).encode())
+
+    monkeypatch.setattr(Held, "_tell", breaks)
+    index = DescriptorIndex((KeptDescriptor(UNIT, "table", 1, 0, 0, 1, writable=True),))
+    with TemporaryDirectory() as top, pytest.raises(KupgradeError, match="not known"):
+        ask(Path(top), index)

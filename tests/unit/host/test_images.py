@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,71 @@ def test_room_in_memory_is_what_memory_there_is(monkeypatch: pytest.MonkeyPatch,
     assert ImageStore(Store(StoreKind.DISK, str(tmp_path))).free_bytes() > 1 << 20
     monkeypatch.undo()
     assert 0 < images._available_memory() < 1 << 50
+
+
+def test_what_a_killed_seal_left_is_no_image(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark that was being written is written again, and the images are whole."""
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sealed(store)
+    assert not store.sealed()
+    sealed(store).verify()
+
+
+@pytest.mark.parametrize("target", ["", "../pre-2"], ids=["missing", "another"])
+def test_the_way_to_the_round_before_is_a_part_of_the_images(store: ImageStore, target: str) -> None:
+    """By a link criu finds the memory that was not dumped again: of another round it would be another one's."""
+    link = store.path / "demo/final/parent"
+    link.symlink_to("../pre-1")
+    sealed(store).verify()
+    link.unlink()
+    if target:
+        link.symlink_to(target)
+    with pytest.raises(BadInputError, match="demo/final/parent"):
+        store.verify(lambda _: False)
+
+
+def test_sealed_images_are_roots_alone(store: ImageStore) -> None:
+    """Whoever wrote them, and whatever the umask was."""
+    before = os.umask(0)
+    (store.path / "demo/final/meta.json").write_text("{}")
+    os.umask(before)
+    sealed(store).verify()
+    found = {path.name: path.stat().st_mode & 0o777 for path in store.path.rglob("*") if path.is_file()}
+    assert set(found.values()) == {0o600}, found
+
+
+def test_what_a_round_finds_in_its_place_is_overwritten(store: ImageStore, tmp_path: Path) -> None:
+    """Images of a dump that was cut short hold secrets as others do; a link leads nowhere."""
+    image, elsewhere = store.path / "demo/final/pages-1.img", tmp_path / "elsewhere"
+    (tmp_path / "second-name").hardlink_to(image)
+    elsewhere.write_bytes(SECRET)
+    (image.parent / "link").symlink_to(elsewhere)
+    assert not list(store.round_directory("demo", "final").iterdir())
+    assert not (tmp_path / "second-name").read_bytes().strip(b"\0")
+    assert elsewhere.read_bytes() == SECRET
+
+
+@pytest.mark.parametrize(
+    ("body", "formats"),
+    [
+        ("exit 2", True),  # nothing was found
+        ("exit 0", False),  # a partition table, which has no TYPE
+        ("exit 8", False),  # signs of several
+        ("exit 4", False),
+        ("printf 'kupgrade\\next4\\n'", False),
+        ("echo xfs", False),
+    ],
+)
+def test_only_a_device_with_nothing_on_it_is_formatted(
+    body: str, formats: bool, tool: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """What blkid cannot tell is not nothing."""
+    made = tmp_path / "formatted"
+    tool("blkid", body)
+    tool("mkfs.ext4", f": > {made}")
+    store = ImageStore(Store(StoreKind.PMEM, str(tmp_path / "on/x"), str(tmp_path / "pmem0"), str(tmp_path / "on")))
+    with contextlib.nullcontext() if formats or "kupgrade" in body else pytest.raises(BadInputError, match="pmem0"):
+        store.format()
+    assert made.exists() is formats

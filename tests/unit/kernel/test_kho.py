@@ -206,7 +206,18 @@ def test_live_update_data_as_a_tree(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("on", True), ("1", True), ("Y", True), ("off", False), ("0", False), ("n", False), ("o", None), ("", None)],
+    [
+        ("on", True),
+        ("1", True),
+        ("Y", True),
+        ("off", False),
+        ("0", False),
+        ("n", False),
+        ("disable", False),
+        ("E", True),
+        ("o", None),
+        ("", None),
+    ],
 )
 def test_a_switch_is_read_as_the_kernel_reads_it(text: str, value: bool | None) -> None:
     """By its first letters."""
