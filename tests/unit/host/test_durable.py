@@ -1,4 +1,4 @@
-"""Files that are replaced whole: by one of several writers, on a full disk, and beside what somebody else has laid there."""
+"""Files that are replaced whole: by one of several writers, on a full disk, beside what somebody else laid there."""
 
 from __future__ import annotations
 
