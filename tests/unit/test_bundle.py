@@ -55,7 +55,10 @@ def full(tmp_path: Path, plan_with: Callable[..., Plan], monkeypatch: pytest.Mon
     tools = tmp_path / "bin"
     tools.mkdir()
     tool(
-        tools, "dmesg", f"echo '[ 1.0] Command line: root=/dev/vda1 vault={SECRET}'; echo '[ 2.0] kexec_core: Starting'"
+        tools,
+        "dmesg",
+        f"echo '[ 1.0] Command line: root=/dev/vda1 vault={SECRET}'; echo '[ 2.0] kexec_core: Starting'\n"
+        f"echo '[ 1.1] Unknown kernel command line parameters \"nvme_load=YES vault={SECRET}\", will be passed'",
     )
     tool(
         tools,
