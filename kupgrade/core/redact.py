@@ -13,15 +13,16 @@ _NAMES = (
     r"passwd|password|passphrase|passcode|pwd|secret\w*|token\w*|api[_-]?key|access[_-]?key|private[_-]?key"
     r"|credentials?|auth|authorization|cookie|session[_-]?id|signature|psk|salt"
 )
+_PARTS = _NAMES.replace(r"\w*", "")  # what may follow is asked for once: twice would take for ever in a long word
 # NAME=value, NAME: value, "NAME": "value"; the name may have more before and after.
 _ASSIGNED = re.compile(
-    rf"""(?isx) (\\*["']? [\w.-]* (?:{_NAMES}|(?<![^\W_])pass(?![^\W_])) [\w.-]* \\*["']? \s* [=:] \s*)
+    rf"""(?isx) ((?<![\w.-]) [\w.-]* (?:{_PARTS}|(?<![^\W_])pass(?![^\W_])) [\w.-]*+ \\*["']? \s* [=:] \s*)
     ( \"{{3}}.*?\"{{3}} | '{{3}}.*?'{{3}} | \\+".*?\\+" | "(?:\\.|[^"\\])*" | '[^']*'
     | (?:basic|bearer|digest|negotiate|token)\s+\S+ | [^\s,;}}\])]+ )"""
 )
-_OPTION = re.compile(rf"""(?ix) ((?:^|\s)--?[\w-]* (?:{_NAMES}|pass) [\w-]* \s+) ( "[^"]*" | '[^']*' | \S+ )""")
+_OPTION = re.compile(rf"""(?ix) ((?:^|\s)--?[\w-]* (?:{_PARTS}|pass) [\w-]*+ \s+) ( "[^"]*" | '[^']*' | \S+ )""")
 _BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/-]{8,}=*")
-_URL_LOGIN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/\"]*@")
+_URL_LOGIN = re.compile(r"(?i)(?<![a-z0-9])([a-z][a-z0-9+.-]{0,30}+://)[^\s/\"]*@")
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
 # Forms that carry their meaning in themselves: JSON web tokens, keys of well-known services, long hex and base64.
 _KNOWN = re.compile(

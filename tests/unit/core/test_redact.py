@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kupgrade.core.redact import GONE, cmdline, data, text, toml
@@ -35,9 +37,11 @@ SECRET = "hunter2-Zq8x"
         f"key ghp_{SECRET.replace('-', '')}{SECRET.replace('-', '')}",
         f"redis://:{SECRET}@db:6379/0",
         f"https://app:a@{SECRET}@example.org/",
+        f"url:-https://app:{SECRET}@example.org/",
         f"--password {SECRET}",
         f'password = """{SECRET}"""',
         f"password = '''\n{SECRET}'''",
+        f"first line\\npassword={SECRET}",
         f"docker run -e DB_PASS={SECRET} db",
         f'{{"error": "exit status 1, {{\\"password\\": \\"{SECRET} {SECRET}\\"}}"}}',
     ],
@@ -167,3 +171,11 @@ def test_a_policy_may_be_written_in_any_form(source: str) -> None:
     """Inline, dotted, over several lines, commented out, or not whole."""
     shown = toml(f'{source}\n\ntimeout = "1s"\n')
     assert SECRET not in shown
+
+
+@pytest.mark.parametrize("word", ["a", "x-", "a.", "token", "\\", '"', "secret_", "https://"])
+def test_a_long_word_takes_no_longer_than_many_short_ones(word: str) -> None:
+    """A bitmap, a key or an image in hexadecimal digits must not keep a report from ever being made."""
+    begun = time.process_time()
+    text(word * 4000)
+    assert time.process_time() - begun < 1.0
