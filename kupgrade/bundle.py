@@ -82,7 +82,7 @@ class Bundle:
     def _add(self, name: str, ask: Ask, show: Callable[[Any], str]) -> None:
         try:
             text = show(ask())
-        except (KupgradeError, OSError, ValueError, TypeError) as error:
+        except (KupgradeError, OSError, ValueError, TypeError, RecursionError) as error:
             name, text = f"{name}.missing", redact.text(f"{error}\n", addresses=self.wishes.addresses)
         self.members[name] = text.encode(errors="replace")[-_LARGEST:]
 

@@ -45,7 +45,10 @@ def decode_line(line: bytes) -> Any:
     body = line[9:-1]
     if line[:8] != b"%08x" % zlib.crc32(body):
         raise ValueError("checksum differs")
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @dataclass(frozen=True, slots=True)

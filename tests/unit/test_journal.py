@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,11 @@ def test_a_disk_without_that_room_is_told_before_anything_begins(path: Path, mon
     journal.append(record(2))
     journal.close()
     assert len(read(path).records) == 2
+
+
+def test_a_record_nested_beyond_measure_is_damage() -> None:
+    """Whoever wrote it, it is told as damage and not as a fault of ours."""
+    body = b"[" * 100_000
+    nested = b"%08x %s\n" % (zlib.crc32(body), body)
+    with pytest.raises(NeedsHumanError, match="line 2"):
+        parse(lines()[0] + nested + lines()[1])
