@@ -53,7 +53,7 @@ def read(path: Path) -> Plan:
         if (spec.scope, spec.irreversible) != (step.scope, step.irreversible):
             raise BadInputError(
                 f"{path} says of the step {spec.kind} what it is not",
-                f"scope {spec.scope.value}, irreversible {spec.irreversible}: it was changed, or another release wrote it",
+                f"scope {spec.scope.value}, irreversible {spec.irreversible}: changed, or written by another release",
                 "Make a new plan",
             )
     return plan
