@@ -82,7 +82,7 @@ class Bundle:
     def _add(self, name: str, ask: Ask, show: Callable[[Any], str]) -> None:
         try:
             text = show(ask())
-        except (KupgradeError, OSError, ValueError, TypeError) as error:
+        except (KupgradeError, OSError, ValueError, TypeError, RecursionError) as error:
             name, text = f"{name}.missing", redact.text(f"{error}\n", addresses=self.wishes.addresses)
         self.members[name] = text.encode(errors="replace")[-_LARGEST:]
 
@@ -160,7 +160,7 @@ def _kernel_log() -> str:
     """Lines of the kernel's log that concern an upgrade; of its command line only what is known to be harmless."""
     lines = command.run(["dmesg", "--color=never"], timeout=30).stdout.splitlines()
     kept = [line for line in lines if any(word in line for word in _KERNEL_WORDS)][-LINES:]
-    return "\n".join(line for line in kept if "ommand line:" not in line) + "\n"
+    return "\n".join(line for line in kept if "ommand line" not in line) + "\n"
 
 
 def _journal() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,7 +87,7 @@ def start(loop: Loop, plan: Plan, boot_id: str, epoch: int = 1) -> State:
     record = _record(loop, RecordKind.PLANNED, epoch, boot_id, None, data)
     loop.log.append(record)
     state = fold(loop.log.records)
-    loop.watch(record, state)
+    _tell(loop, record, state)
     return state
 
 
@@ -266,8 +267,14 @@ def _append(
     record = _record(loop, kind, state.epoch, now.boot_id, step, data)
     loop.log.append(record, durable=kind not in LAZY)
     state = apply(state, record)
-    loop.watch(record, state)
+    _tell(loop, record, state)
     return state
+
+
+def _tell(loop: Loop, record: Record, state: State) -> None:
+    """To whoever watches. That nobody reads any more, or cannot show it, stops no loop: it is in the journal."""
+    with contextlib.suppress(OSError, ValueError):
+        loop.watch(record, state)
 
 
 def _record(

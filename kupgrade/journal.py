@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from kupgrade.errors import BadInputError, NeedsHumanError, NotNowError
-from kupgrade.host.durable import FILE_MODE, sync_directory, write_all, write_durably
+from kupgrade.host.durable import FILE_MODE, set_aside, sync_directory, write_all, write_durably
 from kupgrade.model.codec import decode, encode
-from kupgrade.model.record import Record
+from kupgrade.model.record import Record, RecordKind
 
 __all__ = ["FILE_MODE", "FORMAT", "Content", "Journal", "parse", "read", "sync_directory", "write_durably"]
 
 FORMAT = "kupgrade.journal/1"
+# Bytes that are set aside for records. Images that fill the disk while the workloads stand still must not keep us from
+# recording that, for without a record nothing is undone.
+ROOM = 1 << 20
 
 
 def encode_line(value: object) -> bytes:
@@ -42,7 +45,10 @@ def decode_line(line: bytes) -> Any:
     body = line[9:-1]
     if line[:8] != b"%08x" % zlib.crc32(body):
         raise ValueError("checksum differs")
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +147,22 @@ class Journal:
         self.on_disk = True
         self._fd = fd
         self._records = list(records)
+        self._room = 0  # bytes from the start of the file for which there are blocks, as far as we know
 
     @classmethod
     def create(cls, path: Path) -> Journal:
         """Make a new journal (header only, durable); raises FileExistsError."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         journal = cls(path, fd, ())
-        _lock(fd, path)
-        write_all(fd, encode_line({"format": FORMAT}))
-        os.fsync(fd)
-        sync_directory(path.parent)
+        try:
+            _lock(fd, path)
+            journal._set_aside(0)
+            write_all(fd, encode_line({"format": FORMAT}))
+            os.fsync(fd)
+            sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
         return journal
 
     @classmethod
@@ -181,17 +193,26 @@ class Journal:
     def append(self, record: Record, *, durable: bool = True) -> None:
         """Write one record; durable when this returns, or else with the next one that is, or with `sync`."""
         end = os.fstat(self._fd).st_size
+        line = encode_line(encode(record))
+        if end + len(line) + ROOM // 2 > self._room:
+            with contextlib.suppress(OSError):  # without it a record may still fit
+                self._set_aside(end + len(line))
         try:
-            write_all(self._fd, encode_line(encode(record)))
+            write_all(self._fd, line)
             if durable and self.on_disk:
                 os.fsync(self._fd)
         except OSError:
             # Not a record: a later append must not stand behind half a line.
+            self._room = 0
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, end)
                 os.lseek(self._fd, end, os.SEEK_SET)
             raise
         self._records.append(record)
+
+    def _set_aside(self, end: int) -> None:
+        set_aside(self._fd, 0, end + ROOM)
+        self._room = end + ROOM
 
     def sync(self) -> None:
         """Make everything recorded so far durable."""
@@ -203,7 +224,10 @@ class Journal:
         return len(self._records) + 1
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and the room that an upgrade which is over needs no more."""
+        if self._records and self._records[-1].kind is RecordKind.FINISHED:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size)
         os.close(self._fd)
 
 

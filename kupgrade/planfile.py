@@ -49,7 +49,13 @@ def read(path: Path) -> Plan:
         raise BadInputError(f"{path} is not a whole plan", f"{error.what}: {error.why}", "Make a new plan") from error
     registry.load_all()
     for spec in plan.steps:
-        load(spec)
+        step = load(spec)
+        if (spec.scope, spec.irreversible) != (step.scope, step.irreversible):
+            raise BadInputError(
+                f"{path} says of the step {spec.kind} what it is not",
+                f"scope {spec.scope.value}, irreversible {spec.irreversible}: changed, or written by another release",
+                "Make a new plan",
+            )
     return plan
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -118,10 +119,14 @@ class StateDirectory:
                     f"{directory} exists",
                     "Make a new plan",
                 ) from None
-            write_durably(directory / "plan.json", json.dumps(encode(plan), indent=1).encode() + b"\n")
-            journal = Journal.create(directory / "journal")
-            journal.append(_planned(plan, terms))
-            sync_directory(upgrades)
+            try:
+                write_durably(directory / "plan.json", json.dumps(encode(plan), indent=1).encode() + b"\n")
+                journal = Journal.create(directory / "journal")
+                journal.append(_planned(plan, terms))
+                sync_directory(upgrades)
+            except OSError:
+                shutil.rmtree(directory, ignore_errors=True)  # on a full disk, e.g.: nothing was applied
+                raise
             self._point_current(directory)
         return journal
 
@@ -132,9 +137,10 @@ class StateDirectory:
             return None
         if link.is_symlink():
             target = link.readlink()
-            if target.parent == Path("upgrades") and self.journal_path(UpgradeId(target.name)).exists():
+            upgrade = _led_to(target)
+            if upgrade is not None and self.journal_path(upgrade).exists():
                 _check_private(self.path / target)
-                return UpgradeId(target.name)
+                return upgrade
         raise NeedsHumanError(
             f"{link} does not lead to an upgrade",
             "it is damaged or was changed",
@@ -173,6 +179,11 @@ class StateDirectory:
     def finish(self, upgrade: UpgradeId) -> None:
         """Close the upgrade: the link goes, the evidence stays. Closing another one does nothing."""
         if self.current_id() == upgrade:
+            with self._beginning(fcntl.LOCK_EX):  # or the link might be that of the next one by now
+                self._close(upgrade)
+
+    def _close(self, upgrade: UpgradeId) -> None:
+        if self.current_id() == upgrade:
             (self.path / "current").unlink()
             sync_directory(self.path)
 
@@ -193,9 +204,10 @@ class StateDirectory:
         return rejected
 
     def forget(self, release: str) -> None:
-        """Let `release` be tried again: what was rejected until now no longer counts."""
+        """Let `release` be tried again: what was rejected until now no longer counts, whatever the clock says."""
         _make_private(self.path)
-        forgotten = {**self._forgotten(), release: time.time()}
+        latest = max((found.started for found in self.history() if found.new_release == release), default=0.0)
+        forgotten = {**self._forgotten(), release: latest}
         value = {"format": FORGOTTEN_FORMAT, "releases": forgotten}
         write_durably(self.path / "forgotten.json", json.dumps(value, indent=1).encode() + b"\n")
 
@@ -240,11 +252,11 @@ class StateDirectory:
         return True
 
     @contextmanager
-    def _beginning(self) -> Iterator[None]:
+    def _beginning(self, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
         """Two processes that begin at once would both find nothing open: one at a time."""
         fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, how)
             yield
         except BlockingIOError:
             raise NotNowError("Another kupgrade is beginning an upgrade", f"{self.path} is locked") from None
@@ -258,7 +270,7 @@ class StateDirectory:
         state = fold(self.read(upgrade))
         if state.over:
             # Killed between the last record and the removal of the link.
-            self.finish(upgrade)
+            self._close(upgrade)
             return
         why = f"hands off: {state.hands_off}" if state.hands_off else f"to {state.plan.new_release}"
         raise NotNowError(
@@ -286,6 +298,14 @@ def _planned(plan: Plan, terms: Terms) -> Record:
         uptime=round(time.clock_gettime(time.CLOCK_BOOTTIME), 6),
         data=data if terms == ORDINARY else {**data, "terms": encode(terms)},
     )
+
+
+def _led_to(target: Path) -> UpgradeId | None:
+    """Whose journal the link `current` means; None when it leads elsewhere."""
+    try:
+        return UpgradeId(target.name) if target.parent == Path("upgrades") else None
+    except BadInputError:
+        return None
 
 
 def _make_private(path: Path) -> None:

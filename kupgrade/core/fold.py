@@ -73,6 +73,7 @@ def _changes(state: State, record: Record) -> dict[str, Any]:
         case RecordKind.FELL_BACK:
             return {
                 "fell_back": True,
+                "fall_backs": state.fall_backs + 1,
                 "undoing": not state.committed,
                 "boot_id": record.boot_id,
                 "undo_reason": state.undo_reason or str(record.data.get("reason", "")),

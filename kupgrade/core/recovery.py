@@ -33,6 +33,7 @@ MAX_ATTEMPTS = 2
 MAX_UNDO_FAILURES = 3
 MAX_FAILURES_AFTER_COMMIT = 3
 MAX_REENTRIES = 3
+MAX_FALL_BACKS = 3 + MAX_REENTRIES  # each start of the old release once more is followed by one
 
 
 class Action(enum.Enum):
@@ -227,12 +228,10 @@ def _other_boot(state: State, now: Now) -> Decision:
     if not armed(state) or not at_stake:
         # Never armed, or the rollback has let the workloads run again: whatever runs now can tidy up.
         if armed(state) and now.images is False and now.release == plan.old_release:
-            return Decision(
-                Action.FALL_BACK, f"{_fall_back_reason(state)}; the images, in memory only, did not outlive that"
-            )
+            return _fall_back(state, f"{_fall_back_reason(state)}; the images, in memory only, did not outlive that")
         return _foreign_reboot(state, now)
     if now.release == plan.old_release and not _has_ticket(state, now):
-        return Decision(Action.FALL_BACK, _fall_back_reason(state))
+        return _fall_back(state, _fall_back_reason(state))
     if state.undoing or state.fell_back:
         return Decision(Action.ASK_HUMAN, "the new release runs although the rollback had begun")
     if state.crossed:
@@ -267,4 +266,11 @@ def _foreign_reboot(state: State, now: Now) -> Decision:
     kept = images_valid(state) and not volatile(state) and now.images is not False
     if kept and now.release != state.plan.old_release:
         return Decision(Action.ASK_HUMAN, f"complete images exist, but {now.release} was started by somebody else")
-    return Decision(Action.FALL_BACK, "the machine was restarted by something else during the upgrade")
+    return _fall_back(state, "the machine was restarted by something else during the upgrade")
+
+
+def _fall_back(state: State, why: str) -> Decision:
+    """Unless it was done in so many boots that doing it may be what ends them: for ever is longer than any blackout."""
+    if state.fall_backs >= MAX_FALL_BACKS:
+        return Decision(Action.ASK_HUMAN, f"{why}; the rollback was begun in {state.fall_backs} boots and never ended")
+    return Decision(Action.FALL_BACK, why)

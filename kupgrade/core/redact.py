@@ -13,14 +13,16 @@ _NAMES = (
     r"passwd|password|passphrase|passcode|pwd|secret\w*|token\w*|api[_-]?key|access[_-]?key|private[_-]?key"
     r"|credentials?|auth|authorization|cookie|session[_-]?id|signature|psk|salt"
 )
+_PARTS = _NAMES.replace(r"\w*", "")  # what may follow is asked for once: twice would take for ever in a long word
 # NAME=value, NAME: value, "NAME": "value"; the name may have more before and after.
 _ASSIGNED = re.compile(
-    rf"""(?ix) (["']? [\w.-]* (?:{_NAMES}|\bpass\b) [\w.-]* ["']? \s* [=:] \s*)
-    ( "(?:\\.|[^"\\])*" | '[^']*' | (?:basic|bearer|digest|negotiate|token)\s+\S+ | [^\s,;}}\])]+ )"""
+    rf"""(?isx) ((?<![\w.-]) [\w.-]* (?:{_PARTS}|(?<![^\W_])pass(?![^\W_])) [\w.-]*+ \\*["']? \s* [=:] \s*)
+    ( \"{{3}}.*?\"{{3}} | '{{3}}.*?'{{3}} | \\+".*?\\+" | "(?:\\.|[^"\\])*" | '[^']*'
+    | (?:basic|bearer|digest|negotiate|token)\s+\S+ | [^\s,;}}\])]+ )"""
 )
-_OPTION = re.compile(rf"""(?ix) (\s--?[\w-]* (?:{_NAMES}|pass) [\w-]* \s+) ( "[^"]*" | '[^']*' | \S+ )""")
+_OPTION = re.compile(rf"""(?ix) ((?:^|\s)--?[\w-]* (?:{_PARTS}|pass) [\w-]*+ \s+) ( "[^"]*" | '[^']*' | \S+ )""")
 _BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/-]{8,}=*")
-_URL_LOGIN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@:]+(?::[^\s/@]*)?@")
+_URL_LOGIN = re.compile(r"(?i)(?<![a-z0-9])([a-z][a-z0-9+.-]{0,30}+://)[^\s/\"]*@")
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
 # Forms that carry their meaning in themselves: JSON web tokens, keys of well-known services, long hex and base64.
 _KNOWN = re.compile(
@@ -76,13 +78,14 @@ def _without_address(match: re.Match[str]) -> str:
 
 def cmdline(value: str) -> str:
     """A kernel command line: of a parameter that is not known to be harmless only the name stays."""
-    words = re.findall(r'(?:[^\s"]|"[^"]*")+', value)
+    words = re.findall(r'(?:[^\s"]|"[^"]*(?:"|$))+', value)
     return " ".join(_word(word) for word in words)
 
 
 def _word(word: str) -> str:
     name, equals, _ = word.partition("=")
-    return word if not equals or name in _SAFE else f"{name}={GONE}"
+    whole = word.count('"') % 2 == 0
+    return word if not equals or (name in _SAFE and whole) else f"{name}={GONE}"
 
 
 def data(value: Any, *, addresses: bool = False, name: str = "") -> Any:
@@ -97,21 +100,51 @@ def data(value: Any, *, addresses: bool = False, name: str = "") -> Any:
         case list() | tuple():
             return [data(item, addresses=addresses, name=name) for item in value]
         case Mapping():
-            return {key: _named(str(key), item, addresses) for key, item in value.items()}
+            shown: dict[str, Any] = {}
+            for key, item in value.items():
+                shown[_key(str(key), shown, addresses)] = _named(str(key), item, addresses)
+            return shown
     return value
 
 
-_SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-])(?:{_NAMES})(?:$|[_.-])")
+_SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-])(?:{_NAMES})(?:$|[_.-])|passw(?:or)?d|passphrase")
+
+
+def _key(key: str, taken: Mapping[str, Any], addresses: bool) -> str:
+    """A key without what is secret in it; one that is like another then is numbered."""
+    found = plain = text(key, addresses=addresses)
+    number = 1
+    while found in taken:
+        number += 1
+        found = f"{plain} {number}"
+    return found
 
 
 def _named(key: str, value: Any, addresses: bool) -> Any:
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and _SECRET_NAME.search(key):
-        return GONE
-    return data(value, addresses=addresses, name=key)
+    if not _SECRET_NAME.search(key):
+        return data(value, addresses=addresses, name=key)
+    return GONE if isinstance(value, int | float) and not isinstance(value, bool) else _hidden(value)
+
+
+def _hidden(value: Any) -> Any:
+    """What lies under a secret name: its shape and numbers, no text."""
+    match value:
+        case str():
+            return GONE
+        case list() | tuple():
+            return [_hidden(item) for item in value]
+        case Mapping():
+            return {text(str(key)): _hidden(item) for key, item in value.items()}
+    return value
+
+
+# TOML: a string; a list of strings, to the end of the text where it is not closed; the rest of a line.
+_STRING = r"""(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
+_LIST = rf"""\[(?:{_STRING}|\#[^\n]*|[^\]"'#])*(?:\]|.*)"""
+_OWN_NAME = r"""(?:^|[\s{,.#])["']?(?:command|cmdline_append)["']?\s*=\s*"""
+_OWN_WORDS = re.compile(rf"(?ms)({_OWN_NAME})(?:{_LIST}|{_STRING}|[^\n]*)")
 
 
 def toml(source: str, *, addresses: bool = False) -> str:
     """A policy file: text rules, and of probes' commands and words for kernels nothing but the key."""
-    hidden = re.sub(r"(?ms)^(\s*command\s*=\s*)\[.*?\]", rf"\1[\"{GONE}\"]", source)
-    hidden = re.sub(r"(?m)^(\s*cmdline_append\s*=\s*).*$", rf"\1\"{GONE}\"", hidden)
-    return text(hidden, addresses=addresses)
+    return text(_OWN_WORDS.sub(rf'\1"{GONE}"', source), addresses=addresses)

@@ -116,10 +116,16 @@ def standing(state: State, decision: Decision, worker: int | None) -> Standing:
         open_step=_open_step(state),
         next_action=_next(state, decision, worker),
         next_why=decision.why,
-        stands=f"The upgrade {plan.upgrade} from {plan.old_release} to {plan.new_release} {_STAGES[stage]}.",
+        stands=f"The upgrade {plan.upgrade} from {plan.old_release} to {plan.new_release} {_stands(state, stage)}.",
         safe=_safe(state, stage),
         todo=_todo(state, stage, worker, waits=decision.action is Action.WAIT),
     )
+
+
+def _stands(state: State, stage: Stage) -> str:
+    if state.cold and stage is Stage.SERVING:
+        return f"is committed; the machine restarted, {state.cold_release} runs the workloads, cleanup is left"
+    return _STAGES[stage]
 
 
 def _open_step(state: State) -> str:
@@ -145,6 +151,10 @@ def _next(state: State, decision: Decision, worker: int | None) -> str:
 def _safe(state: State, stage: Stage) -> str:
     if stage is Stage.ROLLED_BACK:
         return "The old release serves; nothing of the upgrade is left."
+    if state.cold:
+        return f"{state.cold_release} serves: the workloads were started in the ordinary way. A restart is safe."
+    if stage is Stage.ASK_HUMAN and state.committed and status_of(state, THAW) is not StepStatus.DONE:
+        return "All evidence is kept. The workloads may stand still; a restart starts them in the ordinary way."
     if state.committed:
         return "The new release serves. A restart is safe; the way back is a new upgrade to the old release."
     if stage is Stage.ASK_HUMAN:

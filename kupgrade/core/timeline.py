@@ -117,7 +117,9 @@ def verdict(records: Sequence[Record]) -> ExitCode:
         return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.INTERRUPTED
     if froze(records):
         return ExitCode.ROLLED_BACK
-    failed = next((record for record in records if record.kind is RecordKind.FAILED), None)
+    back = (RecordKind.UNDO_REQUESTED, RecordKind.FELL_BACK)  # what fails behind them is an undo
+    until = next((at for at, record in enumerate(records) if record.kind in back), len(records))
+    failed = next((record for record in records[:until] if record.kind is RecordKind.FAILED), None)
     if failed is None:
         return ExitCode.ROLLED_BACK
     code = failed.data.get("code")

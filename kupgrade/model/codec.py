@@ -5,9 +5,11 @@ Standard library only, because the agent in the new kernel runs before anything 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -125,11 +127,18 @@ def _scalar_reader(kind: Any) -> _Reader:
     def read(data: Any) -> Any:
         if isinstance(data, known) and not (kind is int and isinstance(data, bool)):
             return data
-        if kind is float and isinstance(data, int) and not isinstance(data, bool):
-            return float(data)
         raise _wrong(_named(kind), data)
 
-    return read
+    return _read_float if kind is float else read
+
+
+def _read_float(data: Any) -> float:
+    """A number: a deadline that is none, or endless, would never be over."""
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(number := float(data)):
+                return number
+    raise _wrong("float", data)
 
 
 def _enum_reader(kind: type[enum.Enum]) -> _Reader:

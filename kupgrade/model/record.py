@@ -116,6 +116,7 @@ class State:
     crossed: bool = False
     committed: bool = False
     fell_back: bool = False
+    fall_backs: int = 0
     undoing: bool = False
     undo_reason: str = ""
     undo_by: str = ""

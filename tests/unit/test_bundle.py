@@ -55,7 +55,10 @@ def full(tmp_path: Path, plan_with: Callable[..., Plan], monkeypatch: pytest.Mon
     tools = tmp_path / "bin"
     tools.mkdir()
     tool(
-        tools, "dmesg", f"echo '[ 1.0] Command line: root=/dev/vda1 vault={SECRET}'; echo '[ 2.0] kexec_core: Starting'"
+        tools,
+        "dmesg",
+        f"echo '[ 1.0] Command line: root=/dev/vda1 vault={SECRET}'; echo '[ 2.0] kexec_core: Starting'\n"
+        f"echo '[ 1.1] Unknown kernel command line parameters \"nvme_load=YES vault={SECRET}\", will be passed'",
     )
     tool(
         tools,
@@ -167,3 +170,13 @@ def test_a_dry_run_lists_and_writes_nothing(full: Host, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "versions.json" in result.output
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_nested_beyond_measure_is_left_out_and_the_rest_is_there(full: Host, tmp_path: Path) -> None:
+    """A report about a damaged state directory is made all the same."""
+    plan = full.composed.state.journal_path(full.plan.upgrade).with_name("plan.json")
+    plan.write_text("[" * 100_000)
+    result = full.call("report", "--out", str(tmp_path / "r.tar.gz"))
+    assert result.exit_code == 0, result.output
+    members = unpack(tmp_path / "r.tar.gz")
+    assert f"upgrades/{full.plan.upgrade}/plan.json.missing" in members and "journal.log" in members

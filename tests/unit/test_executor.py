@@ -296,3 +296,14 @@ def test_the_way_to_start_once_more_is_counted_before_it_is_gone(host: Host, mon
     monkeypatch.setattr(Host, "reenter", lambda self, _plan: self.call("reenter"), raising=False)
     advance(loop_on(host))
     assert host.calls == ["reenter after reentering"]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), UnicodeEncodeError("ascii", "ü", 0, 1, "no")])
+def test_whoever_watches_cannot_stop_the_loop(host: Host, error: Exception) -> None:
+    """A reader that went away, in the middle of the blackout, must not leave the workloads frozen."""
+
+    def gone(_record: Record, _state: State) -> None:
+        raise error
+
+    assert over(advance(loop_on(host, watch=gone))) is Outcome.COMMITTED
+    assert kinds(host)[-1] == "finished"

@@ -183,6 +183,32 @@ def test_safety_follows_the_images(plan_with: PlanWith, records_of: RecordsOf) -
     assert "do not delete them" in safe([*CROSSING, (K.HANDS_OFF, None, {"reason": "?"})])
 
 
+def test_who_serves_is_never_guessed(plan_with: PlanWith, records_of: RecordsOf) -> None:
+    """After the commit, too: a machine that restarted may run the old release, and a thaw may have failed."""
+
+    def told(events: list[tuple[Any, ...]], release: str) -> str:
+        state = fold(records_of(plan_with(), *events))
+        found = standing(state, decide(state, Now(state.boot_id, release, None)), None)
+        return f"{found.stands} {found.safe}"
+
+    cold = (K.COLD, None, {"release": "6.12.48", "reason": "restarted"}, "third-boot")
+    restarted = told([*COMMIT, cold], "6.12.48")
+    assert "6.12.48 serves" in restarted
+    assert "new release serves" not in restarted and "run on the new kernel" not in restarted
+    stuck = told([*COMMIT, (K.STARTED, 6, {}, NEW_BOOT), (K.HANDS_OFF, None, {"reason": "thaw failed"})], "6.12.57")
+    assert "new release serves" not in stuck and "evidence is kept" in stuck and "do not delete them" not in stuck
+
+
+def test_an_undo_that_needed_two_attempts_is_no_failed_step(plan_with: PlanWith, records_of: RecordsOf) -> None:
+    """An operator's wish fulfilled before the freeze is a clean rollback, however hard it was."""
+    wish = (K.UNDO_REQUESTED, None, {"reason": "no", "by": "operator"})
+    failed = (K.FAILED, 0, {"error": "busy", "code": 1})
+    undo = [(K.UNDO_STARTED, 0), failed, (K.UNDO_STARTED, 0), (K.UNDONE, 0)]
+    end = (K.FINISHED, None, {"outcome": "rolled-back"})
+    assert verdict(records_of(plan_with(), *done(0), wish, *undo, end)) is ExitCode.ROLLED_BACK
+    assert verdict(records_of(plan_with(), (K.STARTED, 0), failed, UNDO, *undo, end)) is ExitCode.FAILED
+
+
 def test_an_undo_is_the_open_step(plan_with: PlanWith, records_of: RecordsOf) -> None:
     """A step that is being undone is told as such."""
     state = fold(records_of(plan_with(), *done(0, 1), UNDO, (K.UNDO_STARTED, 1)))

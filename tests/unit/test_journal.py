@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,50 @@ def test_a_torn_tail_is_gone_from_the_disk_before_the_next_append(path: Path, mo
     calls = fsyncs(monkeypatch)
     Journal.open(path).close()
     assert calls == [(path.name, len(b"".join(whole)))]
+
+
+def room(path: Path) -> int:
+    """Bytes that the file has on its disk and has not used yet."""
+    return path.stat().st_blocks * 512 - path.stat().st_size
+
+
+def test_room_for_what_is_to_come_is_there_before_the_disk_is_full(path: Path) -> None:
+    """Images that fill the disk must not keep their failure, and the undo behind it, from being recorded."""
+    journal = written(path, 2)
+    assert room(path) >= module.ROOM // 2
+    size = path.stat().st_size
+    assert size == len(path.read_bytes()) and not read(path).torn
+    journal.append(record(3, text="x" * module.ROOM))
+    assert room(path) >= module.ROOM // 2
+    journal.close()
+    again = Journal.open(path)
+    again.append(record(4))
+    assert room(path) >= module.ROOM // 2
+    again.append(record(5, RecordKind.FINISHED, outcome="rolled-back"))
+    again.close()
+    assert room(path) < 8192, "what nobody will use is given back"
+    assert [each.seq for each in read(path).records] == [1, 2, 3, 4, 5]
+
+
+def test_a_disk_without_that_room_is_told_before_anything_begins(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new journal does not begin without it; an open one goes on as long as it can."""
+
+    def full(_fd: int, _start: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    written(path, 1).close()
+    monkeypatch.setattr(module, "set_aside", full)
+    with pytest.raises(OSError, match="No space"):
+        Journal.create(path.with_name("other"))
+    journal = Journal.open(path)
+    journal.append(record(2))
+    journal.close()
+    assert len(read(path).records) == 2
+
+
+def test_a_record_nested_beyond_measure_is_damage() -> None:
+    """Whoever wrote it, it is told as damage and not as a fault of ours."""
+    body = b"[" * 100_000
+    nested = b"%08x %s\n" % (zlib.crc32(body), body)
+    with pytest.raises(NeedsHumanError, match="line 2"):
+        parse(lines()[0] + nested + lines()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,7 +101,7 @@ def test_a_strange_link_needs_a_human(state: StateDirectory, plan_with: PlanWith
     state.begin(plan_with()).close()
     (state.path / "current").unlink()
     (state.path / "current").symlink_to(target)
-    with pytest.raises((NeedsHumanError, BadInputError)):
+    with pytest.raises(NeedsHumanError):
         state.read_current()
 
 
@@ -279,3 +280,61 @@ def test_a_handover_that_failed_is_rejected(
 
 def handed_over(step: StepSpec) -> StepSpec:
     return replace(step, kind="hand-over") if step.kind == "cross" else step
+
+
+def test_a_full_disk_leaves_nothing_that_keeps_the_plan_from_being_applied(
+    state: StateDirectory, plan_with: PlanWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When there is room again the same plan begins: it had not been applied."""
+    plan = plan_with()
+
+    def full(_journal: Journal, _record: Record, *, durable: bool = True) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        with pytest.raises(OSError, match="No space"):
+            state.begin(plan)
+    assert state.current_id() is None and state.history() == ()
+    state.begin(plan).close()
+    assert state.current_id() == plan.upgrade
+
+
+def test_finishing_cannot_take_the_link_of_the_next_upgrade(
+    state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of one that is over, and who begins the next one right then: what is open stays open."""
+    plan, second = plan_with(), plan_with("20261122-041503-aaaaaa")
+    past(state, plan, records_of(plan, (RecordKind.FINISHED, None, {"outcome": "rolled-back"})), over=False)
+    current = StateDirectory.current_id
+    began: list[bool] = []
+
+    def asked(self: StateDirectory) -> Any:
+        found = current(self)
+        if not began:
+            began.append(True)
+            try:
+                StateDirectory(state.root).begin(second).close()
+            except NotNowError:
+                began.append(False)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDirectory, "current_id", asked)
+        state.finish(plan.upgrade)
+    if began == [True, False]:
+        state.begin(second).close()
+    assert state.current_id() == second.upgrade
+
+
+def test_forgetting_does_not_hang_on_the_clock(
+    state: StateDirectory, plan_with: PlanWith, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rejected while the clock was ahead, forgotten after it was set right: it may be tried again all the same."""
+    plan = plan_with()
+    monkeypatch.setattr("time.time", lambda: 9_000.0)
+    past(state, plan, records_of(plan, *events_of(armed=True, by="kupgrade", crossed=True)))
+    assert state.rejected_releases()
+    monkeypatch.setattr("time.time", lambda: 2_000.0)
+    state.forget("6.12.57")
+    assert state.rejected_releases() == {}

@@ -74,7 +74,7 @@ def test_a_damaged_plan_is_refused(host: Any, content: str) -> None:
     assert result.exit_code == 3 and "plan.json" in result.stderr and "fault" not in result.stderr
 
 
-@pytest.mark.parametrize("change", ["truncate", "kind", "extra", "type"])
+@pytest.mark.parametrize("change", ["truncate", "kind", "extra", "type", "scope", "irreversible", "nan", "huge"])
 def test_a_changed_plan_is_refused(host: Any, stored: Path, change: str) -> None:
     """A truncated plan, an unknown step, an unknown or mistyped key are refused."""
     value = json.loads(stored.read_text())
@@ -85,11 +85,19 @@ def test_a_changed_plan_is_refused(host: Any, stored: Path, change: str) -> None
         value["phases"][0]["steps"][0]["kind"] = "frob"
     elif change == "extra":
         value["frob"] = 1
+    elif change == "scope":
+        value["phases"][0]["steps"][0]["scope"] = "peer"  # after a reboot its undo would be judged by this
+    elif change == "irreversible":
+        value["phases"][0]["steps"][0]["irreversible"] ^= True
+    elif change == "nan":
+        value["deadline"] = float("nan")  # it would never be over
+    elif change == "huge":
+        value["created"] = 10**400
     else:
         value["deadline"] = "long"
     stored.write_text(text or json.dumps(value))
     result = host.call("apply", str(stored))
-    assert result.exit_code == 3 and "start-worker" not in host.calls
+    assert result.exit_code == 3 and "start-worker" not in host.calls and "fault" not in result.stderr
 
 
 @pytest.mark.parametrize("mode", [0o622, 0o666])

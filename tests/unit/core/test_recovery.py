@@ -334,3 +334,16 @@ def test_images_in_memory_end_with_the_machine() -> None:
     assert not images_valid(back)
     for release in (OLD, NEW, "6.1.0-x"):
         assert decide(dumped, Now(NEW_BOOT, release, None)).action is Action.FALL_BACK
+
+
+def test_a_rollback_that_restarts_the_machine_every_time_ends() -> None:
+    """A restore that panics the old kernel, too, is not tried in every boot for ever: the machine must come up."""
+    state = after(*FELL_BACK, (RecordKind.UNDO_STARTED, "dump", NEW_BOOT))
+    boots = 0
+    while (decision := decide(state, Now(f"boot-{boots}", OLD, None))).action is Action.FALL_BACK and boots < 50:
+        fallen = (RecordKind.FELL_BACK, None, f"boot-{boots}")
+        state = after(fallen, (RecordKind.UNDO_STARTED, "dump", f"boot-{boots}"), state=state)
+        boots += 1
+    assert decision.action is Action.ASK_HUMAN
+    assert MAX_REENTRIES < boots < 50
+    assert images_valid(state), "they are what the person needs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kupgrade.core.redact import GONE, cmdline, data, text, toml
@@ -33,6 +35,15 @@ SECRET = "hunter2-Zq8x"
         f"root:$6$saltsalt${SECRET}{SECRET}:19000:0",
         f"token eyJhbGciOiJIUzI1NiJ9.{SECRET}{SECRET}.{SECRET}",
         f"key ghp_{SECRET.replace('-', '')}{SECRET.replace('-', '')}",
+        f"redis://:{SECRET}@db:6379/0",
+        f"https://app:a@{SECRET}@example.org/",
+        f"url:-https://app:{SECRET}@example.org/",
+        f"--password {SECRET}",
+        f'password = """{SECRET}"""',
+        f"password = '''\n{SECRET}'''",
+        f"first line\\npassword={SECRET}",
+        f"docker run -e DB_PASS={SECRET} db",
+        f'{{"error": "exit status 1, {{\\"password\\": \\"{SECRET} {SECRET}\\"}}"}}',
     ],
 )
 def test_what_looks_like_a_secret_goes(line: str) -> None:
@@ -45,6 +56,8 @@ def test_what_looks_like_a_secret_goes(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
+        "compass: 3, bypass: no",
+        "see https://www.kernel.org/doc/html/latest/admin-guide/kdump/ or ask kernel@example.org",
         "take authority in the new kernel (the new release runs with the ticket of this upgrade)",
         "passes the devices behind 0000:00:02.0 to the new kernel",
         "store pmem passed over: there is no /dev/pmem0",
@@ -109,3 +122,60 @@ def test_a_policy_keeps_its_keys() -> None:
     assert SECRET not in shown
     assert 'timeout = "1s"' in shown
     assert "cmdline_append = " in shown
+
+
+@pytest.mark.parametrize("line", [f'quiet own="{SECRET} and more', f'own="a {SECRET}', f'quiet="x own={SECRET}'])
+def test_a_quote_that_is_never_closed_hides_what_is_behind_it(line: str) -> None:
+    """The kernel takes it to the end of the line, as does a command line that was cut off."""
+    assert SECRET not in cmdline(line)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"passwords": [SECRET]},
+        {"credentials": {"user": "app", "value": SECRET}},
+        {"PGPASSWORD": SECRET},
+        {"dbPassword": SECRET},
+        {f"https://app:{SECRET}@example.org/": 1.5},
+    ],
+)
+def test_stored_data_is_redacted_however_deep_it_lies(value: object) -> None:
+    """In lists, in objects, and where it is a key itself."""
+    assert SECRET not in str(data(value))
+
+
+def test_keys_that_look_alike_without_their_secrets_stay_apart() -> None:
+    """None of their values is lost."""
+    shown = data({"192.0.2.1": 1, "192.0.2.2": 2, "tokens": [3, 4]}, addresses=True)
+    assert sorted(map(str, shown.values())) == ["1", "2", "[3, 4]"]
+    assert "192.0.2" not in str(shown)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f'command = ["/bin/sh", "-c", "[ -f /x ] && ask {SECRET}"]',
+        f'[workload]\nprobe = {{ kind = "command", command = ["/bin/x", "{SECRET}"] }}',
+        f'"command" = ["/bin/x", "{SECRET}"]',
+        f'probe.command = ["/bin/x", "{SECRET}"]',
+        f'# command = ["/bin/x", "{SECRET}"]',
+        f'command = ["/bin/x",  # not ]\n  "{SECRET}"]',
+        f'command = ["/bin/x", "{SECRET}',
+        f'cmdline_append = """\nown={SECRET}"""',
+        f'# cmdline_append = "own={SECRET}"',
+        f'kexec = {{ cmdline_append = "own={SECRET}" }}',
+    ],
+)
+def test_a_policy_may_be_written_in_any_form(source: str) -> None:
+    """Inline, dotted, over several lines, commented out, or not whole."""
+    shown = toml(f'{source}\n\ntimeout = "1s"\n')
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize("word", ["a", "x-", "a.", "token", "\\", '"', "secret_", "https://"])
+def test_a_long_word_takes_no_longer_than_many_short_ones(word: str) -> None:
+    """A bitmap, a key or an image in hexadecimal digits must not keep a report from ever being made."""
+    begun = time.process_time()
+    text(word * 4000)
+    assert time.process_time() - begun < 1.0
