@@ -31,6 +31,8 @@ from kupgrade.model.spawn import Instance
 from kupgrade.model.standby import Legacy
 
 TABLE_TIMEOUT = 30.0  # seconds
+# The firmware lists CPUs that are not there, or that this kernel's APICs do not reach: it never ran on those.
+NOT_HERE = (errno.ENODEV, errno.ERANGE)
 
 Told = Callable[[str, float], None]  # a part that is done, and the seconds it took
 Passing = Callable[[bool], None]  # True: the buses are about to pass; False: they did not
@@ -81,13 +83,13 @@ class Retirement:
             online.add(self.instance.bsp)
         known = {*self.instance.apic_ids, *self.instance.later}
         for apic_id in sorted({*cpu_numbers.listed(self.root)} - known - online):
-            self._try(partial(self.device.stop, apic_id, foreign=True), errno.ENODEV)
+            self._try(partial(self.device.stop, apic_id, foreign=True), *NOT_HERE)
         return tuple(each for each in self.instance.later if each not in online and self._park(each))
 
     def _park(self, apic_id: int) -> bool:
         """False when it is not there at all. One that passed in an earlier try, and perhaps runs there, is left."""
         start = partial(self.device.start, apic_id, self.loop.entry, foreign=True)
-        if not self._try(start, errno.ENODEV, errno.EALREADY):
+        if not self._try(start, *NOT_HERE, errno.EALREADY):
             return apic_id in self.loop.waiting()
         self.loop.await_parked(apic_id)
         return True

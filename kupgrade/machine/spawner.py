@@ -57,8 +57,10 @@ class Spawner:
                 )
             given.append(GivenCpu(number, each.apic_id, each.online))
         known = [each.apic_id for each in topology.cpus if each.number not in first and each.apic_id is not None]
-        # Offline ones tell no number; their kernel lists them all the same.
-        silent = {*cpu_numbers.listed(self.root)} - {*known, *(each.apic_id for each in given)}
+        # Offline ones tell no number; their kernel lists them all the same, and some that its APICs do not reach.
+        last = self.device.info().max_apic_id
+        listed = {each for each in cpu_numbers.listed(self.root) if each <= last}
+        silent = listed - {*known, *(each.apic_id for each in given)}
         return CpusBefore(tuple(given), (*known, *sorted(silent)))
 
     def take_cpus(self, before: CpusBefore) -> None:

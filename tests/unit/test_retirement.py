@@ -97,6 +97,7 @@ class Machine:
     def stop(self, apic_id: int, *, foreign: bool = False) -> None:
         self.calls.append(f"stop {apic_id}")
         assert apic_id != self.bsp
+        self._fail(f"stop {apic_id}")
         self.started.discard(apic_id)
         for base in (NEW, OWN):
             self.flag(base + box.PARK, apic_id, 0)
@@ -251,6 +252,13 @@ def test_a_cpu_that_runs_in_the_new_kernel_is_left_alone(first: Machine) -> None
 def test_a_cpu_that_is_not_there_is_passed_over(first: Machine) -> None:
     """The firmware may list more than there are."""
     first.errors["start 8"] = errno.ENODEV
+    assert a_retirement(first).settle_cpus() == ()
+
+
+def test_a_cpu_that_this_kernel_cannot_address_is_passed_over(first: Machine) -> None:
+    """The firmware lists more than an xAPIC reaches: such a one never ran here, whether the new kernel knows it or not."""
+    first.errors |= {"start 8": errno.ERANGE, "stop 300": errno.ERANGE}
+    (first.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 8, 6, 300), 0, 0))
     assert a_retirement(first).settle_cpus() == ()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedError
+from kupgrade.kernel import acpi
 from kupgrade.kernel.kspawn import Entry
 from kupgrade.machine import spawn_box
 from kupgrade.machine.spawner import Spawner
@@ -42,6 +43,12 @@ def test_a_cpu_that_was_offline_stays_so(spawner: Spawner) -> None:
     spawner.take_cpus(was_offline)
     spawner.give_cpus(was_offline)
     assert str(spawner.cpus_taken(was_offline)) == "3"
+
+
+def test_cpus_that_cannot_be_addressed_are_none_of_the_new_kernels(spawner: Spawner, host: Host) -> None:
+    """The firmware lists all; those beyond what this machine's APICs reach get no place in the box."""
+    (host.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 6, 8, *range(300, 900)), 0, 0))
+    assert spawner.cpus_before((3, 2)).others == (0, 2, 8)
 
 
 def test_an_offline_cpu_without_apic_id_is_refused(spawner: Spawner, put: Callable[[str, str], Path]) -> None:
