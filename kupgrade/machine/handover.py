@@ -224,8 +224,10 @@ class RealHandover:
         spawner.fence(note.instance)
         if watch.channel.committed:
             self._end(error)
-        buses.resume(spawner.device, self._movables(note.ports), self.places.root)
-        self._thaw()
+        try:
+            buses.resume(spawner.device, self._movables(note.ports), self.places.root)
+        finally:  # the disk may be back when another device is not: frozen, not even that could be recorded
+            self._thaw()
         sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
