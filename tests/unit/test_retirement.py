@@ -256,7 +256,7 @@ def test_a_cpu_that_is_not_there_is_passed_over(first: Machine) -> None:
 
 
 def test_a_cpu_that_this_kernel_cannot_address_is_passed_over(first: Machine) -> None:
-    """The firmware lists more than an xAPIC reaches: such a one never ran here, whether the new kernel knows it or not."""
+    """The firmware lists more than an xAPIC reaches. Such a one never ran here, the new kernel may know it or not."""
     first.errors |= {"start 8": errno.ERANGE, "stop 300": errno.ERANGE}
     (first.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 8, 6, 300), 0, 0))
     assert a_retirement(first).settle_cpus() == ()
