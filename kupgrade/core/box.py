@@ -119,6 +119,12 @@ def needed_size(needs: BoxNeeds) -> int:
         size = wanted
 
 
+def low_ram(usable: Sequence[MemoryRange]) -> tuple[MemoryRange, ...]:
+    """What of `usable` can be a kernel's real-mode memory, adjoining ranges as one."""
+    window = MemoryRange.between(LOW_FIRST, LOW_END)
+    return window.without(window.without(usable))
+
+
 def low_slice(usable: Sequence[MemoryRange], in_use: Sequence[MemoryRange]) -> MemoryRange | Refusal:
     """A stretch below 640 KiB for a new kernel's real-mode code.
 
