@@ -100,6 +100,7 @@ def choose_low(info: Info, root: Path) -> tuple[MemoryRange, tuple[MemoryRange, 
     usable: Sequence[MemoryRange]
     if own is None:
         usable = memory_blocks.firmware_ram(root) or ()
+        in_use += box.real_mode(usable)
     else:
         usable = [parse_range(each) for each in told.split(",")] if told else box.LOW_SLICES
         in_use.append(parse_range(own))

@@ -179,6 +179,17 @@ def test_a_child_of_a_spawned_kernel_gets_other_low_memory(
     assert not blueprint(spawner, tmp_path).instance.low.overlaps(first)
 
 
+def test_low_memory_is_not_where_this_kernels_own_real_mode_code_is(
+    spawner: Spawner, tmp_path: Path, put: Callable[[str, str], Path]
+) -> None:
+    """It lies at the top of low RAM, wherever that ends."""
+    put("sys/firmware/memmap/0/end", "0x57fff\n")
+    put("sys/firmware/memmap/1/start", "0x59000\n")
+    put("sys/firmware/memmap/1/end", "0x91fff\n")
+    put("sys/firmware/memmap/1/type", "System RAM\n")
+    assert not blueprint(spawner, tmp_path).instance.low.overlaps(MemoryRange.between(0x8A000, 0x92000))
+
+
 def test_no_generation_gets_low_memory_that_the_firmware_keeps(
     spawner: Spawner, tmp_path: Path, put: Callable[[str, str], Path]
 ) -> None:
