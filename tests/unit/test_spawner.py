@@ -45,6 +45,54 @@ def test_a_cpu_that_was_offline_stays_so(spawner: Spawner) -> None:
     assert str(spawner.cpus_taken(was_offline)) == "3"
 
 
+def test_one_cpu_that_does_not_come_back_keeps_no_other_away(spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can come back does; the failure is told then."""
+    import kupgrade.kernel.cpu as module
+
+    real = module.bring_online
+
+    def stubborn(number: int, root: Path) -> None:
+        if number == 3:
+            raise KernelError("write", "cpu3/online", errno.EIO)
+        real(number, root)
+
+    before = spawner.cpus_before((3, 2))
+    spawner.take_cpus(before)
+    monkeypatch.setattr(module, "bring_online", stubborn)
+    with pytest.raises(KernelError, match="cpu3"):
+        spawner.give_cpus(before)
+    assert str(spawner.cpus_taken(before)) == "3"
+
+
+def test_a_cpu_that_cannot_be_stopped_lets_no_other_run_on(spawner: Spawner, device: Device, tmp_path: Path) -> None:
+    """A kernel that is half stopped still writes."""
+    laid = blueprint(spawner, tmp_path)
+    spawner.start(laid)
+    device.refuse = {6: errno.EACCES}
+    with pytest.raises(KernelError):
+        spawner.fence(laid.instance)
+    assert list(device.running) == [6]
+
+
+def test_one_block_that_does_not_come_back_keeps_no_other_away(
+    spawner: Spawner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can come back does; the failure is told then."""
+    import kupgrade.kernel.memory_blocks as module
+
+    def stubborn(number: int, _zone: str, _root: Path) -> None:
+        if number == 21:
+            raise KernelError("write", "memory21/state", errno.EBUSY)
+        host.put(f"{module.BLOCKS}/memory{number}/state", "online\n")
+
+    before = spawner.memory_before()
+    spawner.take_memory(before, 3 * BLOCK)
+    monkeypatch.setattr(module, "bring_online", stubborn)
+    with pytest.raises(KernelError, match="memory21"):
+        spawner.give_memory(before)
+    assert spawner.memory_taken(before) == (21,)
+
+
 def test_cpus_that_cannot_be_addressed_are_none_of_the_new_kernels(spawner: Spawner, host: Host) -> None:
     """The firmware lists all; those beyond what this machine's APICs reach get no place in the box."""
     (host.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 6, 8, *range(300, 900)), 0, 0))
