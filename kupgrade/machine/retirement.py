@@ -118,7 +118,7 @@ class Retirement:
         return found
 
     def give_buses(self, movables: Sequence[Movable], first_number: int) -> None:
-        """The devices stand still here and the new kernel finds them.
+        """The devices stand still here and the new kernel finds them; those that cannot stay behind.
 
         Raises KupgradeError, and nothing passed; only where its agent said nothing at all they stay still, for the new
         kernel may drive them: BusesGivenError.
@@ -126,9 +126,12 @@ class Retirement:
         if not movables:
             return
         began = self.clock()
-        table = buses.table(movables, first_number, self.root)
+        buses.table(movables, first_number, self.root)  # what is wrong with it shows here
         buses.keep_awake(movables, self.root)
-        buses.quiesce(self.device, movables, self.root)
+        movables = self._still(movables)
+        if not movables:
+            return
+        table = buses.table(movables, first_number, self.root)
         self.passing(True)
         try:
             self.client.ask(standby.LOAD_SSDT, TABLE_TIMEOUT, table=base64.b64encode(table).decode())
@@ -139,6 +142,21 @@ class Retirement:
         except KupgradeError as error:
             raise BusesGivenError("It is not known whether the last buses have passed", str(error)) from error
         self.told(f"{len(movables)} buses", self.clock() - began)
+
+    def _still(self, movables: Sequence[Movable]) -> Sequence[Movable]:
+        """Those whose devices stand still. Whether a driver can do that is known only when it is asked."""
+        while movables:
+            try:
+                buses.quiesce(self.device, movables, self.root)
+            except KernelError as error:
+                refused = [each for each in movables if error.path in (str(f.address) for f in each.functions)]
+                if error.errno != errno.EOPNOTSUPP or not refused:
+                    raise
+                self.told(f"all but what is behind {refused[0].port.address}: its driver cannot let it go", 0.0)
+                movables = [each for each in movables if each not in refused]
+            else:
+                break
+        return movables
 
     def leave(self) -> NoReturn:
         """This kernel ends. Raises KernelError, and then nothing was done."""

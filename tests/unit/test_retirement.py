@@ -26,6 +26,7 @@ from kupgrade.model.codec import decode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.machine import MemoryRange
 from kupgrade.model.spawn import CpusBefore, GivenCpu, Instance
+from tests.fakes import facts as fake
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
@@ -319,6 +320,32 @@ def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(KupgradeError):
             found.give_buses(movables, 1)
         assert done[-1] == end_of_it
+
+
+def test_a_device_whose_driver_cannot_let_it_go_stays_behind(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is wanted, not needed: this kernel ends all the same, and the others pass. Any other failure is an error."""
+    movables: Any = [fake.root_port(f"0000:00:{number:02x}.0").movable for number in (4, 5, 6)]
+    passed: list[Any] = []
+    said: list[str] = []
+    number = errno.EOPNOTSUPP
+
+    def quiesce(_device: object, wanted: Any, _root: object) -> None:
+        if movables[1] in wanted:
+            raise KernelError("KSPAWN_QUIESCE", str(movables[1].functions[0].address), number)
+
+    monkeypatch.setattr(buses, "quiesce", quiesce)
+    monkeypatch.setattr(buses, "keep_awake", lambda *_: None)
+    monkeypatch.setattr(buses, "table", lambda wanted, *_: passed.append(list(wanted)) or b"SSDT")
+    found = a_retirement(first)
+    found.told = lambda part, _seconds: said.append(part)
+    found.give_buses(movables, 1)
+    assert passed[-1] == [movables[0], movables[2]]
+    assert "0000:00:05.0" in said[0] and said[1] == "2 buses"
+    found.give_buses([movables[1]], 1)
+    assert [call for call in first.calls if call == standby.LOAD_SSDT] == [standby.LOAD_SSDT]
+    number = errno.EIO
+    with pytest.raises(KernelError):
+        found.give_buses(movables, 1)
 
 
 def test_the_whole_order(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
