@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from kupgrade.core import inheritance
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.kernel import cpu, cpu_numbers, memory_blocks
+from kupgrade.kernel import cpu, cpu_numbers, memory_blocks, modules
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.machine import buses
 from kupgrade.machine.own_park import Loop, own_box
@@ -31,6 +31,7 @@ from kupgrade.model.spawn import Instance
 from kupgrade.model.standby import Legacy
 
 TABLE_TIMEOUT = 30.0  # seconds
+KVM = "kvm_intel"
 # The firmware lists CPUs that are not there, or that this kernel's APICs do not reach: it never ran on those.
 NOT_HERE = (errno.ENODEV, errno.ERANGE)
 
@@ -159,8 +160,18 @@ class Retirement:
         return movables
 
     def leave(self) -> NoReturn:
-        """This kernel ends. Raises KernelError, and then nothing was done."""
-        self.device.leave(self.loop.entry, everyone=True)
+        """This kernel ends. Raises KernelError, and then it runs on.
+
+        From Linux 6.12 on KVM keeps VMX on for as long as it is loaded, which udev does on every Intel machine; then
+        no CPU can leave. No file may be needed here: the disk has passed.
+        """
+        try:
+            self.device.leave(self.loop.entry, everyone=True)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            modules.unload(KVM)
+            self.device.leave(self.loop.entry, everyone=True)
         raise KupgradeError("This kernel did not end", "KSPAWN_LEAVE returned")
 
 

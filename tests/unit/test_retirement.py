@@ -14,7 +14,7 @@ import pytest
 
 from kupgrade.core import box
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.kernel import acpi, park_code
+from kupgrade.kernel import acpi, modules, park_code
 from kupgrade.kernel.kspawn import Entry, Info
 from kupgrade.machine import buses, own_park, retirement
 from kupgrade.machine.own_park import Loop
@@ -282,10 +282,37 @@ def test_a_bootstrap_processor_that_rests_comes_online_first(second: Machine) ->
 
 def test_a_refused_end_changes_nothing(second: Machine) -> None:
     """This kernel runs on all its CPUs."""
-    second.errors["leave"] = errno.EBUSY
+    second.errors["leave"] = errno.EINVAL
     with pytest.raises(KernelError):
         a_retirement(second).leave()
     assert second.online == {0, 1, 2}
+
+
+def test_a_loaded_kvm_is_unloaded_for_the_end(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is loaded no CPU can leave (EBUSY), whether a virtual machine runs or not."""
+    first.errors["leave"] = errno.EBUSY
+
+    def unload(name: str) -> None:
+        first.calls.append(f"unload {name}")
+        del first.errors["leave"]
+
+    monkeypatch.setattr(modules, "unload", unload)
+    with pytest.raises(KupgradeError, match="did not end"):
+        a_retirement(first).leave()
+    assert first.calls == ["leave", "unload kvm_intel", "leave"]
+
+
+def test_a_kvm_in_use_is_told(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With virtual machines of its own this kernel stays."""
+    first.errors["leave"] = errno.EBUSY
+
+    def unload(name: str) -> None:
+        raise KernelError("delete_module", name, errno.EAGAIN, "End what uses it")
+
+    monkeypatch.setattr(modules, "unload", unload)
+    with pytest.raises(KernelError, match="kvm_intel"):
+        a_retirement(first).leave()
+    assert first.calls == ["leave"]
 
 
 def test_a_cpu_comes_back_to_a_spawned_kernel_through_its_loop(second: Machine) -> None:
