@@ -226,8 +226,10 @@ class RealHandover:
             self._end(error)
         try:
             buses.resume(spawner.device, self._movables(note.ports), self.places.root)
-        finally:  # the disk may be back when another device is not: frozen, not even that could be recorded
+        except KupgradeError:  # the disk may be back when another device is not: frozen, that could not be recorded
             self._thaw()
+            raise
+        self._thaw()
         sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)
         raise KupgradeError("The new kernel did not take over", str(error)) from error
