@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.machine import MemoryRange
@@ -102,24 +103,24 @@ def next_move(
         and each.removable is not False
         and refusals[each.number] < retry.per_block
     }
-    runs = [range(last - count + 1, last + 1) for last in usable]
-    runs = [run for run in runs if all(number in usable for number in run)]
+    numbers = sorted(usable)
+    runs = [at for at in range(len(numbers) - count + 1) if numbers[at + count - 1] - numbers[at] == count - 1]
     if not runs or len(attempt.refused) >= retry.in_all:
         if attempt.taken:
             return GiveBack(tuple(sorted(attempt.taken)))
         return _no_run(count, block_size, attempt, bool(runs))
 
-    def cost(run: range) -> tuple[int, int, int, int, int]:
-        own = [usable[number] for number in run]
-        return (
-            sum(_ZONES.get(each.zones[0], 1) if each.zones else 1 for each in own),
-            sum(refusals[number] for number in run),
-            sum(node is not None and each.node != node for each in own),
-            -sum(number in attempt.taken for number in run),
-            -run.start,
-        )
-
-    best = min(runs, key=cost)
+    # Sums up to each block: there may be thousands, and a run of hundreds is asked for anew with each one taken.
+    taken = frozenset(attempt.taken)
+    columns = (
+        [_ZONES.get(each.zones[0], 1) if each.zones else 1 for each in map(usable.__getitem__, numbers)],
+        [refusals[number] for number in numbers],
+        [int(node is not None and usable[number].node != node) for number in numbers],
+        [-int(number in taken) for number in numbers],
+    )
+    sums = [list(accumulate(column, initial=0)) for column in columns]
+    first = min(runs, key=lambda at: (*(each[at + count] - each[at] for each in sums), -numbers[at]))
+    best = range(numbers[first], numbers[first] + count)
     if outside := tuple(sorted(number for number in attempt.taken if number not in best)):
         return GiveBack(outside)
     for number in reversed(best):

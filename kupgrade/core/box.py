@@ -35,8 +35,9 @@ MAILBOX, PARK, REGISTERS, ZERO_PAGE, SETUP_DATA, CMDLINE, ACPI, PAGE_TABLES = (
 
 # Below 640 KiB each kernel needs a stretch of its own for real-mode code: at most 192 KiB. The first two were seen to
 # work; the next generation takes the one that its parent does not use. A kernel that the firmware started has its own
-# real-mode code near the top, above both.
+# real-mode code at the top of what is RAM, mostly above both: 24 to 32 KiB, and what its place is rounded by.
 LOW_SIZE = 0x30000
+REAL_MODE = 0xC000
 LOW_SLICES = (MemoryRange.between(0x20000, 0x60000), MemoryRange.between(0x60000, 0x90000))
 LOW_FIRST, LOW_END = 0x11000, 0x9F000  # below: BIOS data, kspawn's trampoline; above: EBDA
 
@@ -117,6 +118,18 @@ def needed_size(needs: BoxNeeds) -> int:
         if wanted <= size:
             return size
         size = wanted
+
+
+def low_ram(usable: Sequence[MemoryRange]) -> tuple[MemoryRange, ...]:
+    """What of `usable` can be a kernel's real-mode memory, adjoining ranges as one."""
+    window = MemoryRange.between(LOW_FIRST, LOW_END)
+    return window.without(window.without(usable))
+
+
+def real_mode(usable: Sequence[MemoryRange]) -> tuple[MemoryRange, ...]:
+    """Where the real-mode code is of a kernel that found `usable`: it takes the highest place."""
+    large = [each for each in low_ram(usable) if each.size >= REAL_MODE]
+    return tuple(MemoryRange.between(each.end - REAL_MODE, each.end) for each in large[-1:])
 
 
 def low_slice(usable: Sequence[MemoryRange], in_use: Sequence[MemoryRange]) -> MemoryRange | Refusal:

@@ -69,8 +69,14 @@ def _cpus(spawn: SpawnFacts, wanted: int | CpuSet) -> tuple[int, ...] | Refusal:
     if isinstance(wanted, CpuSet):
         return _named(topology, wanted, spawn)
     threads = max((len(core) for core in topology.cores), default=1)
-    chosen = cores.choose(topology, -(-wanted // threads), isolated=spawn.isolated, cannot=spawn.stuck, bsp=spawn.bsp)
-    return chosen if isinstance(chosen, Refusal) else chosen.first
+    number = -(-wanted // threads)
+    while True:  # cores may differ in their threads
+        chosen = cores.choose(topology, number, isolated=spawn.isolated, cannot=spawn.stuck, bsp=spawn.bsp)
+        if isinstance(chosen, Refusal):
+            return chosen
+        if len(chosen.first) >= wanted:
+            return chosen.first
+        number += 1
 
 
 def _named(topology: Topology, wanted: CpuSet, spawn: SpawnFacts) -> tuple[int, ...] | Refusal:

@@ -16,7 +16,7 @@ from kupgrade.core.spawn_choice import (
     translated,
 )
 from kupgrade.model.facts import Facts
-from kupgrade.model.pci import CLASS_DISPLAY
+from kupgrade.model.pci import CLASS_DISPLAY, DomainType
 from kupgrade.model.plan import Refusal
 from kupgrade.model.policy import Concern, OnUnknown, Policy, SpawnOptions
 from kupgrade.model.spawn_facts import ModuleState, Nic, OtherFileSystem, SpawnFacts, Stack
@@ -167,7 +167,15 @@ def _devices(spawn: SpawnFacts, options: SpawnOptions) -> Iterator[Refusal]:
         if translated(port):
             kinds = sorted({each.iommu_type.value for each in port.movable.functions if each.iommu_type})
             fact = f"the IOMMU domain of {address} is {', '.join(kinds)}"
-            yield Refusal("the IOMMU passes devices through", fact, "Boot with iommu=pt")
+            yield Refusal("the IOMMU passes devices through", fact, "Boot with intel_iommu=off amd_iommu=off")
+    # Passing through is a word in the IOMMU's tables, too; and who changes them is gone.
+    passed = [
+        each.address for each in spawn.ports for f in each.movable.functions if f.iommu_type is DomainType.IDENTITY
+    ]
+    if passed and options.retire:
+        fact = f"an IOMMU passes {passed[0]} through by tables in memory of this kernel, which others will write to"
+        remedy = "Boot with intel_iommu=off amd_iommu=off, or keep this kernel: [engine.spawn] retire = false"
+        yield Refusal("nothing of this kernel is in use once it has ended", fact, remedy)
 
 
 def warned(facts: Facts) -> tuple[Warned, ...]:

@@ -18,6 +18,7 @@ from kupgrade.model.spawn import BOX_PARAMETER, LOW_PARAMETER, MODULE, WINDOW_PA
 
 SERIAL_PORTS = {1: 0x3F8, 2: 0x2F8, 3: 0x3E8, 4: 0x2E8}  # ttyS0 to ttyS3 of every PC
 PCI_CONFIG = 0xCF8
+LOW_RAM_PARAMETER = "kupgrade.lowram"  # RAM below 640 KiB by the firmware's map, which a spawned kernel does not see
 RESERVABLE = 4  # ranges that reserve= takes (kernel/resource.c, MAXRESERVE)
 
 _BOOT = "BOOT_IMAGE initrd root rootflags rootfstype rootwait rootdelay ro rw resume resume_offset noresume init rdinit"
@@ -42,13 +43,17 @@ DROPPED_PREFIXES = ("kupgrade.", "systemd.", "rd.", "luks.", "dm_mod.", "8250.",
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the new kernel finds itself. `trampoline`: of its own kspawn, in `low`. `bsp`: an APIC ID."""
+    """Where the new kernel finds itself. `trampoline`: of its own kspawn, in `low`. `bsp`: an APIC ID.
+
+    `low_ram`: what else its own child may be given of low memory.
+    """
 
     ticket: Ticket
     box: MemoryRange
     window: MemoryRange
     low: MemoryRange
     bsp: int
+    low_ram: tuple[MemoryRange, ...] = ()
 
     @property
     def trampoline(self) -> int:
@@ -93,6 +98,10 @@ def spawned(
         ("reboot", "acpi"),  # by the reset register in the box; any other way resets the machine
         ("panic", "0"),  # a dead kernel waits to be fenced
         ("nmi_watchdog", "0"),
+        (
+            "no5lvl",
+            None,
+        ),  # its CPUs come back into the park loop with the paging that it runs with; the loop's has four
         ("dis_ucode_ldr", None),  # the cores share their microcode with the old kernel
         ("io_delay", "none"),
         ("rdinit", "/init"),
@@ -101,6 +110,7 @@ def spawned(
         (BOX_PARAMETER, range_value(place.box)),
         (WINDOW_PARAMETER, range_value(place.window)),
         (LOW_PARAMETER, range_value(place.low)),
+        *([(LOW_RAM_PARAMETER, ",".join(map(range_value, place.low_ram)))] if place.low_ram else []),
         (TICKET_PARAMETER, str(place.ticket)),
     ):
         line = line.appended(name, value)

@@ -30,6 +30,8 @@ MODULE_PARM_DESC(bsp, "APIC id of the machine's bootstrap processor, when it is 
 
 /* CPUs that run something of ours: changed by calls and by a guard's timer. */
 static struct cpumask kspawn_started;
+/* Those that are between the two halves of a guard's stop. */
+static struct cpumask kspawn_stopping;
 /* The descriptor at whose close a CPU gets INIT; under kspawn_lock. */
 static DEFINE_PER_CPU(struct kspawn_file *, kspawn_tied);
 
@@ -47,6 +49,10 @@ static void kspawn_icr(u32 apic_id, u32 low)
 		return;
 	}
 	local_irq_save(flags);	/* the two halves must not be torn apart */
+	/* Linux waits before it sends, not after: its last IPI may still be here. */
+	while ((native_apic_mem_read(APIC_ICR) & APIC_ICR_BUSY) && --spins)
+		cpu_relax();
+	spins = ICR_SPINS;
 	native_apic_mem_write(APIC_ICR2, SET_XAPIC_DEST_FIELD(apic_id));
 	native_apic_mem_write(APIC_ICR, low);
 	while ((native_apic_mem_read(APIC_ICR) & APIC_ICR_BUSY) && --spins)
@@ -72,6 +78,7 @@ bool kspawn_cpu_init_assert(unsigned int cpu)
 {
 	if (!cpumask_test_cpu(cpu, &kspawn_started))
 		return false;
+	cpumask_set_cpu(cpu, &kspawn_stopping);
 	kspawn_icr(per_cpu(x86_cpu_to_apicid, cpu),
 		   APIC_INT_LEVELTRIG | APIC_INT_ASSERT | APIC_DM_INIT);
 	return true;
@@ -80,10 +87,14 @@ bool kspawn_cpu_init_assert(unsigned int cpu)
 /* Second half, 10 ms later; only then may this kernel use the CPU. */
 void kspawn_cpu_init_deassert(unsigned int cpu)
 {
-	if (!cpumask_test_cpu(cpu, &kspawn_started))
-		return;	/* stopped meanwhile, and perhaps online again */
-	kspawn_icr(per_cpu(x86_cpu_to_apicid, cpu), APIC_INT_LEVELTRIG | APIC_DM_INIT);
-	kspawn_mark_stopped(cpu);
+	if (!cpumask_test_cpu(cpu, &kspawn_stopping))
+		return;	/* nothing ran there; what was started since is not the guard's */
+	/* Else stopped meanwhile, and perhaps online again. */
+	if (cpumask_test_cpu(cpu, &kspawn_started)) {
+		kspawn_icr(per_cpu(x86_cpu_to_apicid, cpu), APIC_INT_LEVELTRIG | APIC_DM_INIT);
+		kspawn_mark_stopped(cpu);
+	}
+	cpumask_clear_cpu(cpu, &kspawn_stopping);
 }
 
 static void kspawn_send_init(u32 apic_id)
@@ -161,6 +172,12 @@ int kspawn_cpu_start(struct kspawn_file *kf, const struct kspawn_start *s)
 	ret = cpu < 0 ? cpu : kspawn_mem_entry_ok(s->cr3, s->rip);
 	if (ret)
 		goto out;
+	/*
+	 * Or the second half of a guard's stop would take this for what it
+	 * stopped. Its timer, which only we could cancel, ends the wait.
+	 */
+	while (cpumask_test_cpu(cpu, &kspawn_stopping))
+		usleep_range(100, 200);
 	/* Marked before it runs, so that it never runs and can be onlined. */
 	if (cpumask_test_and_set_cpu(cpu, &kspawn_started)) {
 		ret = -EALREADY;
@@ -170,8 +187,8 @@ int kspawn_cpu_start(struct kspawn_file *kf, const struct kspawn_start *s)
 	ret = kspawn_sipi(cpu, s->apic_id, kspawn_trampoline_set(s->rip, s->cr3, s->rsi));
 	if (ret || (s->flags & KSPAWN_START_OWN))
 		kspawn_mark_stopped(cpu);
-	else if (s->flags & KSPAWN_START_TIED)
-		per_cpu(kspawn_tied, cpu) = kf;
+	else	/* always: a guard that fired meanwhile may have left an earlier one */
+		per_cpu(kspawn_tied, cpu) = s->flags & KSPAWN_START_TIED ? kf : NULL;
 out:
 	cpus_read_unlock();
 	return ret;

@@ -15,6 +15,7 @@
 #include <linux/stop_machine.h>
 #include <linux/string.h>
 #include <asm/apic.h>
+#include <asm/e820/api.h>
 #include <asm/kvm_para.h>
 #include <asm/msr.h>
 #include <asm/processor.h>
@@ -52,9 +53,18 @@ unsigned long kspawn_trampoline(void)
 	return trampoline;
 }
 
+static void kspawn_table_set(u64 *table, u64 first)
+{
+	WRITE_ONCE(table[0], first);
+	memset(table + 1, 0, PAGE_SIZE - sizeof(*table));
+}
+
 /*
  * Write everything anew for each use, under kspawn_lock: nothing of it has to
- * survive in memory that another kernel may see as its own.
+ * survive in memory that another kernel may see as its own. The CPU that was
+ * started last may have two instructions to go here (a hypervisor may stop it
+ * for long between them): code and entries in use become what they were, and
+ * nothing else in between.
  *
  * Returns the word that becomes 1 when the CPU has taken the arguments.
  */
@@ -62,16 +72,17 @@ u32 *kspawn_trampoline_set(u64 rip, u64 cr3, u64 rsi)
 {
 	char *page = __va(trampoline);
 	u64 *args = (u64 *)(page + OFF(kspawn_blob_args));
-	u64 *table = (u64 *)(page + PML4);
+	size_t size = kspawn_blob_end - kspawn_blob;
 
-	memset(page, 0, PAGES * PAGE_SIZE);
-	memcpy(page, kspawn_blob, kspawn_blob_end - kspawn_blob);
+	memcpy(page, kspawn_blob, size);
+	memset(page + size, 0, PAGE_SIZE - size);
+	memset(page + BRIDGE, 0, PAGE_SIZE);
 	*(u32 *)(page + OFF(kspawn_blob_gdtr) + 2) += trampoline;
 	*(u32 *)(page + OFF(kspawn_blob_far32)) += trampoline;
 	*(u32 *)(page + OFF(kspawn_blob_far64)) += trampoline;
-	table[0] = (trampoline + PDPT) | TABLE;
-	table[PTRS_PER_PTE] = (trampoline + PD) | TABLE;
-	table[2 * PTRS_PER_PTE] = TABLE | _PAGE_PSE;
+	kspawn_table_set((u64 *)(page + PML4), (trampoline + PDPT) | TABLE);
+	kspawn_table_set((u64 *)(page + PDPT), (trampoline + PD) | TABLE);
+	kspawn_table_set((u64 *)(page + PD), TABLE | _PAGE_PSE);
 	args[0] = rip;
 	args[1] = cr3;
 	args[2] = rsi;
@@ -270,6 +281,11 @@ static int kspawn_trampoline_free(void)
 
 		if (!page || !PageReserved(page)) {
 			pr_err("page %#lx is no reserved low memory\n", (pfn + i) << PAGE_SHIFT);
+			return -EBUSY;
+		}
+		/* Reserved is also what the firmware keeps for itself, and writes to. */
+		if (!e820__mapped_any(PFN_PHYS(pfn + i), PFN_PHYS(pfn + i + 1), E820_TYPE_RAM)) {
+			pr_err("page %#lx is no RAM\n", (pfn + i) << PAGE_SHIFT);
 			return -EBUSY;
 		}
 	}

@@ -10,6 +10,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/pfn.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <asm/e820/api.h>
 #include <asm/processor.h>
@@ -114,6 +115,8 @@ static int check_set_aside(unsigned long pfn, unsigned long nr)
 		    !e820__mapped_any(start, end, E820_TYPE_PRAM) &&
 		    !e820__mapped_any(start, end, E820_TYPE_PMEM))
 			return -EPERM;
+		if (!(at & 0xffff))	/* a box of many GiB has many pages */
+			cond_resched();
 	}
 	if (region_intersects(PFN_PHYS(pfn), PFN_PHYS(nr), IORESOURCE_MEM | IORESOURCE_BUSY,
 			      IORES_DESC_NONE) != REGION_DISJOINT)

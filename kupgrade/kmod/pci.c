@@ -62,11 +62,13 @@ static int freeze(struct kspawn_quiesced *q)
 	if (ret)
 		goto unlock;
 	ret = pm->freeze(dev);
-	if (!ret && pm->freeze_late)
+	if (!ret && pm->freeze_late) {
 		ret = pm->freeze_late(dev);
-	if (ret) {
-		if (pm->thaw)
+		/* As the PM core: what refused the first step is not thawed. */
+		if (ret && pm->thaw)
 			pm->thaw(dev);
+	}
+	if (ret) {
 		pm_runtime_put(dev);
 		goto unlock;
 	}

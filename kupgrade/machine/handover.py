@@ -224,7 +224,11 @@ class RealHandover:
         spawner.fence(note.instance)
         if watch.channel.committed:
             self._end(error)
-        buses.resume(spawner.device, self._movables(note.ports), self.places.root)
+        try:
+            buses.resume(spawner.device, self._movables(note.ports), self.places.root)
+        except KupgradeError:  # the disk may be back when another device is not: frozen, that could not be recorded
+            self._thaw()
+            raise
         self._thaw()
         sysctl.set_panic_timeout(note.panic, self.places.root)
         self._put(None)

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from kupgrade.core import inheritance
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.kernel import cpu, cpu_numbers, memory_blocks
+from kupgrade.kernel import cpu, cpu_numbers, memory_blocks, modules
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.machine import buses
 from kupgrade.machine.own_park import Loop, own_box
@@ -31,6 +31,9 @@ from kupgrade.model.spawn import Instance
 from kupgrade.model.standby import Legacy
 
 TABLE_TIMEOUT = 30.0  # seconds
+KVM = "kvm_intel"
+# The firmware lists CPUs that are not there, or that this kernel's APICs do not reach: it never ran on those.
+NOT_HERE = (errno.ENODEV, errno.ERANGE)
 
 Told = Callable[[str, float], None]  # a part that is done, and the seconds it took
 Passing = Callable[[bool], None]  # True: the buses are about to pass; False: they did not
@@ -81,13 +84,13 @@ class Retirement:
             online.add(self.instance.bsp)
         known = {*self.instance.apic_ids, *self.instance.later}
         for apic_id in sorted({*cpu_numbers.listed(self.root)} - known - online):
-            self._try(partial(self.device.stop, apic_id, foreign=True), errno.ENODEV)
+            self._try(partial(self.device.stop, apic_id, foreign=True), *NOT_HERE)
         return tuple(each for each in self.instance.later if each not in online and self._park(each))
 
     def _park(self, apic_id: int) -> bool:
         """False when it is not there at all. One that passed in an earlier try, and perhaps runs there, is left."""
         start = partial(self.device.start, apic_id, self.loop.entry, foreign=True)
-        if not self._try(start, errno.ENODEV, errno.EALREADY):
+        if not self._try(start, *NOT_HERE, errno.EALREADY):
             return apic_id in self.loop.waiting()
         self.loop.await_parked(apic_id)
         return True
@@ -116,7 +119,7 @@ class Retirement:
         return found
 
     def give_buses(self, movables: Sequence[Movable], first_number: int) -> None:
-        """The devices stand still here and the new kernel finds them.
+        """The devices stand still here and the new kernel finds them; those that cannot stay behind.
 
         Raises KupgradeError, and nothing passed; only where its agent said nothing at all they stay still, for the new
         kernel may drive them: BusesGivenError.
@@ -124,9 +127,12 @@ class Retirement:
         if not movables:
             return
         began = self.clock()
-        table = buses.table(movables, first_number, self.root)
+        buses.table(movables, first_number, self.root)  # what is wrong with it shows here
         buses.keep_awake(movables, self.root)
-        buses.quiesce(self.device, movables, self.root)
+        movables = self._still(movables)
+        if not movables:
+            return
+        table = buses.table(movables, first_number, self.root)
         self.passing(True)
         try:
             self.client.ask(standby.LOAD_SSDT, TABLE_TIMEOUT, table=base64.b64encode(table).decode())
@@ -138,9 +144,34 @@ class Retirement:
             raise BusesGivenError("It is not known whether the last buses have passed", str(error)) from error
         self.told(f"{len(movables)} buses", self.clock() - began)
 
+    def _still(self, movables: Sequence[Movable]) -> Sequence[Movable]:
+        """Those whose devices stand still. Whether a driver can do that is known only when it is asked."""
+        while movables:
+            try:
+                buses.quiesce(self.device, movables, self.root)
+            except KernelError as error:
+                refused = [each for each in movables if error.path in (str(f.address) for f in each.functions)]
+                if error.errno != errno.EOPNOTSUPP or not refused:
+                    raise
+                self.told(f"all but what is behind {refused[0].port.address}: its driver cannot let it go", 0.0)
+                movables = [each for each in movables if each not in refused]
+            else:
+                break
+        return movables
+
     def leave(self) -> NoReturn:
-        """This kernel ends. Raises KernelError, and then nothing was done."""
-        self.device.leave(self.loop.entry, everyone=True)
+        """This kernel ends. Raises KernelError, and then it runs on.
+
+        From Linux 6.12 on KVM keeps VMX on for as long as it is loaded, which udev does on every Intel machine; then
+        no CPU can leave. No file may be needed here: the disk has passed.
+        """
+        try:
+            self.device.leave(self.loop.entry, everyone=True)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            modules.unload(KVM)
+            self.device.leave(self.loop.entry, everyone=True)
         raise KupgradeError("This kernel did not end", "KSPAWN_LEAVE returned")
 
 

@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """An order laid out: what is journaled of it, and what is written."""
+    """An order laid out: what is journaled of it, and what is written. `low_ram`: as box.low_ram found it."""
 
     order: Order
     instance: Instance
@@ -48,6 +48,7 @@ class Blueprint:
     image: BzImage
     ecam: EcamRange
     tsc_khz: int
+    low_ram: tuple[MemoryRange, ...]
 
 
 T = TypeVar("T")
@@ -88,20 +89,22 @@ def _size(path: Path) -> int:
         return path.stat().st_size
 
 
-def choose_low(info: Info, root: Path) -> MemoryRange:
-    """A stretch below 640 KiB for the new kernel's real-mode code.
+def choose_low(info: Info, root: Path) -> tuple[MemoryRange, tuple[MemoryRange, ...]]:
+    """A stretch below 640 KiB for the new kernel's real-mode code, and what there is RAM.
 
-    A kernel that was itself spawned knows of its own stretch only; for its child the same ones come into question as
-    for itself, for the firmware's map has not changed since.
+    A kernel that was itself spawned sees its own stretch only. What else is RAM it was told, for its child.
     """
-    own = CommandLine.parse(read_text(root / "proc/cmdline")).get(LOW_PARAMETER)
+    line = CommandLine.parse(read_text(root / "proc/cmdline"))
+    own, told = line.get(LOW_PARAMETER), line.get(spawn_cmdline.LOW_RAM_PARAMETER)
     in_use = [MemoryRange(info.trampoline, info.trampoline_size)]
-    if own is not None:
-        usable: Sequence[MemoryRange] = box.LOW_SLICES
-        in_use.append(parse_range(own))
-    else:
+    usable: Sequence[MemoryRange]
+    if own is None:
         usable = memory_blocks.firmware_ram(root) or ()
-    return _granted(box.low_slice(usable, in_use))
+        in_use += box.real_mode(usable)
+    else:
+        usable = [parse_range(each) for each in told.split(",")] if told else box.LOW_SLICES
+        in_use.append(parse_range(own))
+    return _granted(box.low_slice(usable, in_use)), box.low_ram(usable)
 
 
 def spare_bus(root: Path) -> EcamRange:
@@ -132,7 +135,7 @@ def lay_out(order: Order, cpus: CpusBefore, info: Info, root: Path = Path("/")) 
         raise BadInputError("A kernel needs a CPU that is not the bootstrap processor", f"given {cpus.numbers}")
     image = bootparams.parse(_read(Path(order.kernel)))
     ecam = spare_bus(root)
-    low = choose_low(info, root)
+    low, low_ram = choose_low(info, root)
     wanted = _needs(image, _size(Path(order.initrd)), order.window, order.root_image)
     made = _granted(box.layout(order.memory, wanted, low, [ecam.slice(ecam.first, ecam.last)]))
     instance = Instance(
@@ -150,7 +153,7 @@ def lay_out(order: Order, cpus: CpusBefore, info: Info, root: Path = Path("/")) 
         later=cpus.others,
         bsp=info.bsp_apic_id,
     )
-    return Blueprint(order, instance, made, image, ecam, info.tsc_khz)
+    return Blueprint(order, instance, made, image, ecam, info.tsc_khz, low_ram)
 
 
 def command_line(blueprint: Blueprint) -> CommandLine:
@@ -159,7 +162,7 @@ def command_line(blueprint: Blueprint) -> CommandLine:
     ticket = Ticket(order.upgrade, order.epoch)
     return spawn_cmdline.spawned(
         CommandLine.parse(order.cmdline),
-        spawn_cmdline.Place(ticket, instance.box, instance.window, instance.low, instance.bsp),
+        spawn_cmdline.Place(ticket, instance.box, instance.window, instance.low, instance.bsp, blueprint.low_ram),
         tsc_khz=blueprint.tsc_khz,
         cpus=len(instance.apic_ids),
         serial=order.serial,

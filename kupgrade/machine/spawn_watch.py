@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kupgrade.errors import KupgradeError
+from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.kernel.kspawn import Kspawn
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Channel, Side
@@ -49,7 +49,11 @@ class Watch:
         """Raises KernelError, and BadInputError when there is no window of this upgrade."""
         window = SharedWindow.open(device, instance.window, Side.OLD, instance.upgrade, instance.epoch)
         area = spawn_box.control_area(instance)
-        mapping = device.map(area.start, area.size, writable=False)
+        try:
+            mapping = device.map(area.start, area.size, writable=False)
+        except KernelError:
+            window.close()
+            raise
         return cls(device, instance, window, mapping, memoryview(mapping), pause, clock)
 
     def __enter__(self) -> Watch:

@@ -11,6 +11,7 @@ import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kupgrade.core import blocks
@@ -31,6 +32,18 @@ from kupgrade.model.spawn import BlockBefore, CpusBefore, GivenCpu, Instance, Me
 PARK_PATIENCE = 5.0  # seconds
 POLL = 0.005
 GUARDED = 0xFF << 8 * acpi.RESET_REGISTER | 0xFF << 8 * acpi.SLEEP_CONTROL
+
+
+def _all(calls: Iterable[Callable[[], None]]) -> None:
+    """Make every call, then raise the first error: what fails for one CPU or block must not keep others."""
+    first: KupgradeError | None = None
+    for call in calls:
+        try:
+            call()
+        except KupgradeError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 @dataclass
@@ -57,8 +70,10 @@ class Spawner:
                 )
             given.append(GivenCpu(number, each.apic_id, each.online))
         known = [each.apic_id for each in topology.cpus if each.number not in first and each.apic_id is not None]
-        # Offline ones tell no number; their kernel lists them all the same.
-        silent = {*cpu_numbers.listed(self.root)} - {*known, *(each.apic_id for each in given)}
+        # Offline ones tell no number; their kernel lists them all the same, and some that its APICs do not reach.
+        last = self.device.info().max_apic_id
+        listed = {each for each in cpu_numbers.listed(self.root) if each <= last}
+        silent = listed - {*known, *(each.apic_id for each in given)}
         return CpusBefore(tuple(given), (*known, *sorted(silent)))
 
     def take_cpus(self, before: CpusBefore) -> None:
@@ -70,13 +85,15 @@ class Spawner:
     def give_cpus(self, before: CpusBefore) -> None:
         """Whatever runs on them is stopped; this kernel runs on those that it ran on before."""
         own = Loop.own(self.device, self.root)
-        for each in before.given:
-            if not cpu.is_online(each.number, self.root):
-                self._stop(each.apic_id)
-                if each.online:
-                    if own is not None:
-                        own.admit(each.apic_id)
-                    cpu.bring_online(each.number, self.root)
+        _all(partial(self._give_cpu, each, own) for each in before.given)
+
+    def _give_cpu(self, given: GivenCpu, own: Loop | None) -> None:
+        if not cpu.is_online(given.number, self.root):
+            self._stop(given.apic_id)
+            if given.online:
+                if own is not None:
+                    own.admit(given.apic_id)
+                cpu.bring_online(given.number, self.root)
 
     def cpus_taken(self, before: CpusBefore) -> CpuSet:
         """Those of them that this kernel does not run on now."""
@@ -134,9 +151,8 @@ class Spawner:
         return tuple(each.number for each in now if each.number in were and each.state is not BlockState.ONLINE)
 
     def _bring_online(self, before: MemoryBefore, numbers: tuple[int, ...]) -> None:
-        for each in before.online:
-            if each.number in numbers:
-                memory_blocks.bring_online(each.number, each.zone, self.root)
+        wanted = (each for each in before.online if each.number in numbers)
+        _all(partial(memory_blocks.bring_online, each.number, each.zone, self.root) for each in wanted)
 
     # The kernel
 
@@ -197,8 +213,7 @@ class Spawner:
         `further`: APIC IDs of CPUs that it was given after its start.
         """
         self.device.disarm()
-        for apic_id in (*instance.apic_ids, *further):
-            self._stop(apic_id)
+        _all(partial(self._stop, apic_id) for apic_id in (*instance.apic_ids, *further))
 
     def _stop(self, apic_id: int) -> None:
         try:

@@ -28,7 +28,9 @@ from kupgrade.model.standby import INHERITED_FILE, Inherited, Legacy, Stage
 LEGACY_FILE = "run/kupgrade/legacy.json"  # a Legacy that is expected, for an agent that comes after a killed one
 POLL = 0.01  # seconds between looks for the old kernel's end
 BLOCK_PATIENCE = 60.0  # seconds for a table's memory to be online
-PARK_PATIENCE = 5.0  # seconds from the first CPU in the loop to the last
+PARK_PATIENCE = 60.0  # seconds from the first CPU in the loop to the last: a hypervisor may stop one for long
+GIVE_UP_PATIENCE = 5.0  # seconds for a look that has begun
+UNSAFE = "memory: a CPU may still run in it, in the old kernel's code"
 # The kernel describes memory it is given in memory it has, one byte in 64: at most a quarter of what is free.
 GROWTH = 16
 
@@ -99,7 +101,7 @@ class Heir:
         """Expect nothing any more. Raises KupgradeError when the inheritance has begun."""
         self._given_up.set()
         if self._thread is not None:
-            self._thread.join(PARK_PATIENCE)
+            self._thread.join(GIVE_UP_PATIENCE)
         if self.found.stage not in (Stage.NONE, Stage.WAITING):
             raise KupgradeError("The old kernel is gone", f"its inheritance is {self.found.stage.value}")
         (self.root / LEGACY_FILE).unlink(missing_ok=True)
@@ -141,12 +143,14 @@ class Heir:
             cpus_before=str(cpu.masks(self.root).online),
             memory_before=memory_facts(self.root).get("MemTotal", 0),
         )
+        self._now("its last CPUs come")
+        left = self._await_cpus(legacy)
         try:
             missing += self._take_cpus(legacy)
         except Exception as error:  # whatever it is: who waits for the end of this must not wait for ever
             missing.append(f"CPUs: {error}")
         try:
-            missing += self._take_memory(legacy.memory)
+            missing += self._take_memory(legacy.memory) if left else [UNSAFE]
         except Exception as error:  # as above
             missing.append(f"memory: {error}")
         self.found = replace(
@@ -171,8 +175,6 @@ class Heir:
     def _take_cpus(self, legacy: Legacy) -> list[str]:
         """Run on all of them; those that did not come, in words."""
         missing = []
-        self._now("its last CPUs come")
-        self._await_cpus(legacy)
         for apic_id in legacy.cpus:
             self._now(f"the CPU with APIC ID {apic_id} comes online")
             try:
@@ -181,11 +183,16 @@ class Heir:
                 missing.append(str(error))
         return missing
 
-    def _await_cpus(self, legacy: Legacy) -> None:
-        """Each must have left the old kernel's memory."""
+    def _await_cpus(self, legacy: Legacy) -> bool:
+        """Whether each has left the old kernel's memory: it waits in the loop, or runs here already."""
         deadline = self.clock() + PARK_PATIENCE
-        while not {*legacy.cpus} <= {*waiting(self.device, legacy.park)} and self.clock() < deadline:
+        while self.clock() < deadline:
+            with contextlib.suppress(KupgradeError):  # a loop that cannot be seen now is looked at again
+                here = cpu.cpuinfo(self.root).apic_ids.values()
+                if {*legacy.cpus} <= {*waiting(self.device, legacy.park), *here}:
+                    return True
             self.pause(POLL)
+        return False
 
     def _take_memory(self, ranges: tuple[MemoryRange, ...]) -> list[str]:
         """Add all whole blocks, in pieces that what is free can describe; what did not come, in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kupgrade.errors import KupgradeError, NeedsHumanError
+from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.kernel import blockfs, sysctl
 from kupgrade.kernel.libc import REBOOT_RESTART
 from kupgrade.machine import buses, faults, handover, shipping
@@ -130,6 +131,20 @@ def test_everything_is_taken_back_from_a_kernel_that_cannot_write_any_more(old: 
     assert old.calls == ["fence", "look", "resume", "thaw"]
     assert sysctl.panic_timeout(old.places.root) == PANIC
     assert not (old.places.run / handover.NOTE).exists()
+
+
+def test_file_systems_are_thawed_even_if_a_device_does_not_come_back(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk may have: frozen for ever, not even the failure could be recorded. The note stays for another try."""
+
+    def resume(*_: object) -> None:
+        old.calls.append("resume")
+        raise KernelError("KSPAWN_RESUME", "0000:01:00.0", errno.EIO)
+
+    monkeypatch.setattr(buses, "resume", resume)
+    with pytest.raises(KupgradeError, match="KSPAWN_RESUME"):
+        old.take_back()
+    assert old.calls == ["fence", "look", "resume", "thaw"]
+    assert (old.places.run / handover.NOTE).exists()
 
 
 def test_nothing_is_taken_back_once_the_flag_is_set(old: Old) -> None:

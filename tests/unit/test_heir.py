@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +148,42 @@ def test_memory_comes_in_pieces_when_little_is_free(kernel: NewKernel) -> None:
 
 
 def test_what_does_not_come_is_told(kernel: NewKernel) -> None:
-    """A CPU that stays away, a table that is refused, a block that never appears: the rest is taken all the same."""
+    """A CPU not known here, a table that is refused, a block that never appears: the rest is taken all the same."""
     kernel.errors["table 1"] = 5
     kernel.absent.add(1)
+    kernel.flag(PARK, 0, 1)
+    (kernel.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((6, 2, 4), NEW, PARK))
     an_heir(kernel).take(LEGACY)
     found = told(kernel)
     assert found.stage is Stage.DONE
     assert len(found.missing) == 3
     assert "APIC ID 0" in found.missing[0]
     assert "block 1" in found.missing[1]
+
+
+def test_no_memory_is_taken_that_a_cpu_may_still_run_in(kernel: NewKernel) -> None:
+    """One that stays away is in the old kernel's code, which nobody may write over; the others come."""
+    kernel.flag(PARK, 2, 1)
+    an_heir(kernel).take(replace(LEGACY, cpus=(0, 2)))
+    found = told(kernel)
+    assert (found.stage, found.cpus, kernel.pieces) == (Stage.DONE, "0,2", [])
+    assert len(found.missing) == 2
+    assert "APIC ID 0" in found.missing[0] and "memory" in found.missing[1]
+
+
+def test_a_cpu_that_comes_late_is_waited_for(kernel: NewKernel) -> None:
+    """A hypervisor may keep one waiting for long."""
+
+    def pause(seconds: float) -> None:
+        kernel.now += seconds
+        if kernel.now > 20.0:
+            kernel.flag(PARK, 0, 1)
+
+    found = an_heir(kernel)
+    found.pause = pause
+    kernel.flag(PARK, 2, 1)
+    found.take(replace(LEGACY, cpus=(0, 2)))
+    assert told(kernel).missing == ()
 
 
 def test_where_it_stands_is_told_until_it_is_over(kernel: NewKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +305,8 @@ def test_another_agent_expects_what_a_killed_one_expected(
     assert second.found.stage is Stage.NONE
     first.expect(LEGACY)
     first._given_up.set()
+    assert first._thread is not None
+    first._thread.join(10.0)  # a killed one takes nothing any more
     if left is not None:
         (kernel.root / "run/kupgrade/inherited.json").write_text(json.dumps(encode(left)))
     second.resume()

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,3 +117,16 @@ def test_a_device_that_is_not_there_tells_nothing(
     assert instances.look(other, "rt", True, "6.12", tmp_path).life is Life.UNKNOWN
     monkeypatch.setattr("kupgrade.kernel.kspawn.open_device", missing)
     assert instances.look(started, "rt", True, "6.12", tmp_path).life is Life.UNKNOWN
+
+
+def test_a_keeper_that_can_note_nothing_goes_on_keeping(
+    spawner: Spawner, device: Device, started: Instance, tmp_path: Path
+) -> None:
+    """The note is an aid; with its keeper the guard would end, and a reset of that kernel be one of the machine."""
+    (instances.folder_of("rt", tmp_path) / "pulse.json").mkdir(parents=True)
+    looks = iter((False, False, True))
+    beside: Any = SimpleNamespace(spawner=lambda: spawner)
+    with beating(device, started) as channel:
+        channel.beat()
+        instances._keep(beside, started, "rt", tmp_path, lambda: next(looks))
+    assert device.guarded == started.apic_ids

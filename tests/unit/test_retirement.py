@@ -14,7 +14,7 @@ import pytest
 
 from kupgrade.core import box
 from kupgrade.errors import KernelError, KupgradeError
-from kupgrade.kernel import acpi, park_code
+from kupgrade.kernel import acpi, modules, park_code
 from kupgrade.kernel.kspawn import Entry, Info
 from kupgrade.machine import buses, own_park, retirement
 from kupgrade.machine.own_park import Loop
@@ -26,6 +26,7 @@ from kupgrade.model.codec import decode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.machine import MemoryRange
 from kupgrade.model.spawn import CpusBefore, GivenCpu, Instance
+from tests.fakes import facts as fake
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
@@ -97,6 +98,7 @@ class Machine:
     def stop(self, apic_id: int, *, foreign: bool = False) -> None:
         self.calls.append(f"stop {apic_id}")
         assert apic_id != self.bsp
+        self._fail(f"stop {apic_id}")
         self.started.discard(apic_id)
         for base in (NEW, OWN):
             self.flag(base + box.PARK, apic_id, 0)
@@ -254,6 +256,13 @@ def test_a_cpu_that_is_not_there_is_passed_over(first: Machine) -> None:
     assert a_retirement(first).settle_cpus() == ()
 
 
+def test_a_cpu_that_this_kernel_cannot_address_is_passed_over(first: Machine) -> None:
+    """The firmware lists more than an xAPIC reaches. Such a one never ran here, the new kernel may know it or not."""
+    first.errors |= {"start 8": errno.ERANGE, "stop 300": errno.ERANGE}
+    (first.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 8, 6, 300), 0, 0))
+    assert a_retirement(first).settle_cpus() == ()
+
+
 def test_a_cpu_that_the_new_kernel_does_not_know_is_stopped(first: Machine) -> None:
     """It must not go on in memory that will be overwritten."""
     tables = first.root / "sys/firmware/acpi/tables/APIC"
@@ -273,10 +282,37 @@ def test_a_bootstrap_processor_that_rests_comes_online_first(second: Machine) ->
 
 def test_a_refused_end_changes_nothing(second: Machine) -> None:
     """This kernel runs on all its CPUs."""
-    second.errors["leave"] = errno.EBUSY
+    second.errors["leave"] = errno.EINVAL
     with pytest.raises(KernelError):
         a_retirement(second).leave()
     assert second.online == {0, 1, 2}
+
+
+def test_a_loaded_kvm_is_unloaded_for_the_end(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is loaded no CPU can leave (EBUSY), whether a virtual machine runs or not."""
+    first.errors["leave"] = errno.EBUSY
+
+    def unload(name: str) -> None:
+        first.calls.append(f"unload {name}")
+        del first.errors["leave"]
+
+    monkeypatch.setattr(modules, "unload", unload)
+    with pytest.raises(KupgradeError, match="did not end"):
+        a_retirement(first).leave()
+    assert first.calls == ["leave", "unload kvm_intel", "leave"]
+
+
+def test_a_kvm_in_use_is_told(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With virtual machines of its own this kernel stays."""
+    first.errors["leave"] = errno.EBUSY
+
+    def unload(name: str) -> None:
+        raise KernelError("delete_module", name, errno.EAGAIN, "End what uses it")
+
+    monkeypatch.setattr(modules, "unload", unload)
+    with pytest.raises(KernelError, match="kvm_intel"):
+        a_retirement(first).leave()
+    assert first.calls == ["leave"]
 
 
 def test_a_cpu_comes_back_to_a_spawned_kernel_through_its_loop(second: Machine) -> None:
@@ -311,6 +347,32 @@ def test_buses_pass_or_come_back(first: Machine, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(KupgradeError):
             found.give_buses(movables, 1)
         assert done[-1] == end_of_it
+
+
+def test_a_device_whose_driver_cannot_let_it_go_stays_behind(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is wanted, not needed: this kernel ends all the same, and the others pass. Any other failure is an error."""
+    movables: Any = [fake.root_port(f"0000:00:{number:02x}.0").movable for number in (4, 5, 6)]
+    passed: list[Any] = []
+    said: list[str] = []
+    number = errno.EOPNOTSUPP
+
+    def quiesce(_device: object, wanted: Any, _root: object) -> None:
+        if movables[1] in wanted:
+            raise KernelError("KSPAWN_QUIESCE", str(movables[1].functions[0].address), number)
+
+    monkeypatch.setattr(buses, "quiesce", quiesce)
+    monkeypatch.setattr(buses, "keep_awake", lambda *_: None)
+    monkeypatch.setattr(buses, "table", lambda wanted, *_: passed.append(list(wanted)) or b"SSDT")
+    found = a_retirement(first)
+    found.told = lambda part, _seconds: said.append(part)
+    found.give_buses(movables, 1)
+    assert passed[-1] == [movables[0], movables[2]]
+    assert "0000:00:05.0" in said[0] and said[1] == "2 buses"
+    found.give_buses([movables[1]], 1)
+    assert [call for call in first.calls if call == standby.LOAD_SSDT] == [standby.LOAD_SSDT]
+    number = errno.EIO
+    with pytest.raises(KernelError):
+        found.give_buses(movables, 1)
 
 
 def test_the_whole_order(first: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import struct
 from pathlib import Path
 
 import pytest
 
-from kupgrade.errors import BadInputError, KupgradeError
+from kupgrade.errors import BadInputError, KernelError, KupgradeError
 from kupgrade.kernel import acpi, park_code
 from kupgrade.kernel.window import Channel, Side
 from kupgrade.kernel.window_format import PANIC_FLAG
@@ -54,6 +56,26 @@ def test_a_closed_window_is_unmapped_whoever_holds_its_channel(spawner: Spawner,
     spawner.wipe(laid.instance)
     with pytest.raises(BadInputError, match="no shared window"):
         spawner.watch(laid.instance)
+
+
+def test_a_watch_that_cannot_be_had_leaves_nothing_mapped(
+    spawner: Spawner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error must not keep the memory from going back."""
+    laid = blueprint(spawner, tmp_path)
+    spawner.start(laid)
+    mapped, real = list[mmap.mmap](), device.map
+
+    def first_alone(address: int, length: int, *, writable: bool = True) -> mmap.mmap:
+        if mapped:
+            raise KernelError("mmap", f"{address:#x}", errno.EBUSY)
+        mapped.append(real(address, length, writable=writable))
+        return mapped[0]
+
+    monkeypatch.setattr(device, "map", first_alone)
+    with pytest.raises(KernelError):
+        spawner.watch(laid.instance)
+    assert mapped[0].closed
 
 
 def test_silence_ends_at_the_deadline(spawner: Spawner, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError, RefusedError
+from kupgrade.kernel import acpi
 from kupgrade.kernel.kspawn import Entry
 from kupgrade.machine import spawn_box
 from kupgrade.machine.spawner import Spawner
@@ -42,6 +43,60 @@ def test_a_cpu_that_was_offline_stays_so(spawner: Spawner) -> None:
     spawner.take_cpus(was_offline)
     spawner.give_cpus(was_offline)
     assert str(spawner.cpus_taken(was_offline)) == "3"
+
+
+def test_one_cpu_that_does_not_come_back_keeps_no_other_away(spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can come back does; the failure is told then."""
+    import kupgrade.kernel.cpu as module
+
+    real = module.bring_online
+
+    def stubborn(number: int, root: Path) -> None:
+        if number == 3:
+            raise KernelError("write", "cpu3/online", errno.EIO)
+        real(number, root)
+
+    before = spawner.cpus_before((3, 2))
+    spawner.take_cpus(before)
+    monkeypatch.setattr(module, "bring_online", stubborn)
+    with pytest.raises(KernelError, match="cpu3"):
+        spawner.give_cpus(before)
+    assert str(spawner.cpus_taken(before)) == "3"
+
+
+def test_a_cpu_that_cannot_be_stopped_lets_no_other_run_on(spawner: Spawner, device: Device, tmp_path: Path) -> None:
+    """A kernel that is half stopped still writes."""
+    laid = blueprint(spawner, tmp_path)
+    spawner.start(laid)
+    device.refuse = {6: errno.EACCES}
+    with pytest.raises(KernelError):
+        spawner.fence(laid.instance)
+    assert list(device.running) == [6]
+
+
+def test_one_block_that_does_not_come_back_keeps_no_other_away(
+    spawner: Spawner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can come back does; the failure is told then."""
+    import kupgrade.kernel.memory_blocks as module
+
+    def stubborn(number: int, _zone: str, _root: Path) -> None:
+        if number == 21:
+            raise KernelError("write", "memory21/state", errno.EBUSY)
+        host.put(f"{module.BLOCKS}/memory{number}/state", "online\n")
+
+    before = spawner.memory_before()
+    spawner.take_memory(before, 3 * BLOCK)
+    monkeypatch.setattr(module, "bring_online", stubborn)
+    with pytest.raises(KernelError, match="memory21"):
+        spawner.give_memory(before)
+    assert spawner.memory_taken(before) == (21,)
+
+
+def test_cpus_that_cannot_be_addressed_are_none_of_the_new_kernels(spawner: Spawner, host: Host) -> None:
+    """The firmware lists all; those beyond what this machine's APICs reach get no place in the box."""
+    (host.root / "sys/firmware/acpi/tables/APIC").write_bytes(acpi.madt((0, 2, 4, 6, 8, *range(300, 900)), 0, 0))
+    assert spawner.cpus_before((3, 2)).others == (0, 2, 8)
 
 
 def test_an_offline_cpu_without_apic_id_is_refused(spawner: Spawner, put: Callable[[str, str], Path]) -> None:
@@ -170,6 +225,35 @@ def test_a_child_of_a_spawned_kernel_gets_other_low_memory(
     first = blueprint(spawner, tmp_path).instance.low
     put("proc/cmdline", f"quiet kupgrade.low={first.start:#x}:{first.size:#x}\n")
     assert not blueprint(spawner, tmp_path).instance.low.overlaps(first)
+
+
+def test_low_memory_is_not_where_this_kernels_own_real_mode_code_is(
+    spawner: Spawner, tmp_path: Path, put: Callable[[str, str], Path]
+) -> None:
+    """It lies at the top of low RAM, wherever that ends."""
+    put("sys/firmware/memmap/0/end", "0x57fff\n")
+    put("sys/firmware/memmap/1/start", "0x59000\n")
+    put("sys/firmware/memmap/1/end", "0x91fff\n")
+    put("sys/firmware/memmap/1/type", "System RAM\n")
+    assert not blueprint(spawner, tmp_path).instance.low.overlaps(MemoryRange.between(0x8A000, 0x92000))
+
+
+def test_no_generation_gets_low_memory_that_the_firmware_keeps(
+    spawner: Spawner, tmp_path: Path, put: Callable[[str, str], Path]
+) -> None:
+    """A page at 0x58000 is kept on some machines; children of spawned kernels do not see that in a map of theirs."""
+    kept = MemoryRange(0x58000, 0x1000)
+    put("sys/firmware/memmap/0/end", f"{kept.start - 1:#x}\n")
+    put("sys/firmware/memmap/1/start", f"{kept.end:#x}\n")
+    put("sys/firmware/memmap/1/end", "0x9efff\n")
+    put("sys/firmware/memmap/1/type", "System RAM\n")
+    before = None
+    for _ in range(4):
+        laid = blueprint(spawner, tmp_path)
+        assert not laid.instance.low.overlaps(kept)
+        assert before is None or not laid.instance.low.overlaps(before)
+        before = laid.instance.low
+        put("proc/cmdline", f"{spawn_box.command_line(laid)}\n")
 
 
 def test_the_bootstrap_processor_is_never_given(spawner: Spawner, tmp_path: Path, device: Device) -> None:

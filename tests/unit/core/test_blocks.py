@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_highest_run_is_taken_first() -> None:
     end, moves, _ = run(online(*range(8)), 3 * SIZE, {})
     assert moves[:3] == [TakeOffline(7), TakeOffline(6), TakeOffline(5)]
     assert end == Taken(MemoryRange(5 * SIZE, 3 * SIZE), (5, 6, 7))
+
+
+def test_many_blocks_are_no_matter_of_minutes() -> None:
+    """A machine of 1 TiB may have its memory in blocks of 128 MiB; the question is asked for each block of the run."""
+    known, began = online(*range(8192)), time.process_time()
+    for _ in range(3):
+        blocks.next_move(known, SIZE, 4096 * SIZE, Attempt(tuple(range(5000, 8192))))
+    assert time.process_time() - began < 3
 
 
 def test_movable_memory_is_preferred_to_higher_memory() -> None:

@@ -10,7 +10,7 @@ import pytest
 from kupgrade.core.instance_choice import InstanceChoice, choose
 from kupgrade.errors import UsageError
 from kupgrade.model.instance import Wish, checked_name
-from kupgrade.model.machine import CpuSet
+from kupgrade.model.machine import Cpu, CpuSet, Topology
 from kupgrade.model.spawn_facts import ModuleState
 from tests.fakes import facts as fake
 
@@ -39,6 +39,19 @@ def test_whole_cores_are_chosen(wish: dict[str, Any], spawn: dict[str, Any], cpu
     assert isinstance(found, InstanceChoice), found
     assert found.cpus == cpus
     assert found.memory % (128 * MIB) == 0 and found.memory >= 384 * MIB
+
+
+def hybrid() -> Topology:
+    """Two cores of two threads, then four of one."""
+    cores = (CpuSet.of(0, 1), CpuSet.of(2, 3), *(CpuSet.of(number) for number in range(4, 8)))
+    cpus = ((number, core, mates) for core, mates in enumerate(cores) for number in mates)
+    return Topology(tuple(Cpu(number, True, number, core, 0, 0, mates) for number, core, mates in cpus))
+
+
+@pytest.mark.parametrize(("wanted", "cpus"), [(3, (7, 6, 5)), (4, (7, 6, 5, 4)), (5, (7, 6, 5, 4, 2, 3))])
+def test_cores_of_different_kinds_are_at_least_so_many_cpus(wanted: int, cpus: tuple[int, ...]) -> None:
+    """Whether a core has one thread or two."""
+    assert answer({"cpus": wanted}, {"topology": hybrid()}).cpus == cpus
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ STACK = "the root file system lies on one partition or disk"
 ROOT_PLACE = "the root's disk is alone behind a root port"
 NIC_PLACE = "each interface is alone behind a root port"
 ONE = "only one file system is carried over in use"
+IOMMU = "nothing of this kernel is in use once it has ended"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,8 @@ ONE = "only one file system is carried over in use"
         ({"nics": (Nic("eth0", "", PORT_NIC, ("br0",)),)}, ["addresses are on plain interfaces"]),
         ({"ports": (NVME, *REST)}, []),
         ({"ports": (fake.root_port(PORT_DISK, "xhci_hcd"), *REST)}, ["the drivers let their devices go"]),
-        ({"ports": (fake.root_port(PORT_DISK, iommu=DomainType.IDENTITY), *REST)}, []),
+        ({"ports": (fake.root_port(PORT_DISK, iommu=DomainType.IDENTITY), *REST)}, [IOMMU]),
+        ({"ports": (*fake.spawn().ports[:-1], fake.root_port(PORT_BUS, iommu=DomainType.IDENTITY))}, [IOMMU]),
         ({"ports": (fake.root_port(PORT_DISK, iommu=DomainType.DMA_FQ), *REST)}, ["the IOMMU passes devices through"]),
         ({"ports": (fake.root_port(PORT_DISK, iommu=DomainType.UNKNOWN), *REST)}, ["the IOMMU passes devices through"]),
     ],
@@ -92,6 +94,13 @@ ONE = "only one file system is carried over in use"
 def test_what_forbids_it(spawn: Any, found: list[str]) -> None:
     """Each obstacle is one refusal with a rule, a fact and a remedy; what is fine is none."""
     assert rules(fake.facts(spawn=fake.spawn(**spawn))) == found
+
+
+def test_a_kernel_that_stays_keeps_the_tables_of_its_iommu() -> None:
+    """Then nobody else writes to their memory."""
+    port = fake.root_port(PORT_DISK, iommu=DomainType.IDENTITY)
+    facts = fake.facts(spawn=fake.spawn(ports=(port, *REST)))
+    assert rules(facts, fake.spawn_policy(retire=False)) == []
 
 
 @pytest.mark.parametrize("lockdown", ["integrity", "confidentiality"])

@@ -90,3 +90,8 @@ def test_a_range_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadInputError):
         parse_range(text)
     assert parse_range(range_value(PLACE.box)) == PLACE.box
+
+
+def test_the_new_kernel_keeps_to_four_levels_of_page_tables() -> None:
+    """Its CPUs come back into a park loop whose tables have four: with five they would reset the machine."""
+    assert spawned().has("no5lvl")
