@@ -20,6 +20,7 @@ FAMILY = "inet"
 TABLE = "kupgrade_lock"
 PRIORITY = -300  # raw: before connection tracking (-200) and every other filter
 TIMEOUT = 10.0  # seconds
+_WAYS = {"input": ("iifname", "dport"), "output": ("oifname", "sport")}  # of a packet, as a rule names it
 _QUIET = "netdev kupgrade_quiet"
 
 
@@ -37,30 +38,41 @@ def _ports(ports: Iterable[int]) -> str:
     return ", ".join(map(str, chosen))
 
 
-def _chain(hook: str, tcp: str, udp: str, *, loopback_passes: bool) -> str:
-    interface, port = ("iifname", "dport") if hook == "input" else ("oifname", "sport")
-    rules = [f'{interface} "lo" accept'] if loopback_passes else []
-    rules += [f"{name} {port} {{ {ports} }} drop" for name, ports in (("tcp", tcp), ("udp", udp)) if ports]
-    body = "\n".join(f"\t\t{rule}" for rule in rules)
-    head = f"type filter hook {hook} priority {PRIORITY}; policy accept;"
-    return f"\tchain {hook} {{\n\t\t{head}\n{body}\n\t}}\n"
+def _chain(hook: str, tcp: str, udp: str) -> str:
+    _, port = _WAYS[hook]
+    rules = [f"{name} {port} {{ {ports} }} drop" for name, ports in (("tcp", tcp), ("udp", udp)) if ports]
+    body = "".join(f"\t\t{rule}\n" for rule in (f"jump open_{hook}", *rules))
+    return f"\tchain {hook} {{\n\t\ttype filter hook {hook} priority {PRIORITY}; policy accept;\n{body}\t}}\n"
 
 
 _REMOVE = f"table {FAMILY} {TABLE}\ndelete table {FAMILY} {TABLE}\n"  # the first line makes the second succeed
 
 
-def ruleset(
-    tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction, *, loopback_passes: bool = False
-) -> str:
+def ruleset(tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction) -> str:
     """The lock as nft(8) reads it: one transaction that replaces the table. The ports are local ones.
 
-    `loopback_passes`: packets on lo are not dropped, for peers that live on this host and are not frozen.
     Raises BadInputError for a port out of range.
     """
     tcp, udp = _ports(tcp_ports), _ports(udp_ports)
     hooks = ("input",) if direction is Direction.INPUT else ("input", "output")
-    chains = "".join(_chain(hook, tcp, udp, loopback_passes=loopback_passes) for hook in hooks)
+    chains = "".join(f"\tchain open_{way} {{\n\t}}\n" for way in _WAYS) + "".join(_chain(h, tcp, udp) for h in hooks)
     return f"{_REMOVE}table {FAMILY} {TABLE} {{\n{chains}}}\n"
+
+
+def open_loopback(tcp_ports: Iterable[int], udp_ports: Iterable[int]) -> None:
+    """On lo let the packets to and from these local ports pass the lock, and no others; without any: none.
+
+    What else is locked stays so, whatever it is. Raises BadInputError, ToolError (there is no lock), KupgradeError.
+    """
+    tcp, udp = _ports(tcp_ports), _ports(udp_ports)
+    lines = []
+    for way, (interface, port) in _WAYS.items():
+        chain = f"{FAMILY} {TABLE} open_{way}"
+        lines.append(f"flush chain {chain}")
+        for name, ports in (("tcp", tcp), ("udp", udp)):
+            if ports:
+                lines.append(f'add rule {chain} {interface} "lo" {name} {port} {{ {ports} }} accept')
+    apply("\n".join(lines) + "\n")
 
 
 def _ask(commands: str, *, dry: bool = False) -> command.Completed:
@@ -81,11 +93,9 @@ def apply(rules: str, *, dry: bool = False) -> None:
         raise ToolError(("nft", "-f", "-"), done.status, why)
 
 
-def lock(
-    tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction, *, loopback_passes: bool = False
-) -> None:
+def lock(tcp_ports: Iterable[int], udp_ports: Iterable[int], direction: Direction) -> None:
     """Put the lock on, replacing an older one at once. Raises ToolError, KupgradeError without nft."""
-    apply(ruleset(tcp_ports, udp_ports, direction, loopback_passes=loopback_passes))
+    apply(ruleset(tcp_ports, udp_ports, direction))
 
 
 def unlock() -> None:

@@ -68,10 +68,10 @@ class RealHealth:
         return tuple(found.values())
 
     def probe(self, workload: Workload) -> None:
-        """Run it behind the lock, loopback open, until its probe answers."""
+        """Run it behind the lock, its ports open on lo, until its probe answers."""
         if workload.probe.kind is ProbeKind.NONE:
             return
-        self._relock(workload, loopback=True)
+        nft.open_loopback(workload.tcp_ports, workload.udp_ports)
         self.checkpoints.thaw_restored((workload,))
         ask(workload.probe, workload.name)
 
@@ -80,10 +80,7 @@ class RealHealth:
         if workload.probe.kind is ProbeKind.NONE or not cgroup.exists(workload.cgroup):
             return
         cgroup.freeze(workload.cgroup, _PAUSE_TIMEOUT)
-        self._relock(workload, loopback=False)
-
-    def _relock(self, workload: Workload, *, loopback: bool) -> None:
-        nft.lock(sorted(workload.tcp_ports), sorted(workload.udp_ports), nft.Direction.BOTH, loopback_passes=loopback)
+        nft.open_loopback((), ())
 
     def take_back(self, files: Sequence[FileState]) -> None:
         """Cut appended bytes off."""

@@ -98,8 +98,10 @@ def bring_up(places: Places, timeout: float) -> None:
         saved = json.loads(places.addresses.read_text())
     except FileNotFoundError:
         return
-    if places.lock_ruleset.exists() and nft.locked() is not True:
-        nft.apply(places.lock_ruleset.read_text())  # before any address: a packet without a lock is a reset
+    if places.lock_ruleset.exists():
+        # Before any address: a packet without a lock is a reset. One that is there already may be of the time of the
+        # plan, and not hold what was opened since.
+        nft.apply(places.lock_ruleset.read_text())
     wanted = _wanted(saved)
     deadline = time.monotonic() + timeout
     while missing := wanted - _present():

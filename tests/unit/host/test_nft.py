@@ -17,8 +17,13 @@ def test_the_input_lock_is_one_transaction_that_replaces_the_table():
         "table inet kupgrade_lock\n"
         "delete table inet kupgrade_lock\n"
         "table inet kupgrade_lock {\n"
+        "\tchain open_input {\n"
+        "\t}\n"
+        "\tchain open_output {\n"
+        "\t}\n"
         "\tchain input {\n"
         "\t\ttype filter hook input priority -300; policy accept;\n"
+        "\t\tjump open_input\n"
         "\t\ttcp dport { 80, 5555 } drop\n"
         "\t\tudp dport { 53 } drop\n"
         "\t}\n"
@@ -34,11 +39,39 @@ def test_both_directions_match_the_local_port_each_way():
     assert "udp" not in text
 
 
-def test_loopback_may_pass_before_any_drop():
-    """The exemption stands first in each chain."""
-    lines = [line.strip() for line in nft.ruleset([80], [], Direction.BOTH, loopback_passes=True).splitlines()]
-    assert lines.index('iifname "lo" accept') < lines.index("tcp dport { 80 } drop")
-    assert lines.index('oifname "lo" accept') < lines.index("tcp sport { 80 } drop")
+OPEN = """
+import socket
+from kupgrade.host import nft
+servers = {}
+for name in ("asked", "other"):
+    servers[name] = socket.create_server(("127.0.0.1", 0))
+ports = {name: server.getsockname()[1] for name, server in servers.items()}
+def answers(name):
+    try:
+        socket.create_connection(("127.0.0.1", ports[name]), 0.3).close()
+    except TimeoutError:
+        return False
+    return True
+def told():
+    print(answers("asked"), answers("other"), nft.locked())
+nft.lock(ports.values(), [], nft.Direction.BOTH)
+told()
+nft.open_loopback([ports["asked"]], [])
+told()
+nft.open_loopback([], [])
+told()
+"""
+
+
+def test_a_workload_is_asked_on_loopback_while_all_others_stay_locked():
+    """Before the commit nobody else may hear anything, nor say it; afterwards nothing is open any more."""
+    if not shutil.which("nft") or not shutil.which("unshare"):
+        pytest.skip("nft or unshare is not installed")
+    argv = ["unshare", "--net", "sh", "-c", f'ip link set lo up && exec "{sys.executable}" -c "$0"', OPEN]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "None" in done.stdout:
+        pytest.skip(f"no network namespace with nftables here: {done.stderr[-200:]}")
+    assert done.stdout.splitlines() == ["False False True", "True False True", "False False True"], done.stderr
 
 
 @pytest.mark.parametrize("port", [0, 65536, -1])
@@ -79,7 +112,7 @@ SCRIPT = """
 from kupgrade.host import nft
 from kupgrade.host.nft import Direction
 answers = [nft.locked()]
-nft.lock([80, 443], [53], Direction.BOTH, loopback_passes=True)
+nft.lock([80, 443], [53], Direction.BOTH)
 answers.append(nft.locked())
 nft.lock([80], [], Direction.INPUT)
 answers.append(nft.locked())
