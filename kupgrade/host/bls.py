@@ -103,7 +103,8 @@ def _version(text: str) -> tuple[tuple[int, ...], ...]:
         if mark:
             found.append((_MARKS[mark],))
         else:
-            found.append((5, int(number)) if number else (4, *map(ord, letters), 0))
+            digits = number.lstrip("0")  # a number of any length: by length, then by digits
+            found.append((5, len(digits), *map(int, digits)) if number else (4, *map(ord, letters), 0))
     return (*found, (0,))
 
 

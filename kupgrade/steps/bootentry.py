@@ -67,8 +67,8 @@ class PinBootDefault(_SetDefault):
         return "set the default that was there before"
 
     def undo(self, host: HasBoot, before: DefaultWas, context: UndoContext) -> None:
-        """Back to the before-image."""
-        if before.entry:
+        """Back to the before-image, also where it was not known what that means: something was set all the same."""
+        if before.entry or host.boot.entry_for(self.release):
             host.boot.restore_default(before.stored)
 
 

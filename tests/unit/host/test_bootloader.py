@@ -196,6 +196,25 @@ def test_a_default_that_names_no_entry_is_put_back(with_grub, tmp_path):
     assert grub.read_env(tmp_path)["saved_entry"] == "gnulinux-gone"
 
 
+def test_a_pin_over_what_was_not_known_is_taken_away(put, tmp_path):
+    """Nothing was written down, and of several unified images only the boot loader knows the first."""
+    _efivar(put, "LoaderInfo", "systemd-boot 257.9")
+    put("efi/loader/entries/abc-6.9.1.conf", ENTRY.format(release="6.9.1"))
+    put("efi/EFI/Linux/one.efi")
+    put("efi/EFI/Linux/two.efi")
+    changed: list[str | None] = []
+    boot = RealBoot(Places(tmp_path))
+    boot.set_default = changed.append
+    boot.restore_default = changed.append
+    step = PinBootDefault("6.9.1")
+    host = SimpleNamespace(boot=boot)
+    before = step.observe(host)
+    assert before.entry == ""
+    step.do(host, before)
+    step.undo(host, before, UndoContext(same_boot=True, in_new_kernel=False, images_valid=False))
+    assert changed == ["abc-6.9.1.conf", None]
+
+
 def test_the_entry_for_a_release_is_pinned_and_not_for_recovery(with_grub, tmp_path):
     """GRUB's topmost entry would mean whatever is newest at the next boot."""
     with_grub()
