@@ -24,6 +24,9 @@ __all__ = ["CheckpointError", "Criu", "DumpOptions", "Inside", "RestoreOptions"]
 
 MINIMUM_VERSION = (4, 2, 1)
 _LOG_LEVEL = 2
+# Bytes of an open file that has been deleted (the field is a uint32). By itself criu takes no more than 1 MiB, and says
+# so in the blackout only; servers keep temporary files in that way.
+_GHOST_LIMIT = (1 << 32) - 1
 _ERROR_LINE = re.compile(r"\s*(?:\(\s*[0-9.]+\)\s*)?(?:[0-9]+:\s*)?Error \(([^)]*)\):\s*(.*)")
 
 
@@ -155,6 +158,7 @@ class Criu:
         opts.network_lock = _rpc().SKIP
         opts.file_locks = True
         opts.link_remap = True
+        opts.ghost_limit = _GHOST_LIMIT
         opts.timeout = options.timeout
         _leave_cgroups(opts, options.inside)
         if options.parent:

@@ -139,11 +139,12 @@ def _family(pid: int) -> tuple[int, ...]:
 
 
 def children(pid: int) -> tuple[int, ...]:
-    """What the first thread of a process has forked (proc_pid_task_tid_children(5)); none of one that is gone."""
-    try:
-        return tuple(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except OSError:
-        return ()
+    """What the threads of a process have forked (proc_tid_children(5)); none of one that is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return tuple(found)
 
 
 def _work(pid: int) -> int:
