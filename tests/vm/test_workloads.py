@@ -35,7 +35,7 @@ cgroup = "/group.slice"
 """
 # A second unit, and two process trees that systemd did not start, each in a cgroup of its own.
 SETUP = r"""
-sed -e 's#/lines#/second#' -e 's#^ExecStart=.*#& --port 7080#' /usr/lib/systemd/system/demo.service \
+sed -e 's#/lines#/second#' -e 's#^ExecStart=.*#& --port 7080 --deleted 3#' /usr/lib/systemd/system/demo.service \
     > /etc/systemd/system/second.service
 systemctl daemon-reload
 systemctl start second.service
@@ -104,5 +104,10 @@ def test_a_change_of_mind_and_then_the_upgrade_of_four_workloads(guest: Guest) -
         assert recording.resets == 0, told
         assert recording.in_order, told
         assert len(recording.answered) == len(recording.sent) > 100, told
+    with guest.network.connect(
+        7080, 180.0
+    ) as connection:  # with its deleted file, which is more than criu takes by itself
+        connection.sendall(b"check\n")
+        assert connection.recv(100) == b"check ok\n"
     active = link.run(["systemctl", "is-active", "demo.service", "second.service"])
     assert active.stdout.split() == ["active", "active"]

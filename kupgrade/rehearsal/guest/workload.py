@@ -2,7 +2,8 @@
 
 `N` -> `N COUNTER PID CHILDPID MONOTONIC`; `check` -> `check ok` or `check bad PAGES`.
 Some of the memory is there before the child is forked, which keeps it as it was; the rest is the server's alone.
---dirty percent of the pages are re-written each second. A second port answers every HTTP request with 200.
+--dirty percent of the pages are re-written each second. A file that has been deleted may be open. A second port answers
+every HTTP request with 200.
 Long work is done in small portions between requests.
 """
 
@@ -94,6 +95,11 @@ class Server:
         self.memory.add(max(0, options.memory - SHARED) * 256)
         self.checks: dict[socket.socket, tuple[Iterator[int], int]] = {}
         self.file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.deleted = os.open(options.file + ".deleted", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.unlink(options.file + ".deleted")
+        self.deleted_pages = options.deleted * 256
+        for index in range(self.deleted_pages):
+            os.pwrite(self.deleted, page(index, 7), index * PAGE)
         self.counter = 0
         self.lines = 0
         self.buffers: dict[socket.socket, bytes] = {}
@@ -102,6 +108,12 @@ class Server:
         for port, kind in ((options.port, "line"), (options.port + 1, "http")):
             listener = socket.create_server(("0.0.0.0", port), backlog=64)
             self.selector.register(listener, selectors.EVENT_READ, kind)
+
+    def bad(self) -> Iterator[int]:
+        """As of the memory; then of the file that has been deleted."""
+        yield from self.memory.bad()
+        for index in range(self.deleted_pages):
+            yield os.pread(self.deleted, PAGE, index * PAGE) != page(index, 7)
 
     def reply(self, line: bytes) -> str:
         self.counter += 1
@@ -129,7 +141,7 @@ class Server:
         *lines, rest = (self.buffers.get(connection, b"") + data).split(b"\n")
         self.buffers[connection] = rest
         if b"check" in lines:
-            self.checks[connection] = (self.memory.bad(), 0)
+            self.checks[connection] = (self.bad(), 0)
         answers = [self.reply(line) for line in lines if line != b"check"]
         if answers:
             connection.sendall("".join(answer + "\n" for answer in answers).encode())
@@ -176,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--memory", type=int, default=64, help="MiB of pattern pages")
     parser.add_argument("--dirty", type=int, default=0, help="percent of the pages re-written per second")
+    parser.add_argument("--deleted", type=int, default=0, help="MiB of a file that is open, and has been deleted")
     parser.add_argument("--port", type=int, default=7070, help="line protocol; HTTP is on the next port")
     parser.add_argument("--file", default="/var/lib/demo/lines")
     Server(parser.parse_args()).serve()
