@@ -15,6 +15,7 @@ from kupgrade.host import command, criu, nft, retransmit
 from kupgrade.journal import write_durably
 from kupgrade.kernel import cgroup, process, sock_diag, sockets
 from kupgrade.kernel.proc import GONE
+from kupgrade.kernel.sockets import InetSocket, TcpState
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model.codec import decode, encode
@@ -24,6 +25,7 @@ from kupgrade.model.workload import Store, Workload
 _POLL = 0.02  # seconds
 # The last acknowledgements must get out between the lock and the freeze: peers' send state then equals what is dumped.
 _SETTLE = 0.05  # seconds
+_ACCEPT_PATIENCE = 1.0  # seconds, at most, for connections that came before the lock
 
 
 def observe(root: Path = Path("/")) -> dict[str, Any]:
@@ -157,21 +159,23 @@ def _known(places: Places, store: Store) -> Path:
     return places.run / f"stalled.{Path(store.path).name}.json"
 
 
-def _sockets(workload: Workload, root: Path) -> Iterator[tuple[str, Endpoint]]:
-    """Protocol (tcp, udp) and local end of all that it has now. Raises KernelError.
+def _sockets(workloads: Sequence[Workload], root: Path) -> list[InetSocket]:
+    """All TCP and UDP sockets that they have now. Raises KernelError.
 
-    More than at the time of the plan: each connection that it has opened itself since then has a port of its own.
+    More than at the time of the plan: each connection that one has opened itself since then has a port of its own.
     """
-    inodes: set[int] = set()
-    for pid in cgroup.members(workload.cgroup, root):
-        try:
-            inodes |= process.socket_inodes(pid, root)
-        except KernelError as error:
-            if error.errno not in GONE:  # it has ended meanwhile
-                raise
-    for each in sockets.inet_sockets(workload.root_pid, root):
-        if each.inode in inodes and each.local.port and each.protocol.startswith(("tcp", "udp")):
-            yield each.protocol[:3], each.local
+    found = []
+    for workload in workloads:
+        inodes: set[int] = set()
+        for pid in cgroup.members(workload.cgroup, root):
+            try:
+                inodes |= process.socket_inodes(pid, root)
+            except KernelError as error:
+                if error.errno not in GONE:  # it has ended meanwhile
+                    raise
+        everything = sockets.inet_sockets(workload.root_pid, root)
+        found += [each for each in everything if each.inode in inodes and each.protocol.startswith(("tcp", "udp"))]
+    return found
 
 
 @dataclass
@@ -182,16 +186,38 @@ class RealNetwork:
     mode: str = "early"
 
     def lock(self, workloads: Sequence[Workload], *, both: bool) -> None:
-        """Durable for the next boots first (there in both directions), then here."""
-        now = [each for w in workloads for each in _sockets(w, self.places.root)]
-        tcp = sorted({*(p for w in workloads for p in w.tcp_ports), *(end.port for kind, end in now if kind == "tcp")})
-        udp = sorted({*(p for w in workloads for p in w.udp_ports), *(end.port for kind, end in now if kind == "udp")})
-        used = sorted({end.address for _, end in now})
-        saved = {**observe(self.places.root), "used": used, "mode": self.mode}
+        """Durable for the next boots first (there in both directions), then here.
+
+        What they open while it is put on is locked, too; what waits to be accepted then gets a moment to be, for criu
+        dumps no listener with such connections.
+        """
+        ports = {
+            "tcp": {port for each in workloads for port in each.tcp_ports},
+            "udp": {port for each in workloads for port in each.udp_ports},
+        }
+        observed = observe(self.places.root)
+        deadline = time.monotonic() + _ACCEPT_PATIENCE
+        known: set[tuple[str, Endpoint]] | None = None
+        while known is None or time.monotonic() < deadline:  # after that criu says which listener it is
+            now = _sockets(workloads, self.places.root)
+            found = {(each.protocol[:3], each.local) for each in now if each.local.port}
+            if known is None or found - known:
+                known = found | (known or set())
+                self._put_on(known, ports, observed, both=both)
+                time.sleep(_SETTLE)
+            elif any(each.state is TcpState.LISTEN and each.rx_queue for each in now):
+                time.sleep(_POLL)
+            else:
+                return
+
+    def _put_on(
+        self, ends: set[tuple[str, Endpoint]], ports: dict[str, set[int]], observed: dict[str, Any], *, both: bool
+    ) -> None:
+        tcp, udp = (sorted(ports[each] | {end.port for kind, end in ends if kind == each}) for each in ("tcp", "udp"))
+        saved = {**observed, "used": sorted({end.address for _, end in ends}), "mode": self.mode}
         write_durably(self.places.addresses, json.dumps(saved).encode())
         write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
         nft.lock(tcp, udp, nft.Direction.BOTH if both else nft.Direction.INPUT)
-        time.sleep(_SETTLE)
 
     def locked(self) -> bool | None:
         """Whether the table is there."""

@@ -86,6 +86,47 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
+def test_a_connection_that_is_opened_during_the_lock_is_locked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever answers it must not find the port without a lock in the next boot."""
+    machine.process(10, 100, 101)
+    machine.sockets("tcp", (80, 0, 10, 100))
+
+    def settle(_: float) -> None:
+        machine.sockets("tcp", (80, 0, 10, 100), (40001, 5432, 1, 101))
+
+    monkeypatch.setattr(network.time, "sleep", settle)
+    machine.network.lock([workload(tcp_ports=(80,))], both=False)
+    assert machine.locked == ([80, 40001], [], nft.Direction.INPUT)
+    assert "{ 80, 40001 }" in machine.places.lock_ruleset.read_text()
+
+
+@pytest.mark.parametrize(("looks", "accepts"), [(3, True), (1000, False)])
+def test_what_waits_to_be_accepted_gets_a_moment(
+    looks: int, accepts: bool, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener with such connections cannot be dumped; one that never accepts them does not hold the lock up."""
+    machine.process(10, 100)
+    path = machine.places.root / "proc/10/net/tcp"
+    machine.sockets("tcp", (80, 0, 10, 100))
+    accepted = path.read_text()
+    path.write_text(accepted.replace("00000000:00000000", "00000000:00000002"))
+    now, paused = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        now[0] += 0.02
+        paused.append(seconds)
+        if len(paused) == looks:
+            path.write_text(accepted)
+
+    monkeypatch.setattr(network.time, "sleep", sleep)
+    monkeypatch.setattr(network.time, "monotonic", lambda: now[0])
+    machine.network.lock([workload(tcp_ports=(80,))], both=False)
+    assert (path.read_text() == accepted) is accepts
+    assert len(paused) == looks if accepts else now[0] > network._ACCEPT_PATIENCE
+
+
 def test_connections_that_were_opened_since_the_plan_are_locked(machine: Machine) -> None:
     """A client's port is another one with each connection; whoever answers it must not be told that nobody is there."""
     machine.process(10, 100, 101, 102)
