@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +45,12 @@ def main(argv: list[str]) -> int:
             teller.heart.start()
             if not telling.in_blackout(journal.records):
                 _tell_metrics()
-        state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
+        try:
+            state = host.run(journal, root=Path("/"), watch=teller, leaves=() if worker else passing_on.LEFT)
+        except Exception as error:  # whatever it is: see begin_again
+            if worker and not (isinstance(error, KupgradeError) and error.code is not ExitCode.FAILED):
+                begin_again(error)
+            raise
         if state.over:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
@@ -61,6 +68,18 @@ def main(argv: list[str]) -> int:
         return ExitCode.NEEDS_HUMAN
     # The unit must not look failed in a boot that did what it should; the outcome is in the journal.
     return ExitCode.DONE if worker or state.over else ExitCode.FAILED
+
+
+def begin_again(error: Exception) -> None:
+    """End by a signal, which has the worker started again: it goes on from the journal, or takes back what was begun.
+
+    What a step raises is recorded and acted upon. This is what the loop itself met (a file in /proc that could not be
+    read, a flush that failed), perhaps while the workloads stand still. systemd does not try for ever
+    (StartLimitBurst=).
+    """
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _tell_metrics() -> None:
