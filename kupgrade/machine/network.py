@@ -173,7 +173,7 @@ def _sockets(workloads: Sequence[Workload], root: Path) -> list[InetSocket]:
             except KernelError as error:
                 if error.errno not in GONE:  # it has ended meanwhile
                     raise
-        everything = sockets.inet_sockets(workload.root_pid, root)
+        everything = sockets.inet_sockets(workload.root_pid, root) if inodes else ()  # nobody is there: nothing is open
         found += [each for each in everything if each.inode in inodes and each.protocol.startswith(("tcp", "udp"))]
     return found
 

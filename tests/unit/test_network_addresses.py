@@ -11,6 +11,7 @@ import pytest
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import command
+from kupgrade.kernel import sockets
 from kupgrade.machine import network
 from kupgrade.machine.network import bring_up
 from kupgrade.machine.places import Places
@@ -60,7 +61,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
 
 def comes_up(places: Places, mode: str, present: set[str], monkeypatch: pytest.MonkeyPatch, used: str = "") -> None:
     """Locked in the old kernel; then a boot in which the addresses `present` come."""
-    found = [("tcp", Endpoint(used, 40000))] if used else []
+    found, far = [], Endpoint("192.0.2.9", 80)
+    if used:
+        found.append(sockets.InetSocket("tcp", Endpoint(used, 40000), far, sockets.TcpState.ESTABLISHED, 1, 0, 0, 0))
     monkeypatch.setattr(network, "_sockets", lambda *_: found)
     network.RealNetwork(places, mode).lock((DEMO,), both=False)
     with monkeypatch.context() as new:

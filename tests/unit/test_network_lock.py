@@ -102,6 +102,14 @@ def test_a_connection_that_is_opened_during_the_lock_is_locked(
     assert "{ 80, 40001 }" in machine.places.lock_ruleset.read_text()
 
 
+def test_workloads_that_are_not_there_yet_are_locked_as_planned(machine: Machine) -> None:
+    """In the boot after a crossing it is put on before they are restored."""
+    (machine.places.root / "sys/fs/cgroup").mkdir(parents=True)
+    (machine.places.root / "sys/fs/cgroup/cgroup.controllers").touch()
+    machine.network.lock([workload(tcp_ports=(80,), udp_ports=(53,))], both=True)
+    assert machine.locked == ([80], [53], nft.Direction.BOTH)
+
+
 @pytest.mark.parametrize(("looks", "accepts"), [(3, True), (1000, False)])
 def test_what_waits_to_be_accepted_gets_a_moment(
     looks: int, accepts: bool, machine: Machine, monkeypatch: pytest.MonkeyPatch

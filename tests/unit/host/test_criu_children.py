@@ -212,6 +212,9 @@ def test_a_criu_that_stands_still_is_killed(
     asker.prime(primed)
     with pytest.raises(CheckpointError, match="stood still"):
         asker.dump(DumpOptions(1, tmp_path))
+    deadline = time.monotonic() + 10.0
+    while descendants(binary) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a signal is on its way
     assert not descendants(binary)
 
 
