@@ -167,7 +167,7 @@ def _sockets(workloads: Sequence[Workload], root: Path) -> list[InetSocket]:
     found = []
     for workload in workloads:
         inodes: set[int] = set()
-        for pid in cgroup.members(workload.cgroup, root):
+        for pid in cgroup.members(workload.cgroup, root) if cgroup.exists(workload.cgroup, root) else ():
             try:
                 inodes |= process.socket_inodes(pid, root)
             except KernelError as error:
