@@ -71,8 +71,8 @@ def test_a_second_fault_is_survived_too(host: Behaviour) -> None:
     ticks = play(host, {}).ticks
     runs = [
         play(host, {first: one, second: other})
-        for first in range(1, ticks + 1, 10)
-        for second in range(first + 1, ticks + 20, 17)
+        for first in range(1, ticks + 1, 13)
+        for second in range(first + 1, ticks + 20, 23)
         for one, other in (("kill", "kill"), ("kill", "cut"), ("cut", "kill"))
     ]
     assert clean(runs) > 100

@@ -19,7 +19,7 @@ from tests.fakes.judge import Run
 from tests.fakes.logs import FileLog
 from tests.fakes.machine import Machine
 
-ONE_IN = int(os.environ.get("KUPGRADE_CRASH_PAIRS", "1021"))
+ONE_IN = int(os.environ.get("KUPGRADE_CRASH_PAIRS", "1373"))
 names = [behaviour.name for behaviour in BEHAVIOURS]
 
 

@@ -59,7 +59,7 @@ def test_without_a_fault_each_host_ends_as_it_should(behaviour: SpawnBehaviour) 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=names)
 def test_a_fault_in_either_kernel_loses_nothing(behaviour: SpawnBehaviour) -> None:
     """Kills, panics, hangs, cuts, a damaged channel, the operator's rollback: every invariant holds."""
-    one_in = SINGLES or (7 if behaviour is GOOD else 59)
+    one_in = SINGLES or (9 if behaviour is GOOD else 67)
     assert clean(play_spawn(behaviour, faults) for faults in singles(behaviour, one_in)) > 5
 
 
