@@ -178,6 +178,8 @@ class Spaces:
                     done += PAGE
                 elif why == errno.ENOENT and step > PAGE:
                     step = max(PAGE, step // 2 & ~(PAGE - 1))  # a mapping was divided: no call may cross the border
+                elif why == errno.ENOENT and space.pidfd < 0:  # a fork has not all that was there (MADV_DONTFORK)
+                    done += PAGE
                 else:
                     raise PlacingError(f"Memory of process {space.pid} cannot be placed", _why(done, why))
         finally:

@@ -208,12 +208,23 @@ def changes_protection(at: int) -> int:
     return whole(at)
 
 
+def keeps_from_children(at: int) -> int:
+    """A part that a forked process has not (madvise(2), MADV_DONTFORK); it has the rest."""
+    LIBC.madvise(at + 256 * PAGE, 1024 * PAGE, 10)
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(1.0)
+        kept = [page for page in range(PAGES) if not 256 <= page < 1280]
+        os._exit(int(any(read(at + page * PAGE) != word(page) for page in kept)))
+    return whole(at) | os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def all_there(log: FillLog, but: set[int]) -> bool:
     """Three that are none of those that were killed."""
     return all(fill_roles.plays(log, role) and log[role.who] not in but for role in Role)
 
 
-@pytest.mark.parametrize("body", [forks, moves, gives_up, changes_protection])
+@pytest.mark.parametrize("body", [forks, moves, gives_up, changes_protection, keeps_from_children])
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "killed"])
 @pytest.mark.usefixtures("slow")
 def test_what_a_process_does_meanwhile_is_followed(lab: Lab, body: Callable[[int], int], killed: bool) -> None:
