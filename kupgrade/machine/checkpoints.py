@@ -242,19 +242,24 @@ class RealCheckpoints:
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
         """SIGCONT to every process, children first so that no parent waits for a stopped child; then the cgroup.
 
+        Those that somebody had stopped before the dump stay so.
         A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
         """
         fill.note_thaw(self.places, [each.name for each in workloads])
         for workload in self.as_dumped(workloads):
-            for pid in sorted(workload.pids, reverse=True):
+            for pid in self._to_run(workload):
                 copies.send(pid, signal.SIGCONT)
             if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
                 cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
 
+    def _to_run(self, workload: Workload) -> tuple[int, ...]:
+        """Processes as dumped, but those that were stopped then."""
+        return tuple(sorted({*workload.pids} - {*dumping.stopped_in(self.store, workload)}, reverse=True))
+
     def running(self, workloads: Sequence[Workload]) -> bool | None:
-        """None stopped or frozen."""
+        """None stopped that was not, or frozen."""
         try:
-            states = [proc.process(pid).state for w in self.as_dumped(workloads) for pid in w.pids]
+            states = [proc.process(pid).state for w in self.as_dumped(workloads) for pid in self._to_run(w)]
         except KernelError:
             return False
         frozen = [cgroup.state(w.cgroup) for w in workloads]

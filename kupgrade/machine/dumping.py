@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kupgrade.host import criu_edits, volatile
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
-from kupgrade.kernel import cgroup, cgroup_tree, namespaces, process, sock_diag
+from kupgrade.kernel import cgroup, cgroup_tree, namespaces, proc, process, sock_diag
 from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.namespaces import Held
 from kupgrade.kernel.proc import GONE
@@ -41,7 +41,8 @@ class Meta:
 
     `pids`: those that were dumped; empty in images of a release that kept to those planned. `files`: what systemd opens
     for it; `mounts`: those by which its mount namespace differs from the host's; `mounted`: units of the host's own
-    mounts that its private directories lie on; `cells`: its cgroup and those below, with who is in which.
+    mounts that its private directories lie on; `cells`: its cgroup and those below, with who is in which; `stopped`:
+    processes that somebody had stopped by a signal, and that are to stay so.
     """
 
     streams: dict[str, int]
@@ -50,6 +51,7 @@ class Meta:
     mounts: tuple[Held, ...] = ()
     mounted: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = ()
+    stopped: tuple[int, ...] = ()
 
 
 def read_meta(store: Store, workload: Workload) -> Meta:
@@ -67,6 +69,14 @@ def as_dumped(store: Store | None, workload: Workload) -> Workload:
     except OSError:
         return workload
     return dataclasses.replace(workload, pids=pids) if pids else workload
+
+
+def stopped_in(store: Store | None, workload: Workload) -> tuple[int, ...]:
+    """Its processes that were stopped by a signal when they were dumped."""
+    try:
+        return () if store is None else read_meta(store, workload).stopped
+    except OSError:
+        return ()
 
 
 def pids_in(store: Store | None) -> tuple[int, ...]:
@@ -105,6 +115,16 @@ def _fds(pid: int) -> tuple[process.Fd, ...]:
         return ()
 
 
+def _stopped(pids: Iterable[int]) -> Iterator[int]:
+    for pid in pids:
+        try:
+            if proc.process(pid).state == "T":
+                yield pid
+        except KernelError as error:
+            if error.errno not in GONE:
+                raise
+
+
 def pre_dump(criu: Criu, workload: Workload, directory: Path, number: int) -> None:
     """One round, on top of the round before it."""
     criu.pre_dump(_options(workload, directory, number - 1, journal_streams(cgroup.members(workload.cgroup))))
@@ -115,6 +135,7 @@ def dump(criu: Criu, store: Store, workload: Workload) -> int:
     images = store_of(store)
     pids = copies.tree(workload)
     found = journal_streams(pids)
+    stopped = tuple(_stopped(pids))
     last = last_round(images.path / workload.name)
     directory = images.round_directory(workload.name, "final")
     files = sandbox.foreign_files(pids, workload.root_pid) if "mnt" in workload.sandbox else ()
@@ -125,7 +146,7 @@ def dump(criu: Criu, store: Store, workload: Workload) -> int:
         criu_edits.keep_shared_memory(directory, sandbox.segments(pids))
     volatile.pack(sandbox.view(workload.root_pid), workload.carried, directory)
     cells = cgroup_tree.cells(workload.cgroup)
-    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload), cells))
+    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload), cells, stopped))
     return bytes_in(directory)
 
 

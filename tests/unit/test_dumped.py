@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from kupgrade.errors import KupgradeError
-from kupgrade.kernel import namespaces
+from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.blockfs import parse_mountinfo
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import dumping, restorer
+from kupgrade.machine import copies, dumping, restorer
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.dumping import Meta
 from kupgrade.machine.places import Places
@@ -56,6 +62,49 @@ def test_the_images_tell_which_processes_were_dumped(store: Store, tmp_path: Pat
     for none in (None, nothing):
         assert dumping.as_dumped(none, SERVER) == SERVER
         assert dumping.pids_in(none) == ()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Workload, Store]]:
+    """A workload of two processes, of which the second is stopped, and where its images go."""
+    (tmp_path / "store").mkdir(mode=0o700)
+    running = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    pids = [each.pid for each in running]
+    os.kill(pids[1], signal.SIGSTOP)
+    await_state(pids[1], "T")
+    path = str(tmp_path / "store")
+    yield Workload("two", "", "/two", pids[0], tuple(pids)), Store(StoreKind.DISK, path)
+    for each in running:
+        each.kill()
+        each.wait()
+
+
+def await_state(pid: int, wanted: str) -> None:
+    deadline = time.monotonic() + 10
+    while proc.process(pid).state not in wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_process_that_somebody_had_stopped_stays_so(
+    two: tuple[Workload, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """criu leaves all of them stopped; whoever stopped that one may continue it, nobody else."""
+    workload, store = two
+    monkeypatch.setattr(dumping, "journal_streams", lambda _pids: {})
+    monkeypatch.setattr(dumping.cgroup_tree, "cells", lambda _cgroup: ())
+    monkeypatch.setattr(copies, "tree", lambda _workload: workload.pids)
+    monkeypatch.setattr(cgroup, "state", lambda _cgroup: cgroup.FreezerState.THAWED)
+    criu = SimpleNamespace(dump=lambda _options: None)
+    real = RealCheckpoints(Places(tmp_path), cast(Any, None), cast(Any, criu), store)
+    real.dump(store, [workload])
+    os.kill(workload.root_pid, signal.SIGSTOP)
+    await_state(workload.root_pid, "T")
+    assert real.running([workload]) is False
+    real.thaw_restored([workload])
+    await_state(workload.root_pid, "SR")
+    assert proc.process(workload.pids[1]).state == "T"
+    assert real.running([workload]) is True
 
 
 def test_images_of_an_older_release_keep_to_the_plan(store: Store) -> None:
