@@ -15,7 +15,7 @@ from kupgrade.host.criu import Criu
 from kupgrade.host.images import round_name
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc
-from kupgrade.machine import copies, dumping, fill, network, restorer, sandbox, streams
+from kupgrade.machine import copies, dumping, fill, network, restorer, restoring, sandbox, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
@@ -200,7 +200,9 @@ class RealCheckpoints:
         return unit.active == "active" and unit.main_pid == workload.root_pid
 
     def restored(self, workloads: Sequence[Workload]) -> bool | None:
-        """All there and in their cgroup: True; none: False; some: None."""
+        """All there and in their cgroup: True; none: False; some, or somebody is still at it: None."""
+        if any(restoring.at_work(self.places, each.name) for each in workloads):
+            return None
         dumped = self.as_dumped(workloads)
         there = [pid for w in dumped for pid in w.pids if copies.belongs(pid, w)]
         wanted = sum(len(w.pids) for w in dumped)
@@ -209,7 +211,12 @@ class RealCheckpoints:
         return None if there else False
 
     def kill(self, workloads: Sequence[Workload]) -> None:
-        """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in."""
+        """SIGKILL to stopped copies: they never run again; the lock keeps their sockets' last words in.
+
+        Whoever still restores ends first.
+        """
+        for workload in workloads:
+            restoring.end(self.places, workload.name)
         copies.end(self.as_dumped(workloads))
         for workload in workloads:
             fill.end(self.places, workload.name)

@@ -28,7 +28,7 @@ from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import cells, fill, sandbox
+from kupgrade.machine import cells, fill, restoring, sandbox
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
@@ -140,7 +140,9 @@ def restore_forked(places: Places, name: str, request: Request, streams: dict[st
         return
     try:
         os.setsid()
+        restoring.begin(places, name)
         put(answer_path(places, name), _serve(places, name, request, streams))
+        restoring.finish(places, name)
     finally:
         os._exit(0)
 
@@ -149,15 +151,15 @@ def spawn(places: Places, name: str, patience: float) -> str:
     """Start a restorer that waits for its request (seconds); its token. What an earlier one left is removed first."""
     open_for_start(places, name)
     token = secrets.token_hex(4)
-    argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, token, str(patience)]
+    argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, token, str(patience), str(os.getpid())]
     subprocess.Popen(
         argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True
-    )  # not waited for: it outlives a killed agent, and answers through its file
+    )  # not waited for: once asked it outlives a killed agent, and answers through its file
     return token
 
 
 def main(argv: list[str]) -> int:
-    """`restorer NAME TOKEN PATIENCE`: wait for the request (seconds), restore, answer."""
+    """`restorer NAME TOKEN PATIENCE AGENT`: wait for the request (seconds, while the agent lives), restore, answer."""
     name, token, deadline = argv[0], argv[1], time.monotonic() + float(argv[2])
     places = Places()
     with contextlib.suppress(KupgradeError):
@@ -165,19 +167,24 @@ def main(argv: list[str]) -> int:
         # What is wrong with either is told by the restore itself.
         Criu().check()
     path = request_path(places, name, token)
-    if not _await(path, deadline):
+    if not _await(path, deadline, int(argv[3])):
         return 1
-    request = decode(Request, json.loads(path.read_text()), f"request for {name}")
-    path.unlink()
+    restoring.begin(places, name)
+    try:
+        request = decode(Request, json.loads(path.read_text()), f"request for {name}")
+        path.unlink()
+    except FileNotFoundError:  # it was taken back
+        return 1
     answer = _serve(places, name, request, {})
     put(answer_path(places, name), answer)
+    restoring.finish(places, name)
     open_gate(places, name, 1 if answer.error else 0, GATE_PATIENCE if request.unit else 0.0)
     return 1 if answer.error else 0
 
 
-def _await(path: Path, deadline: float) -> bool:
+def _await(path: Path, deadline: float, parent: int | None = None) -> bool:
     while not path.exists():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or parent not in (None, os.getppid()):
             return False
         time.sleep(_POLL)
     return True
