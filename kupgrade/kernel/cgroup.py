@@ -70,14 +70,19 @@ def members(cgroup: str, root: Path = Path("/")) -> tuple[int, ...]:
     top = directory(cgroup, root)
     found = _pids(top)
     with reported("readdir", top):
-        below = sorted(path for path in top.rglob("cgroup.procs") if path.parent != top)
+        below = sorted(folder for folder, _, files in os.walk(top, onerror=_unless_removed) if "cgroup.procs" in files)
     for path in below:
         try:
-            found |= _pids(path.parent)
+            found |= _pids(Path(path))
         except KernelError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
                 raise  # EOPNOTSUPP: a threaded cgroup, whose processes its domain lists
     return tuple(sorted(found))
+
+
+def _unless_removed(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENODEV):
+        raise error
 
 
 def _pids(folder: Path) -> set[int]:

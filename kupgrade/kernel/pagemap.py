@@ -26,7 +26,7 @@ def soft_dirty(pid: int, root: Path = Path("/")) -> int:
     with reported("open", folder / "pagemap"):
         fd = os.open(folder / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for line in read_text(folder / "maps").splitlines():
+        for line in filter(None, read_text(folder / "maps").split("\n")):  # names have other ends of lines
             words = line.split(maxsplit=5)
             if words[1][1] != "w" or words[1][3] != "p" or (len(words) > 5 and words[5].startswith(SKIPPED)):
                 continue

@@ -228,7 +228,7 @@ def differing_namespaces(pid: int, other: int, root: Path = Path("/")) -> tuple[
 def mappings(pid: int, root: Path = Path("/")) -> tuple[Mapping, ...]:
     """Every mapping, by address."""
     found = []
-    for line in read_text(root / "proc" / str(pid) / "maps").splitlines():
+    for line in filter(None, read_text(root / "proc" / str(pid) / "maps").split("\n")):  # not splitlines: names
         words = line.split(maxsplit=5)
         start, _, end = words[0].partition("-")
         # proc_pid_maps(5): a newline in a path is written as \012, nothing else is escaped

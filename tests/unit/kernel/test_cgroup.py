@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -66,6 +67,23 @@ def test_members_are_recursive(make, tmp_path):
     make(UNIT + "/worker", procs="7\n")
     make("/other.service", procs="99\n")
     assert cgroup.members(UNIT, tmp_path) == (4, 7, 30)
+
+
+def test_a_sub_cgroup_that_is_removed_while_it_is_looked_at_has_no_members(make, tmp_path, monkeypatch):
+    """Services make and remove them all the time; those that stay are found."""
+    make(procs="30\n")
+    make(UNIT + "/gone", procs="7\n")
+    make(UNIT + "/worker", procs="8\n")
+    scandir = os.scandir
+
+    def removed(path):
+        if str(path).endswith("/gone"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removed)
+    found = cgroup.members(UNIT, tmp_path)
+    assert found in ((8, 30), (7, 8, 30))
 
 
 def test_members_of_a_missing_cgroup_is_an_error(make, tmp_path):
