@@ -251,13 +251,20 @@ class RealCheckpoints:
 
         Those that somebody had stopped before the dump stay so.
         A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
+        One that does not thaw keeps no other from it.
         """
+        failed: KupgradeError | None = None
         fill.note_thaw(self.places, [each.name for each in workloads])
         for workload in self.as_dumped(workloads):
             for pid in self._to_run(workload):
                 copies.send(pid, signal.SIGCONT)
             if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
-                cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
+                try:
+                    cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
+                except KupgradeError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _to_run(self, workload: Workload) -> tuple[int, ...]:
         """Processes as dumped, but those that were stopped then."""

@@ -59,10 +59,16 @@ class Freeze:
             host.freezer.freeze(workload)
 
     def undo(self, host: HasFreezer, before: WasFrozen, context: UndoContext) -> None:
-        """Thaw the originals, or the copies restored by the undo of the dump."""
+        """Thaw the originals, or the copies restored by the undo of the dump. One that does not keeps no other back."""
         if context.same_boot:
+            failed: KupgradeError | None = None
             for workload in self.workloads:
-                host.freezer.thaw(workload)
+                try:
+                    host.freezer.thaw(workload)
+                except KupgradeError as error:
+                    failed = failed or error
+            if failed is not None:
+                raise failed
         elif host.checkpoints.restored(self.workloads):
             host.checkpoints.thaw_restored(self.workloads)
 
