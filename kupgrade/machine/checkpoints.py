@@ -271,11 +271,15 @@ class RealCheckpoints:
         return tuple(sorted({*workload.pids} - {*dumping.stopped_in(self.store, workload)}, reverse=True))
 
     def running(self, workloads: Sequence[Workload]) -> bool | None:
-        """None stopped that was not, or frozen."""
-        try:
-            states = [proc.process(pid).state for w in self.as_dumped(workloads) for pid in self._to_run(w)]
-        except KernelError:
-            return False
+        """None stopped that was not, or frozen; what is no main process may have ended since it runs."""
+        states = []
+        for workload in self.as_dumped(workloads):
+            for pid in self._to_run(workload):
+                try:
+                    states.append(proc.process(pid).state)
+                except KernelError as error:
+                    if pid == workload.root_pid or error.errno not in proc.GONE:
+                        return False
         frozen = [cgroup.state(w.cgroup) for w in workloads]
         if cgroup.FreezerState.UNKNOWN in frozen:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -105,6 +106,21 @@ def test_a_process_that_somebody_had_stopped_stays_so(
     await_state(workload.root_pid, "SR")
     assert proc.process(workload.pids[1]).state == "T"
     assert real.running([workload]) is True
+
+
+@pytest.mark.parametrize(("ended", "runs"), [("child", True), ("root", False)])
+def test_a_process_that_ends_at_once_when_it_runs_again_was_let_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, runs: bool
+) -> None:
+    """A script's sleep whose time was over; without its main process there is no workload."""
+    monkeypatch.setattr(cgroup, "state", lambda _cgroup: cgroup.FreezerState.THAWED)
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+    there, gone = os.getpid(), child.pid
+    workload = Workload("two", "", "/two", gone if ended == "root" else there, (there, gone))
+    real = RealCheckpoints(Places(tmp_path), cast(Any, None))
+    real.thaw_restored([dataclasses.replace(workload, pids=(gone,))])
+    assert real.running([workload]) is runs
 
 
 def test_images_of_an_older_release_keep_to_the_plan(store: Store) -> None:
