@@ -18,7 +18,7 @@ from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.host import manifest, memory_images
 from kupgrade.kernel import userfaultfd
 from kupgrade.machine.fill_files import check_now
-from kupgrade.machine.fill_log import Field, FillLog, Stage
+from kupgrade.machine.fill_log import RECORDS, Field, FillLog, Stage
 from kupgrade.machine.fill_roles import Role, lives, plays
 from kupgrade.machine.fill_start import start
 from kupgrade.machine.page_server import Charge
@@ -27,6 +27,7 @@ from kupgrade.steps.base import Figures
 
 PATIENCE = 120.0  # seconds without a byte placed
 _POLL = 0.02
+_MOST = RECORDS // 2  # mappings: each is a record, and there are other records
 _ENDED = "The memory of {} was not filled to the end"
 
 
@@ -49,6 +50,8 @@ def begin(places: Places, name: str, directory: Path, cgroup: str, work: Path, *
         raise KupgradeError("Memory cannot be filled in place", "this kernel has no userfaultfd")
     end(places, name)
     memories = tuple(memory_images.memory(directory, pid) for pid in memory_images.processes(directory))
+    if sum(len(each.regions) for each in memories) > _MOST:
+        raise KupgradeError("Memory cannot be filled in place", f"{name} has too many mappings: more than {_MOST}")
     sums = None if checked else manifest.sums(directory.parents[1])
     if sums is not None:
         left = memory_images.left_to_criu(directory, memories)

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from kupgrade.errors import KupgradeError, NeedsHumanError
+from kupgrade.host import memory_images
 from kupgrade.host.manifest import checksum
 from kupgrade.host.memory_images import Extent, Memory
 from kupgrade.kernel import userfaultfd
 from kupgrade.kernel.userfaultfd import PAGE
 from kupgrade.machine import fill, fill_roles, fill_spaces, fill_start
 from kupgrade.machine.fill_files import Files
-from kupgrade.machine.fill_log import Field, FillLog, Kind, Stage
+from kupgrade.machine.fill_log import RECORDS, Field, FillLog, Kind, Stage
 from kupgrade.machine.fill_roles import Role
 from kupgrade.machine.page_server import FINISHED, SOCKET, Charge
 from kupgrade.machine.places import Places
@@ -322,3 +323,15 @@ def test_a_full_log_is_begun_anew_with_what_is_true(lab: Lab, monkeypatch: pytes
         again.replay()
         assert list(again.all[space.number].todo) == wanted
         assert again.log.next == log.next
+
+
+def test_more_mappings_than_the_log_holds_are_copied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is known before anything is restored, and not when criu is at work."""
+    regions = tuple((number << 21, (number << 21) + (1 << 20)) for number in range(1, RECORDS))
+    monkeypatch.setattr(memory_images, "processes", lambda _directory: (5, 6))
+    monkeypatch.setattr(memory_images, "memory", lambda _directory, pid: Memory(pid, regions, ()))
+    images = lab.work / "demo/final"
+    images.mkdir(parents=True)
+    with pytest.raises(KupgradeError, match="too many mappings"):
+        fill.begin(lab.places, NAME, images, "/no-such-cgroup", lab.work, checked=True)
+    assert not (lab.places.memory / f"{NAME}.log").exists()
