@@ -52,14 +52,12 @@ def send(pid: int, number: signal.Signals) -> None:
 
 def end(workloads: Sequence[Workload]) -> None:
     """SIGKILL to the processes that were dumped, and wait for it. Raises KupgradeError."""
-    for workload in workloads:
-        for pid in workload.pids:
-            if belongs(pid, workload):
-                send(pid, signal.SIGKILL)
     deadline = time.monotonic() + _PATIENCE
-    while any(belongs(pid, w) for w in workloads for pid in w.pids):
+    while there := [pid for workload in workloads for pid in workload.pids if belongs(pid, workload)]:
         if time.monotonic() > deadline:
             raise KupgradeError("Restored copies could not be ended", f"SIGKILL had no effect in {_PATIENCE:g} s")
+        for pid in there:  # again: half a tree may have forked meanwhile
+            send(pid, signal.SIGKILL)
         time.sleep(_POLL)
 
 

@@ -37,3 +37,19 @@ def test_what_is_not_below_the_main_process_is_named(monkeypatch: pytest.MonkeyP
     """criu would dump one tree, and a process beside it would be lost without a word."""
     with pytest.raises(KupgradeError, match="not one tree"):
         run(monkeypatch, parents)
+
+
+def test_a_copy_that_is_forked_while_copies_are_ended_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child may have a lower PID than its parent, and be looked for before it is there."""
+    alive = {500}
+
+    def send(pid: int, _number: int) -> None:
+        alive.discard(pid)
+        if pid == 500:
+            alive.add(300)
+
+    monkeypatch.setattr(copies, "belongs", lambda pid, _workload: pid in alive)
+    monkeypatch.setattr(copies, "send", send)
+    monkeypatch.setattr(copies, "_PATIENCE", 0.5)
+    copies.end([Workload(name="db", unit="db.service", cgroup="/db", root_pid=500, pids=(300, 500))])
+    assert not alive
