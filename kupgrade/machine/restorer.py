@@ -175,8 +175,7 @@ def main(argv: list[str]) -> int:
         path.unlink()
     except FileNotFoundError:  # it was taken back
         return 1
-    answer = _serve(places, name, request, {})
-    put(answer_path(places, name), answer)
+    put(answer_path(places, name), answer := _serve(places, name, request, {}))
     restoring.finish(places, name)
     open_gate(places, name, 1 if answer.error else 0, GATE_PATIENCE if request.unit else 0.0)
     return 1 if answer.error else 0
@@ -218,8 +217,9 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
         if around is not None:
             _close_shell(request, around.pid)
         Path(request.pidfile).write_text(f"{root}\n")
-    except (KupgradeError, OSError) as error:
-        return Answer(0, time.monotonic() - begun, str(error))
+    except Exception as error:  # whatever it is: somebody waits
+        text = str(error) if isinstance(error, KupgradeError | OSError) else repr(error)
+        return Answer(0, time.monotonic() - begun, text)
     finally:
         for fd in inherit.values():
             os.close(fd)

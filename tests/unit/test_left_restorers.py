@@ -131,3 +131,12 @@ def test_while_somebody_restores_a_workload_it_is_not_restored(lab: Lab, monkeyp
     lab.start()
     await_(lab.began)
     assert lab.real.restored([WORKLOAD]) is None
+
+
+def test_whatever_goes_wrong_is_answered(lab: Lab) -> None:
+    """Whoever waits for the answer would do so until its deadline, in the blackout."""
+    (lab.images / "volatile.json").write_text("[")
+    lab.ask()
+    lab.start()
+    await_(lab.ended)
+    assert "JSONDecodeError" in restorer.answer_path(lab.places, "db").read_text()
