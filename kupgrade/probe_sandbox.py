@@ -114,10 +114,20 @@ def mappings_left_behind(
     for each in maps:
         if not each.path.startswith("/") or each.deleted or each.path in found:
             continue
-        major, _, minor = each.device.partition(":")
-        if f"{int(major, 16)}:{int(minor, 16)}" in devices and not _goes_along(around, carried, each.path):
+        if _device(each) in devices and not _goes_along(around, carried, each.path):
             found.add(each.path)
     return tuple(sorted(found))
+
+
+def unnamed_huge_pages(devices: Collection[str], maps: Iterable[Mapping]) -> bool:
+    """Whether a file that has no name any more is mapped from one of `devices`, of hugetlbfs."""
+    return any(each.deleted and _device(each) in devices for each in maps)
+
+
+def _device(mapping: Mapping) -> str:
+    """As mountinfo writes it, in decimal."""
+    major, _, minor = mapping.device.partition(":")
+    return f"{int(major, 16)}:{int(minor, 16)}"
 
 
 def _goes_along(around: Around, carried: Sequence[Carried], path: str) -> bool:
@@ -138,3 +148,8 @@ def _goes_along(around: Around, carried: Sequence[Carried], path: str) -> bool:
 def volatile_devices(around: Around) -> frozenset[str]:
     """The file systems in memory that it sees, as major:minor; huge pages among them."""
     return frozenset(m.device for m in around.mounts if m.fstype in (*IN_MEMORY, "hugetlbfs"))
+
+
+def huge_page_devices(around: Around) -> frozenset[str]:
+    """Those of huge pages only. What has no mount (memfd, System V) is none of them: criu keeps that."""
+    return frozenset(m.device for m in around.mounts if m.fstype == "hugetlbfs")

@@ -56,6 +56,7 @@ class _Look:
     around: Around
     carried: tuple[Carried, ...]
     volatile: frozenset[str]
+    huge: frozenset[str]
     own: set[int]
     peers: Mapping[int, sock_diag.UnixPeer]
     tree: set[int]
@@ -65,16 +66,21 @@ class _Look:
     def facts_of(self, seen: proc.Process) -> ProcessFacts:
         """Raises KernelError."""
         pid, around, maps = seen.pid, self.around, self.maps[seen.pid]
-        return ProcessFacts(
+        plain = ProcessFacts(
             pid=pid,
             comm=seen.comm,
             root=pid == around.root_pid,
             below_root=pid in self.tree,
             session_leader=seen.session == pid,
             traced_by=seen.tracer,
+        )
+        if _ended(seen):
+            return plain  # its namespaces are listed, and lead nowhere
+        return dataclasses.replace(
+            plain,
             descriptors=tuple(self._descriptor(fd) for fd in self.held[pid]),
             device_mappings=tuple(sorted({m.path for m in maps if m.is_device})),
-            hugetlb=any(m.is_hugetlb for m in maps),
+            hugetlb=any(m.is_hugetlb for m in maps) or probe_sandbox.unnamed_huge_pages(self.huge, maps),
             namespaces=process.foreign_namespaces(pid, around.root),
             tty=seen.tty != 0,
             volatile_mappings=probe_sandbox.mappings_left_behind(around, self.carried, self.volatile, maps),
@@ -118,7 +124,8 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     bound = [peers[i].path for i in inodes if i in peers]
     carried = probe_sandbox.carried(around, bound)
     maps = {p.pid: process.mappings(p.pid, root) for p in members}
-    look = _Look(around, carried, probe_sandbox.volatile_devices(around), inodes, peers, tree, held, maps)
+    volatile, huge = probe_sandbox.volatile_devices(around), probe_sandbox.huge_page_devices(around)
+    look = _Look(around, carried, volatile, huge, inodes, peers, tree, held, maps)
     facts = tuple(look.facts_of(p) for p in members)
     sizes = [process.memory(p.pid, root) for p in members]
     sandbox = probe_sandbox.sandbox_facts(around, carried)
@@ -146,17 +153,22 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         unit=unit,
         workload=workload,
         processes=facts,
-        anonymous_bytes=sum(m.anonymous for m in sizes),
+        anonymous_bytes=sum(m.anonymous + m.swap for m in sizes),
         shared_bytes=sum(m.shmem for m in sizes) + sandbox.carried_bytes,
         connections=len(established),
         local_peers=_local_peers(established, inet),
-        elsewhere=_elsewhere(workload.pids, held, mounts, root),
+        elsewhere=_elsewhere([p.pid for p in members if not _ended(p)], held, mounts, root),
         confined=_confined(workload.pids, root),
         own_clock="time" in around.own,
         sandbox=sandbox,
         after=around.unit.after if around.unit else (),
         cgroups=_cgroups(path, members, root),
     )
+
+
+def _ended(seen: proc.Process) -> bool:
+    """Whether it is but to be reaped, which criu keeps. One whose threads live on is none that it could dump."""
+    return seen.state == "Z" and seen.nthreads < 2
 
 
 def _cgroups(path: str, members: Iterable[proc.Process], root: Path) -> tuple[CgroupFacts, ...]:

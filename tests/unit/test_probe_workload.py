@@ -1,0 +1,88 @@
+"""Facts of a workload on hosts where its processes come, go, swap and wait to be reaped."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kupgrade import probe_workload
+from kupgrade.errors import KernelError
+from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import process
+from kupgrade.model.facts import WorkloadFacts
+from kupgrade.model.policy import WorkloadPolicy
+from tests.fakes import facts as fake
+
+MAIN, CHILD = 500, 501
+KINDS = ("ipc", "mnt", "net", "pid", "user", "uts")
+MOUNTS = "25 1 254:1 / / rw shared:1 - ext4 /dev/vda1 rw\n26 25 0:24 / /mnt/huge rw - hugetlbfs none rw\n"
+STAT = "{pid} (db) {state} {parent} {pid} {pid} 0 -1 0 " + "0 " * 10 + "1 0 {pid} 0 0\n"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with PID 1 and a tree of two processes; no unix sockets."""
+    add(tmp_path, 1, 0)
+    add(tmp_path, MAIN, 1)
+    add(tmp_path, CHILD, MAIN)
+    (tmp_path / "proc/self").symlink_to("1")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/db.pid").write_text(f"{MAIN}\n")
+    monkeypatch.setattr(probe_workload, "_unix_peers", dict)
+    return tmp_path
+
+
+def add(root: Path, pid: int, parent: int) -> None:
+    folder = root / "proc" / str(pid)
+    for name in ("ns", "fd", "fdinfo"):
+        (folder / name).mkdir(parents=True)
+    for number, kind in enumerate(KINDS):
+        (folder / "ns" / kind).symlink_to(f"{kind}:[{4026531830 + number}]")
+    (folder / "stat").write_text(STAT.format(pid=pid, parent=parent, state="S"))
+    (folder / "status").write_text("Name:\tdb\nUid:\t33\t33\t33\t33\nGid:\t33\t33\t33\t33\n")
+    (folder / "cgroup").write_text("0::/db\n")
+    (folder / "maps").write_text("")
+    (folder / "mountinfo").write_text(MOUNTS)
+    for name in ("uid_map", "gid_map"):
+        (folder / name).write_text("0 0 4294967295\n")
+    (folder / "cwd").symlink_to("/")
+    (folder / "root").symlink_to(root)
+
+
+def observed(root: Path) -> WorkloadFacts:
+    entry = WorkloadPolicy("db", pidfile="/run/db.pid")
+    return probe_workload.observe_workload(entry, fake.policy(), Systemd(root), root)
+
+
+def test_a_zombie_among_the_processes_is_seen_for_what_it_is(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a PID and nothing else: no working directory, and namespaces that are listed but lead nowhere."""
+    folder, real = host / "proc" / str(CHILD), process.namespaces
+    (folder / "stat").write_text(STAT.format(pid=CHILD, parent=MAIN, state="Z"))
+    (folder / "cwd").unlink()
+
+    def namespaces(pid: int, root: Path) -> dict[str, int]:
+        if pid == CHILD:
+            raise KernelError("readlink", str(folder / "ns/mnt"), errno.ENOENT)
+        return real(pid, root)
+
+    monkeypatch.setattr(process, "namespaces", namespaces)
+    seen = observed(host)
+    assert seen.workload is not None and seen.workload.pids == (MAIN, CHILD)
+    assert [(each.pid, each.namespaces, each.apart) for each in seen.processes] == [(MAIN, (), ()), (CHILD, (), ())]
+
+
+def test_memory_that_is_swapped_out_counts(host: Path) -> None:
+    """It is read back and stands in the images like all other memory."""
+    (host / f"proc/{MAIN}/smaps_rollup").write_text("Rss: 10 kB\nAnonymous: 8 kB\nSwap: 4096 kB\n")
+    assert observed(host).anonymous_bytes == (8 + 4096) << 10
+
+
+def test_huge_pages_of_a_file_without_a_name_are_seen(host: Path) -> None:
+    """QEMU and DPDK unlink theirs, wherever hugetlbfs is mounted."""
+    line = "7f0000000000-7f0040000000 rw-s 00000000 00:18 77 /mnt/huge/guest.xK3 (deleted)\n"
+    (host / f"proc/{MAIN}/maps").write_text(line)
+    status = host / f"proc/{MAIN}/status"
+    status.write_text(status.read_text() + "HugetlbPages:\t 1048576 kB\n")
+    assert [each.hugetlb for each in observed(host).processes] == [True, False]
