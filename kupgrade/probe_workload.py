@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,9 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     members = proc.in_cgroup(everybody, path)
     if not entry.unit and entry.pidfile:
         members = proc.descendants(everybody, root_pid)
+    if all(p.pid != root_pid for p in members):
+        why = f"process {root_pid} is not in {path or 'any cgroup'} of the unified hierarchy (cgroup v2)"
+        return WorkloadFacts(entry.name, entry.unit, None, why)
     tree = {p.pid for p in proc.descendants(everybody, root_pid)}
     table = sockets.by_inode(root_pid, root)
     held = {p.pid: process.fds(p.pid, root) for p in members}
@@ -157,7 +161,7 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         shared_bytes=sum(m.shmem for m in sizes) + sandbox.carried_bytes,
         connections=len(established),
         local_peers=_local_peers(established, inet),
-        elsewhere=_elsewhere([p.pid for p in members if not _ended(p)], held, mounts, root),
+        elsewhere=_elsewhere(look, [p.pid for p in members if not _ended(p)], mounts),
         confined=_confined(workload.pids, root),
         own_clock="time" in around.own,
         sandbox=sandbox,
@@ -216,15 +220,16 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
     return peers
 
 
-def _elsewhere(
-    pids: Iterable[int], held: Mapping[int, tuple[process.Fd, ...]], mounts: tuple[blockfs.Mount, ...], root: Path
-) -> tuple[str, ...]:
+def _elsewhere(look: _Look, pids: Iterable[int], mounts: tuple[blockfs.Mount, ...]) -> tuple[str, ...]:
     """Mount points, other than the root's, on block devices or the network, of files in use."""
-    paths = {fd.name for fds in held.values() for fd in fds if fd.kind in (FdKind.FILE, FdKind.DIRECTORY)}
+    paths = {fd.name for fds in look.held.values() for fd in fds if fd.kind in (FdKind.FILE, FdKind.DIRECTORY)}
     for pid in pids:
-        paths |= {m.path for m in process.mappings(pid, root) if m.path.startswith("/") and not m.deleted}
-        paths.add(str((root / "proc" / str(pid) / "cwd").readlink()))
-    found = {m.mountpoint for path in paths if (m := blockfs.holding(mounts, path)) is not None}
+        paths |= {m.path for m in look.maps[pid] if m.path.startswith("/") and not m.deleted}
+        paths.add(str((look.around.root / "proc" / str(pid) / "cwd").readlink()))
+    points = {m.mountpoint for m in mounts}
+    # What is no mount point itself lies where its directory does: tens of thousands of files are few directories.
+    places = {path if path in points else os.path.dirname(path) for path in paths}  # noqa: PTH120
+    found = {m.mountpoint for path in places if (m := blockfs.holding(mounts, path)) is not None}
     kernel_made = {m.mountpoint for m in mounts if m.fstype in _ALWAYS_THERE}
     return tuple(sorted(found - kernel_made - {"/"}))
 

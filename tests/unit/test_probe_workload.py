@@ -9,8 +9,8 @@ import pytest
 
 from kupgrade import probe_workload
 from kupgrade.errors import KernelError
-from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import process
+from kupgrade.host.systemd import Systemd, unit_of
+from kupgrade.kernel import blockfs, process
 from kupgrade.model.facts import WorkloadFacts
 from kupgrade.model.policy import WorkloadPolicy
 from tests.fakes import facts as fake
@@ -86,3 +86,29 @@ def test_huge_pages_of_a_file_without_a_name_are_seen(host: Path) -> None:
     status = host / f"proc/{MAIN}/status"
     status.write_text(status.read_text() + "HugetlbPages:\t 1048576 kB\n")
     assert [each.hugetlb for each in observed(host).processes] == [True, False]
+
+
+def test_without_the_unified_hierarchy_a_service_is_not_taken_for_empty(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cgroup v1 no process has a path by which it is the service's: a plan for none of them would keep nothing."""
+    path = "/system.slice/db.service"
+    for pid in (MAIN, CHILD):
+        (host / f"proc/{pid}/cgroup").write_text(f"4:memory:{path}\n1:name=systemd:{path}\n")
+    values = {"LoadState": "loaded", "ActiveState": "active", "MainPID": str(MAIN), "ControlGroup": path}
+    monkeypatch.setattr(Systemd, "show", lambda _, name: unit_of(name, values))
+    entry = WorkloadPolicy("db", unit="db.service")
+    seen = probe_workload.observe_workload(entry, fake.policy(), Systemd(host), host)
+    assert seen.workload is None
+    assert str(MAIN) in seen.absent and "cgroup v2" in seen.absent
+
+
+def test_many_open_files_below_many_mounts_are_told_in_a_moment(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host of containers has thousands of mounts, a database tens of thousands of files: each is looked up once."""
+    looked: list[str] = []
+    real = blockfs.holding
+    monkeypatch.setattr(blockfs, "holding", lambda every, path: looked.append(path) or real(every, path))
+    maps = "".join(f"{at:x}000-{at + 1:x}000 r--s 00000000 fe:01 {at} /srv/db/{at}\n" for at in range(1, 3001))
+    (host / f"proc/{MAIN}/maps").write_text(maps)
+    assert observed(host).elsewhere == ()
+    assert len(looked) < 100
