@@ -99,7 +99,8 @@ def make_plan(
     target = read_target(kernel, facts, root)
     chosen, fallbacks = _choose_engine(engine, facts, policy)
     found = [*chosen.refusals(facts, policy)]
-    found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
+    taken = proc.numbers((p for w in planner.kept(facts, policy) for p in w.pids), root)
+    found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed, taken=taken)
     found += errata_refusals(facts, policy, target, chosen.name)
     preferred = chosen.stores(policy) if store == "auto" else (_store_of(chosen, policy, store),)
     lost = _in_memory(policy, root) if StoreKind.DISK in preferred else ()
@@ -123,7 +124,7 @@ def make_plan(
         store=where,
         workloads=workloads,
         stopped=planner.to_stop(facts, policy),
-        pid_floor=pid_floor([p for w in workloads for p in w.pids], facts.pid_max),
+        pid_floor=pid_floor(taken, facts.pid_max),
         staging=f"{planner.STATE}/staged/{upgrade}",
     )
     known = errata_warnings(facts, policy, target, chosen.name)

@@ -119,9 +119,13 @@ def mappings_left_behind(
     return tuple(sorted(found))
 
 
-def unnamed_huge_pages(devices: Collection[str], maps: Iterable[Mapping]) -> bool:
-    """Whether a file that has no name any more is mapped from one of `devices`, of hugetlbfs."""
-    return any(each.deleted and _device(each) in devices for each in maps)
+def unnamed_huge_pages(around: Around, devices: Collection[str], maps: Iterable[Mapping]) -> bool:
+    """Whether a file on hugetlbfs (one of `devices`, in memory) that has no name any more is mapped.
+
+    What has no mount (memfd, System V) is none of them: criu keeps that.
+    """
+    unnamed = {device for each in maps if each.deleted and (device := _device(each)) in devices}
+    return bool(unnamed) and any(m.device in unnamed for m in around.mounts if m.fstype == "hugetlbfs")
 
 
 def _device(mapping: Mapping) -> str:
@@ -148,8 +152,3 @@ def _goes_along(around: Around, carried: Sequence[Carried], path: str) -> bool:
 def volatile_devices(around: Around) -> frozenset[str]:
     """The file systems in memory that it sees, as major:minor; huge pages among them."""
     return frozenset(m.device for m in around.mounts if m.fstype in (*IN_MEMORY, "hugetlbfs"))
-
-
-def huge_page_devices(around: Around) -> frozenset[str]:
-    """Those of huge pages only. What has no mount (memfd, System V) is none of them: criu keeps that."""
-    return frozenset(m.device for m in around.mounts if m.fstype == "hugetlbfs")

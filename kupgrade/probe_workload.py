@@ -21,6 +21,8 @@ from kupgrade.probe_sandbox import Around, left_behind
 
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
 
+NOT_UNIFIED = "process {} is not in {} of the unified hierarchy (cgroup v2)"
+
 _LOOKS = 4
 # File systems that PID 1 mounts itself, before any unit.
 _ALWAYS_THERE = ("proc", "sysfs", "devtmpfs", "devpts", "cgroup2", "tmpfs", "mqueue", "securityfs")
@@ -57,7 +59,6 @@ class _Look:
     around: Around
     carried: tuple[Carried, ...]
     volatile: frozenset[str]
-    huge: frozenset[str]
     own: set[int]
     peers: Mapping[int, sock_diag.UnixPeer]
     tree: set[int]
@@ -81,7 +82,7 @@ class _Look:
             plain,
             descriptors=tuple(self._descriptor(fd) for fd in self.held[pid]),
             device_mappings=tuple(sorted({m.path for m in maps if m.is_device})),
-            hugetlb=any(m.is_hugetlb for m in maps) or probe_sandbox.unnamed_huge_pages(self.huge, maps),
+            hugetlb=any(m.is_hugetlb for m in maps) or probe_sandbox.unnamed_huge_pages(around, self.volatile, maps),
             namespaces=process.foreign_namespaces(pid, around.root),
             tty=seen.tty != 0,
             volatile_mappings=probe_sandbox.mappings_left_behind(around, self.carried, self.volatile, maps),
@@ -115,8 +116,7 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     if not entry.unit and entry.pidfile:
         members = proc.descendants(everybody, root_pid)
     if all(p.pid != root_pid for p in members):
-        why = f"process {root_pid} is not in {path or 'any cgroup'} of the unified hierarchy (cgroup v2)"
-        return WorkloadFacts(entry.name, entry.unit, None, why)
+        return WorkloadFacts(entry.name, entry.unit, None, NOT_UNIFIED.format(root_pid, path or "any cgroup"))
     tree = {p.pid for p in proc.descendants(everybody, root_pid)}
     table = sockets.by_inode(root_pid, root)
     held = {p.pid: process.fds(p.pid, root) for p in members}
@@ -125,11 +125,9 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     inet = [s for i in inodes if isinstance(s := table.get(i), sockets.InetSocket)]
     mounts = blockfs.mounts(root)
     around = Around(root_pid, frozenset(p.uid for p in members), systemd.show(unit) if unit else None, root)
-    bound = [peers[i].path for i in inodes if i in peers]
-    carried = probe_sandbox.carried(around, bound)
+    carried = probe_sandbox.carried(around, [peers[i].path for i in inodes if i in peers])
     maps = {p.pid: process.mappings(p.pid, root) for p in members}
-    volatile, huge = probe_sandbox.volatile_devices(around), probe_sandbox.huge_page_devices(around)
-    look = _Look(around, carried, volatile, huge, inodes, peers, tree, held, maps)
+    look = _Look(around, carried, probe_sandbox.volatile_devices(around), inodes, peers, tree, held, maps)
     facts = tuple(look.facts_of(p) for p in members)
     sizes = [process.memory(p.pid, root) for p in members]
     sandbox = probe_sandbox.sandbox_facts(around, carried)
@@ -151,7 +149,7 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         carried=carried,
         watchdog=around.unit.watchdog if around.unit else 0.0,
     )
-    established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
+    established = _established(inet)
     return WorkloadFacts(
         name=entry.name,
         unit=unit,
@@ -244,6 +242,10 @@ def _confined(pids: Iterable[int], root: Path) -> bool:
         if label and not label.startswith(("unconfined", "kernel")):
             return True
     return False
+
+
+def _established(inet: Iterable[sockets.InetSocket]) -> list[sockets.InetSocket]:
+    return [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
 
 
 def _ports(inet: Iterable[sockets.InetSocket], protocol: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
@@ -105,9 +105,15 @@ def _why(
 
 
 def refusals(
-    facts: Facts, policy: Policy, target: Target, rejected: Mapping[str, str], *, retry_failed: bool
+    facts: Facts,
+    policy: Policy,
+    target: Target,
+    rejected: Mapping[str, str],
+    *,
+    retry_failed: bool,
+    taken: Collection[int] = (),
 ) -> tuple[Refusal, ...]:
-    """Everything that forbids this upgrade, host rules of the engine aside."""
+    """Everything that forbids this upgrade, host rules of the engine aside. `taken`: PIDs of threads, too."""
     found = [*workload_refusals(facts, policy), *target_refusals(facts, policy, target)]
     found += preserve_target_refusals(facts, policy, target)
     release = str(target.image.release)
@@ -116,7 +122,7 @@ def refusals(
             Refusal(f"{release} was not rolled back before", rejected[release], "Try again with --retry-failed")
         )
     try:
-        pid_floor([p for w in kept(facts, policy) for p in w.pids], facts.pid_max)
+        pid_floor([*taken, *(p for w in kept(facts, policy) for p in w.pids)], facts.pid_max)
     except ValueError as error:
         found.append(Refusal("the workloads' PIDs can be kept free", str(error), "Restart some of the workloads"))
     return tuple(found)

@@ -14,6 +14,7 @@ from kupgrade.core.allocate import WINDOW, pid_floor
 from kupgrade.core.obstacles import obstacles
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine, back_cmdline, crossing_cmdline
+from kupgrade.host.early_init import early_init
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import CommandLine, KernelRelease
@@ -170,12 +171,15 @@ def test_the_first_store_with_room_is_taken_and_others_are_told() -> None:
     assert kind is None and len(refused) == 2
 
 
-@pytest.mark.parametrize("pids", [(), (300,), (500, 4_000_000), (4_194_000,), tuple(range(30000, 32000))])
+@pytest.mark.parametrize(
+    "pids", [(), (300,), (500, 4_000_000), (4_194_000,), (4_165_000,), (1000, 4_182_000), tuple(range(30000, 32000))]
+)
 def test_the_pid_window_holds_no_workload_pid(pids: tuple[int, ...]) -> None:
     """Whatever the PIDs, the window in which a boot starts its processes is free of them."""
     floor = pid_floor(pids, 32768)
     assert floor >= 1000 and floor + WINDOW < 1 << 22
     assert not any(floor <= pid < floor + WINDOW for pid in pids)
+    assert early_init(floor, 0), "the new kernel's first process takes it as it is"
 
 
 def test_no_gap_for_pids_is_refused() -> None:

@@ -50,6 +50,18 @@ def test_a_whole_target_becomes_a_plan(root: Path) -> None:
     assert (made.old_release, made.new_release) == (pf.OLD, pf.NEW)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("thread", "session"), [(9_000, 500), (502, 9_000)])
+def test_the_next_boots_pids_leave_room_for_threads_too(root: Path, put: Put, thread: int, session: int) -> None:
+    """Threads are restored with their numbers, and may have begun long after their process; so are sessions."""
+    put("proc/500/stat", f"500 (demo) S 1 500 {session} 0 -1 0 {'0 ' * 10}2 0 7 0 0")
+    put("proc/500/status", "Uid:\t0\t0\t0\t0\n")
+    put("proc/500/cgroup", "0::/\n")
+    for number in (500, thread):
+        put(f"proc/500/task/{number}/comm", "demo\n")
+    staged = [s for s in plan(root).steps if s.kind == "stage-initrd"]  # type: ignore[attr-defined]
+    assert staged and all(int(s.params["pid_floor"]) > 9_000 for s in staged)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_kernel_is_refused(root: Path, share: float) -> None:
     """Cut anywhere, the image is refused and named."""
