@@ -157,7 +157,7 @@ def assemble(
         facts=facts.values,
         phases=phases,
         budgets=tuple(
-            budget(facts, w, policy.deadline, beside=beside, placed=placed, hooks=hooks)
+            budget(facts, w, policy.deadline, beside=beside, placed=placed, hooks=hooks, store=store.kind)
             for w in facts.workloads
             if w.name in names
         ),

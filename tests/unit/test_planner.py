@@ -280,6 +280,22 @@ def test_the_prediction_grows_with_memory_and_slowness() -> None:
     assert all(term.basis for term in small.terms)
 
 
+def test_images_on_a_slow_disk_take_as_long_as_the_disk() -> None:
+    """What is read at 100 MB/s is not there at the speed of memory; a fast disk, or memory, changes nothing."""
+    seen = pf.seen(anonymous_bytes=8 << 30)
+    slow, fast = (
+        pf.facts(stores=dataclasses.replace(pf.facts().stores, disk_rate=rate), workloads=(seen,))
+        for rate in (1e8, 3e9)
+    )
+    memory = predict.budget(slow, seen, 60.0, store=StoreKind.PMEM).predicted
+    assert predict.budget(fast, seen, 60.0, store=StoreKind.DISK).predicted == memory
+    found = predict.budget(slow, seen, 60.0, store=StoreKind.DISK)
+    assert found.predicted > memory + (8 << 30) / 1e8 * 0.8
+    assert any("100 MB/s" in term.basis for term in found.terms)
+    made = planner.assemble(ID, 0.0, slow, pf.policy(), pf.target(), "kexec", order().store, (), ())
+    assert made.budgets[0].predicted == found.predicted
+
+
 def test_memory_in_place_is_predicted_where_it_is_sure() -> None:
     """It is not read back in the blackout then, but shared memory is; a target nobody could ask may have to copy."""
     seen = pf.seen(anonymous_bytes=8 << 30, shared_bytes=1 << 30)
