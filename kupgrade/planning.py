@@ -129,6 +129,8 @@ def make_plan(
     )
     known = errata_warnings(facts, policy, target, chosen.name)
     phases = chosen.phases(order)
+    if long := planner.too_long(phases, target):
+        raise PlanRefused(long)
     remarks = (*fallbacks, *notes, *memory_mode.notes(policy, target))
     return planner.assemble(upgrade, time.time(), facts, policy, target, chosen.name, where, phases, remarks, known)
 

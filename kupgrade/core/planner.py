@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
@@ -28,6 +28,7 @@ PMEM_MOUNT = "/run/kupgrade/pmem"
 WINDOW_MOUNT = "/run/kupgrade/window"
 
 
+_LINES = ("cmdline", "back_cmdline")  # parameters of steps that hold a kernel's command line
 ONLY_BY_KEXEC = (
     "images in memory (store luo) come through a kexec only: if the new kernel panics or hangs before the commit, or"
     " the power fails, the workloads' units start anew; stores pmem and disk outlive that"
@@ -126,6 +127,17 @@ def refusals(
     except ValueError as error:
         found.append(Refusal("the workloads' PIDs can be kept free", str(error), "Restart some of the workloads"))
     return tuple(found)
+
+
+def too_long(phases: Iterable[Phase], target: Target) -> tuple[Refusal, ...]:
+    """Why a kernel would not be loaded with its command line; kexec counts the NUL behind it, too."""
+    limit = target.image.cmdline_limit - 1
+    lines = (text for phase in phases for each in phase.steps for name in _LINES if (text := each.params.get(name)))
+    longest = max((len(text.encode(errors="surrogateescape")) for text in lines), default=0)
+    if longest <= limit or limit < 0:  # an image that names none
+        return ()
+    fact = f"with what the crossing needs it has {longest} bytes, and a kernel takes less than {limit + 1}"
+    return (Refusal("the command line is short enough", fact, "Boot with fewer words, or shorten cmdline_append"),)
 
 
 def assemble(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,19 @@ def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str)
     )
     assert made.store == "pmem" and any("store disk passed over" in each for each in made.fallbacks)
     assert stores(pf.facts(), pf.policy(), None, root)[1]["disk"] == caught.value.refusals
+
+
+@pytest.mark.parametrize("length", [1500, 1990])
+def test_a_command_line_that_no_kernel_takes_is_refused(root: Path, length: int) -> None:
+    """With what the crossing adds to the host's own: kexec would only say no when the image is loaded."""
+    facts = pf.facts(cmdline=f"root=/dev/vda ro console={'x' * (length - 26)}")
+    given: Any = {"kernel": None, "engine": "kexec", "store": "auto", "retry_failed": False, "rejected": {}}
+    if length < 1600:
+        assert make_plan(pf.policy(), facts, root=root, **given)
+        return
+    with pytest.raises(PlanRefused) as caught:
+        make_plan(pf.policy(), facts, root=root, **given)
+    assert "2047" in caught.value.refusals[0].fact and caught.value.refusals[0].remedy
 
 
 def test_a_link_into_memory_is_seen(root: Path) -> None:
