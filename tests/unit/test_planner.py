@@ -37,6 +37,7 @@ ID = UpgradeId("20261121-041503-9f2c1a")
         ({"criu_check": "no timens"}, "criu works on this kernel"),
         ({"nft": False}, "nftables is installed"),
         ({"kexec_disabled": True}, "kexec is allowed"),
+        ({"kexec_loaded": None}, "this kernel has kexec"),
         ({"kexec_loaded": True}, "no kexec image is loaded"),
         ({"lockdown": "confidentiality"}, "kernel lockdown permits kexec"),
     ],
