@@ -73,6 +73,47 @@ def test_a_zombie_among_the_processes_is_seen_for_what_it_is(host: Path, monkeyp
     assert [(each.pid, each.namespaces, each.apart) for each in seen.processes] == [(MAIN, (), ()), (CHILD, (), ())]
 
 
+@pytest.mark.parametrize("gone", ["fds", "mappings", "namespaces", "memory"])
+def test_a_server_whose_processes_come_and_go_is_seen_all_the_same(
+    host: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """With thousands of processes one always ends while they are looked at: it is left out, the others are kept."""
+    real = getattr(process, gone)
+
+    def ask(pid: int, root: Path) -> object:
+        if pid == CHILD:
+            (root / f"proc/{CHILD}/stat").unlink(missing_ok=True)
+            raise KernelError("open", f"/proc/{pid}", errno.ESRCH)
+        return real(pid, root)
+
+    monkeypatch.setattr(process, gone, ask)
+    seen = observed(host)
+    assert seen.workload is not None and seen.workload.pids == (MAIN,)
+    assert [each.pid for each in seen.processes] == [MAIN]
+
+
+def test_threads_that_outlive_their_leader_are_not_left_out(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks like a zombie and has no namespaces, and yet it runs: nobody could say what it holds."""
+    stat = STAT.replace("1 0 {pid} 0 0", "3 0 {pid} 0 0").format(pid=CHILD, parent=MAIN, state="Z")
+    (host / f"proc/{CHILD}/stat").write_text(stat)
+    real = process.namespaces
+
+    def namespaces(pid: int, root: Path) -> dict[str, int]:
+        if pid == CHILD:
+            raise KernelError("readlink", f"/proc/{pid}/ns/mnt", errno.ENOENT)
+        return real(pid, root)
+
+    monkeypatch.setattr(process, "namespaces", namespaces)
+    with pytest.raises(KernelError, match="501/ns/mnt"):
+        observed(host)
+
+
+def test_one_that_ends_before_its_directory_is_asked_for_is_no_obstacle(host: Path) -> None:
+    """Its link is gone with it."""
+    (host / f"proc/{CHILD}/cwd").unlink()
+    assert observed(host).workload is not None
+
+
 def test_memory_that_is_swapped_out_counts(host: Path) -> None:
     """It is read back and stands in the images like all other memory."""
     (host / f"proc/{MAIN}/smaps_rollup").write_text("Rss: 10 kB\nAnonymous: 8 kB\nSwap: 4096 kB\n")
