@@ -30,6 +30,7 @@ from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
 
 USERFAULTFD = "CONFIG_USERFAULTFD"
+_MAKE_INITRD = "update-initramfs -c -k {0}, or dracut --kver {0}"
 ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine(), "spawn": SpawnEngine()}
 
 
@@ -150,9 +151,8 @@ def _require_newer(facts: Facts, root: Path) -> None:
         raise _no_initrd(newer[-1].release)
 
 
-def _no_initrd(release: KernelRelease) -> BadInputError:
-    remedy = f"update-initramfs -c -k {release}"
-    return BadInputError(f"There is no initrd for {release}", "none in a known place", remedy)
+def _no_initrd(release: KernelRelease, why: str = "none in a known place") -> BadInputError:
+    return BadInputError(f"There is no initrd for {release}", why, _MAKE_INITRD.format(release))
 
 
 def installed(root: Path) -> dict[str, bool]:
@@ -214,7 +214,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     if installed.initrd is None:
         raise _no_initrd(installed.release)
     if back.initrd is None:
-        raise BadInputError(f"There is no initrd for the running {back.release}", "the way back needs it")
+        raise _no_initrd(back.release, "it runs, and the way back needs it")
     read = image.read(installed.kernel)
     if kernels.modules_directory(read.release, root) is None:
         raise BadInputError(
@@ -288,7 +288,7 @@ def locate(kernel: str | None, root: Path) -> kernels.Installed:
     if kernel is None:
         every = [entry for entry in kernels.installed(root) if entry.initrd is not None]
         if not every:
-            raise BadInputError("No kernel with an initrd is installed", "nothing in the known places")
+            raise BadInputError("No kernel has an initrd", "none in the known places", _MAKE_INITRD.format("RELEASE"))
         return every[-1]
     if "/" in kernel:
         path = Path(kernel).absolute()  # the worker, who loads it, has another working directory

@@ -184,6 +184,16 @@ def test_a_newer_kernel_without_an_initrd_is_named(root: Path) -> None:
         plan(root)
 
 
+@pytest.mark.parametrize("missing", [[pf.NEW], [pf.OLD], [pf.OLD, pf.NEW]])
+def test_a_missing_initrd_is_told_with_how_to_make_it(root: Path, missing: list[str]) -> None:
+    """The target's, the way back's, or all: on hosts with dracut there is no update-initramfs."""
+    for release in missing:
+        (root / f"boot/initrd.img-{release}").unlink()
+    with pytest.raises(BadInputError) as caught:
+        read_target(None if len(missing) > 1 else pf.NEW, pf.facts(), root)
+    assert "update-initramfs" in caught.value.remedy and "dracut" in caught.value.remedy
+
+
 @pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
 def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str) -> None:
     """The images would end with the old kernel, and the workloads with them: /tmp is in memory on some hosts."""
