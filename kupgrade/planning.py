@@ -30,6 +30,7 @@ from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
 
 USERFAULTFD = "CONFIG_USERFAULTFD"
+_MAKE_INITRD = "update-initramfs -c -k {0}, or dracut --kver {0}"
 ENGINES: Mapping[str, Engine] = {"kexec": KexecEngine(), "spawn": SpawnEngine()}
 
 
@@ -99,7 +100,8 @@ def make_plan(
     target = read_target(kernel, facts, root)
     chosen, fallbacks = _choose_engine(engine, facts, policy)
     found = [*chosen.refusals(facts, policy)]
-    found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed)
+    taken = proc.numbers((p for w in planner.kept(facts, policy) for p in w.pids), root)
+    found += planner.refusals(facts, policy, target, rejected, retry_failed=retry_failed, taken=taken)
     found += errata_refusals(facts, policy, target, chosen.name)
     preferred = chosen.stores(policy) if store == "auto" else (_store_of(chosen, policy, store),)
     lost = _in_memory(policy, root) if StoreKind.DISK in preferred else ()
@@ -123,11 +125,13 @@ def make_plan(
         store=where,
         workloads=workloads,
         stopped=planner.to_stop(facts, policy),
-        pid_floor=pid_floor([p for w in workloads for p in w.pids], facts.pid_max),
+        pid_floor=pid_floor(taken, facts.pid_max),
         staging=f"{planner.STATE}/staged/{upgrade}",
     )
     known = errata_warnings(facts, policy, target, chosen.name)
     phases = chosen.phases(order)
+    if long := planner.too_long(phases, target):
+        raise PlanRefused(long)
     remarks = (*fallbacks, *notes, *memory_mode.notes(policy, target))
     return planner.assemble(upgrade, time.time(), facts, policy, target, chosen.name, where, phases, remarks, known)
 
@@ -147,9 +151,8 @@ def _require_newer(facts: Facts, root: Path) -> None:
         raise _no_initrd(newer[-1].release)
 
 
-def _no_initrd(release: KernelRelease) -> BadInputError:
-    remedy = f"update-initramfs -c -k {release}"
-    return BadInputError(f"There is no initrd for {release}", "none in a known place", remedy)
+def _no_initrd(release: KernelRelease, why: str = "none in a known place") -> BadInputError:
+    return BadInputError(f"There is no initrd for {release}", why, _MAKE_INITRD.format(release))
 
 
 def installed(root: Path) -> dict[str, bool]:
@@ -211,7 +214,7 @@ def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     if installed.initrd is None:
         raise _no_initrd(installed.release)
     if back.initrd is None:
-        raise BadInputError(f"There is no initrd for the running {back.release}", "the way back needs it")
+        raise _no_initrd(back.release, "it runs, and the way back needs it")
     read = image.read(installed.kernel)
     if kernels.modules_directory(read.release, root) is None:
         raise BadInputError(
@@ -285,7 +288,7 @@ def locate(kernel: str | None, root: Path) -> kernels.Installed:
     if kernel is None:
         every = [entry for entry in kernels.installed(root) if entry.initrd is not None]
         if not every:
-            raise BadInputError("No kernel with an initrd is installed", "nothing in the known places")
+            raise BadInputError("No kernel has an initrd", "none in the known places", _MAKE_INITRD.format("RELEASE"))
         return every[-1]
     if "/" in kernel:
         path = Path(kernel).absolute()  # the worker, who loads it, has another working directory

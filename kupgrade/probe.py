@@ -119,9 +119,12 @@ def _watchdog(root: Path) -> tuple[str, str]:
     devices = watchdog.watchdogs(root)
     if not devices:
         return "", "this host has no watchdog device"
+    outliving = [device for device in devices if device.identity != watchdog.SOFTWARE]
+    if not outliving:
+        return "", "this host's only watchdog is softdog, a timer of the kernel that ends"
     if watchdog.stop_on_reboot(root) is not False:
         return "", "watchdog.stop_on_reboot is not 0, so kexec stops it (options watchdog stop_on_reboot=0)"
-    return f"{devices[0].name} ({devices[0].identity})", ""
+    return f"{outliving[0].name} ({outliving[0].identity})", ""
 
 
 def _stores(policy: Policy, root: Path, unknown: Unknowns) -> StoreFacts:

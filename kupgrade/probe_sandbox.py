@@ -114,10 +114,24 @@ def mappings_left_behind(
     for each in maps:
         if not each.path.startswith("/") or each.deleted or each.path in found:
             continue
-        major, _, minor = each.device.partition(":")
-        if f"{int(major, 16)}:{int(minor, 16)}" in devices and not _goes_along(around, carried, each.path):
+        if _device(each) in devices and not _goes_along(around, carried, each.path):
             found.add(each.path)
     return tuple(sorted(found))
+
+
+def unnamed_huge_pages(around: Around, devices: Collection[str], maps: Iterable[Mapping]) -> bool:
+    """Whether a file on hugetlbfs (one of `devices`, in memory) that has no name any more is mapped.
+
+    What has no mount (memfd, System V) is none of them: criu keeps that.
+    """
+    unnamed = {device for each in maps if each.deleted and (device := _device(each)) in devices}
+    return bool(unnamed) and any(m.device in unnamed for m in around.mounts if m.fstype == "hugetlbfs")
+
+
+def _device(mapping: Mapping) -> str:
+    """As mountinfo writes it, in decimal."""
+    major, _, minor = mapping.device.partition(":")
+    return f"{int(major, 16)}:{int(minor, 16)}"
 
 
 def _goes_along(around: Around, carried: Sequence[Carried], path: str) -> bool:

@@ -118,7 +118,9 @@ def _module(root: Path, unknown: Unknowns) -> ModuleState:
 
 def _isolated(root: Path) -> CpuSet:
     masks = cpu.masks(root)
-    return (masks.isolated or CpuSet()) | (masks.nohz_full or CpuSet())
+    # Isolated partitions of cpuset (Linux 6.7) are not among isolcpus=.
+    partitions = CpuSet.parse(_first_word(root / "sys/fs/cgroup/cpuset.cpus.isolated"))
+    return (masks.isolated or CpuSet()) | (masks.nohz_full or CpuSet()) | partitions
 
 
 def _stuck(topology: Topology | None, root: Path) -> CpuSet:

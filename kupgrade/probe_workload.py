@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kupgrade import probe_sandbox
 from kupgrade.errors import KernelError, KupgradeError
@@ -18,7 +20,10 @@ from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Carried, Fate, Workload
 from kupgrade.probe_sandbox import Around, left_behind
 
+T = TypeVar("T")
 JOURNAL_SOCKETS = ("/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log")
+
+NOT_UNIFIED = "process {} is not in {} of the unified hierarchy (cgroup v2)"
 
 _LOOKS = 4
 # File systems that PID 1 mounts itself, before any unit.
@@ -28,7 +33,8 @@ _ALWAYS_THERE = ("proc", "sysfs", "devtmpfs", "devpts", "cgroup2", "tmpfs", "mqu
 def observe_workload(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path) -> WorkloadFacts:
     """Everything about one workload; `absent` says why when it does not run. Raises KupgradeError.
 
-    A server may have a process for each connection: when one ends meanwhile all is looked at again.
+    A server may have a process for each connection: one that ends meanwhile is left out. When the main process has,
+    all is looked at again.
     """
     if entry.fate is Fate.STOP:
         return _observe_stop(entry)
@@ -65,16 +71,21 @@ class _Look:
     def facts_of(self, seen: proc.Process) -> ProcessFacts:
         """Raises KernelError."""
         pid, around, maps = seen.pid, self.around, self.maps[seen.pid]
-        return ProcessFacts(
+        plain = ProcessFacts(
             pid=pid,
             comm=seen.comm,
             root=pid == around.root_pid,
             below_root=pid in self.tree,
             session_leader=seen.session == pid,
             traced_by=seen.tracer,
+        )
+        if _ended(seen):
+            return plain  # its namespaces are listed, and lead nowhere
+        return dataclasses.replace(
+            plain,
             descriptors=tuple(self._descriptor(fd) for fd in self.held[pid]),
             device_mappings=tuple(sorted({m.path for m in maps if m.is_device})),
-            hugetlb=any(m.is_hugetlb for m in maps),
+            hugetlb=any(m.is_hugetlb for m in maps) or probe_sandbox.unnamed_huge_pages(around, self.volatile, maps),
             namespaces=process.foreign_namespaces(pid, around.root),
             tty=seen.tty != 0,
             volatile_mappings=probe_sandbox.mappings_left_behind(around, self.carried, self.volatile, maps),
@@ -107,20 +118,22 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
     members = proc.in_cgroup(everybody, path)
     if not entry.unit and entry.pidfile:
         members = proc.descendants(everybody, root_pid)
+    if all(p.pid != root_pid for p in members):
+        return WorkloadFacts(entry.name, entry.unit, None, NOT_UNIFIED.format(root_pid, path or "any cgroup"))
     tree = {p.pid for p in proc.descendants(everybody, root_pid)}
     table = sockets.by_inode(root_pid, root)
-    held = {p.pid: process.fds(p.pid, root) for p in members}
+    held = _of_each(members, root_pid, root, lambda p: process.fds(p.pid, root))
     inodes = {fd.inode for fds in held.values() for fd in fds if fd.kind is process.FdKind.SOCKET}
     peers = _unix_peers()
     inet = [s for i in inodes if isinstance(s := table.get(i), sockets.InetSocket)]
     mounts = blockfs.mounts(root)
     around = Around(root_pid, frozenset(p.uid for p in members), systemd.show(unit) if unit else None, root)
-    bound = [peers[i].path for i in inodes if i in peers]
-    carried = probe_sandbox.carried(around, bound)
-    maps = {p.pid: process.mappings(p.pid, root) for p in members}
+    carried = probe_sandbox.carried(around, [peers[i].path for i in inodes if i in peers])
+    maps = _of_each(members, root_pid, root, lambda p: process.mappings(p.pid, root))
     look = _Look(around, carried, probe_sandbox.volatile_devices(around), inodes, peers, tree, held, maps)
-    facts = tuple(look.facts_of(p) for p in members)
-    sizes = [process.memory(p.pid, root) for p in members]
+    facts = _of_each((p for p in members if p.pid in held and p.pid in maps), root_pid, root, look.facts_of)
+    memory = _of_each((p for p in members if p.pid in facts), root_pid, root, lambda p: process.memory(p.pid, root))
+    members, sizes = tuple(p for p in members if p.pid in memory), memory.values()
     sandbox = probe_sandbox.sandbox_facts(around, carried)
     workload = Workload(
         name=entry.name,
@@ -140,23 +153,51 @@ def _observe(entry: WorkloadPolicy, policy: Policy, systemd: Systemd, root: Path
         carried=carried,
         watchdog=around.unit.watchdog if around.unit else 0.0,
     )
-    established = [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
     return WorkloadFacts(
         name=entry.name,
         unit=unit,
         workload=workload,
-        processes=facts,
-        anonymous_bytes=sum(m.anonymous for m in sizes),
+        processes=tuple(facts[p.pid] for p in members),
+        anonymous_bytes=sum(m.anonymous + m.swap for m in sizes),
         shared_bytes=sum(m.shmem for m in sizes) + sandbox.carried_bytes,
-        connections=len(established),
-        local_peers=_local_peers(established, inet),
-        elsewhere=_elsewhere(workload.pids, held, mounts, root),
+        connections=len(_established(inet)),
+        local_peers=_local_peers(_established(inet), inet),
+        elsewhere=_elsewhere(look, [p.pid for p in members if not _ended(p)], mounts),
         confined=_confined(workload.pids, root),
         own_clock="time" in around.own,
         sandbox=sandbox,
         after=around.unit.after if around.unit else (),
         cgroups=_cgroups(path, members, root),
     )
+
+
+def _of_each(
+    members: Iterable[proc.Process], root_pid: int, root: Path, ask: Callable[[proc.Process], T]
+) -> dict[int, T]:
+    """The answers by PID, without those that ended meanwhile. Raises KernelError, also when the main process ended."""
+    found = {}
+    for each in members:
+        try:
+            found[each.pid] = ask(each)
+        except KernelError as error:
+            if each.pid == root_pid or error.errno not in proc.GONE or _lives(each, root):
+                raise
+    return found
+
+
+def _lives(seen: proc.Process, root: Path) -> bool:
+    try:
+        now = proc.process(seen.pid, root)
+    except KernelError as error:
+        if error.errno not in proc.GONE:
+            raise
+        return False
+    return now.starttime == seen.starttime and not _ended(now)
+
+
+def _ended(seen: proc.Process) -> bool:
+    """Whether it is but to be reaped, which criu keeps. One whose threads live on is none that it could dump."""
+    return seen.state == "Z" and seen.nthreads < 2
 
 
 def _cgroups(path: str, members: Iterable[proc.Process], root: Path) -> tuple[CgroupFacts, ...]:
@@ -204,15 +245,20 @@ def _unix_peers() -> dict[int, sock_diag.UnixPeer]:
     return peers
 
 
-def _elsewhere(
-    pids: Iterable[int], held: Mapping[int, tuple[process.Fd, ...]], mounts: tuple[blockfs.Mount, ...], root: Path
-) -> tuple[str, ...]:
+def _elsewhere(look: _Look, pids: Iterable[int], mounts: tuple[blockfs.Mount, ...]) -> tuple[str, ...]:
     """Mount points, other than the root's, on block devices or the network, of files in use."""
-    paths = {fd.name for fds in held.values() for fd in fds if fd.kind in (FdKind.FILE, FdKind.DIRECTORY)}
+    paths = {fd.name for fds in look.held.values() for fd in fds if fd.kind in (FdKind.FILE, FdKind.DIRECTORY)}
     for pid in pids:
-        paths |= {m.path for m in process.mappings(pid, root) if m.path.startswith("/") and not m.deleted}
-        paths.add(str((root / "proc" / str(pid) / "cwd").readlink()))
-    found = {m.mountpoint for path in paths if (m := blockfs.holding(mounts, path)) is not None}
+        paths |= {m.path for m in look.maps[pid] if m.path.startswith("/") and not m.deleted}
+        try:
+            paths.add(str((look.around.root / "proc" / str(pid) / "cwd").readlink()))
+        except OSError as error:
+            if error.errno not in proc.GONE:
+                raise  # one that ended meanwhile uses nothing any more
+    points = {m.mountpoint for m in mounts}
+    # What is no mount point itself lies where its directory does: tens of thousands of files are few directories.
+    places = {path if path in points else os.path.dirname(path) for path in paths}  # noqa: PTH120
+    found = {m.mountpoint for path in places if (m := blockfs.holding(mounts, path)) is not None}
     kernel_made = {m.mountpoint for m in mounts if m.fstype in _ALWAYS_THERE}
     return tuple(sorted(found - kernel_made - {"/"}))
 
@@ -227,6 +273,10 @@ def _confined(pids: Iterable[int], root: Path) -> bool:
         if label and not label.startswith(("unconfined", "kernel")):
             return True
     return False
+
+
+def _established(inet: Iterable[sockets.InetSocket]) -> list[sockets.InetSocket]:
+    return [s for s in inet if s.state is sockets.TcpState.ESTABLISHED and s.protocol.startswith("tcp")]
 
 
 def _ports(inet: Iterable[sockets.InetSocket], protocol: str) -> tuple[int, ...]:

@@ -16,7 +16,10 @@ from kupgrade.model.workload import Fate, StoreKind
 
 PMEM_HEADROOM = 1.5  # images of a forked tree hold shared pages once per process
 # Of host_refusals, those that concern kexec only.
-KEXEC_RULES = ("kexec is allowed", "no kexec image is loaded", "the firmware started this kernel")
+KEXEC_RULES = (
+    *("kexec is allowed", "this kernel has kexec", "no kexec image is loaded"),
+    "the firmware started this kernel",
+)
 STORE_EXTRA = 32 << 20  # bytes for everything that is not memory
 
 
@@ -46,6 +49,8 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("nftables is installed", "there is no nft", "Install nftables")
     if facts.kexec_disabled:
         no("kexec is allowed", "kernel.kexec_load_disabled is 1", "It can only be cleared by a restart")
+    if facts.kexec_loaded is None:
+        no("this kernel has kexec", "there is no /sys/kernel/kexec_loaded", "Boot a kernel with CONFIG_KEXEC_FILE")
     if facts.kexec_loaded:
         no("no kexec image is loaded", "another tool loaded one", "Unload it: kexec -u")
     if facts.cmdline and CommandLine.parse(facts.cmdline).has(WINDOW_PARAMETER):

@@ -100,7 +100,8 @@ def _descriptors(match: Match, facts: Facts, policy: Policy) -> Condition:
 def _platform(match: Match, facts: Facts) -> Iterator[Condition]:
     known = facts.platform
     if match.modules:
-        yield "modules", _any(match.modules, None if known is None else known.modules)
+        wanted = tuple(name.replace("-", "_") for name in match.modules)  # the kernel takes both as equal
+        yield "modules", _any(wanted, None if known is None else known.modules)
     if match.pci:
         ids = None if known is None else known.pci
         found = None if ids is None else any(fnmatch.filter(ids, glob.lower()) for glob in match.pci)

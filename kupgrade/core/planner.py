@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from kupgrade.core import spawn_checks
 from kupgrade.core.allocate import pid_floor
@@ -28,6 +28,7 @@ PMEM_MOUNT = "/run/kupgrade/pmem"
 WINDOW_MOUNT = "/run/kupgrade/window"
 
 
+_LINES = ("cmdline", "back_cmdline")  # parameters of steps that hold a kernel's command line
 ONLY_BY_KEXEC = (
     "images in memory (store luo) come through a kexec only: if the new kernel panics or hangs before the commit, or"
     " the power fails, the workloads' units start anew; stores pmem and disk outlive that"
@@ -105,9 +106,15 @@ def _why(
 
 
 def refusals(
-    facts: Facts, policy: Policy, target: Target, rejected: Mapping[str, str], *, retry_failed: bool
+    facts: Facts,
+    policy: Policy,
+    target: Target,
+    rejected: Mapping[str, str],
+    *,
+    retry_failed: bool,
+    taken: Collection[int] = (),
 ) -> tuple[Refusal, ...]:
-    """Everything that forbids this upgrade, host rules of the engine aside."""
+    """Everything that forbids this upgrade, host rules of the engine aside. `taken`: PIDs of threads, too."""
     found = [*workload_refusals(facts, policy), *target_refusals(facts, policy, target)]
     found += preserve_target_refusals(facts, policy, target)
     release = str(target.image.release)
@@ -116,10 +123,21 @@ def refusals(
             Refusal(f"{release} was not rolled back before", rejected[release], "Try again with --retry-failed")
         )
     try:
-        pid_floor([p for w in kept(facts, policy) for p in w.pids], facts.pid_max)
+        pid_floor([*taken, *(p for w in kept(facts, policy) for p in w.pids)], facts.pid_max)
     except ValueError as error:
         found.append(Refusal("the workloads' PIDs can be kept free", str(error), "Restart some of the workloads"))
     return tuple(found)
+
+
+def too_long(phases: Iterable[Phase], target: Target) -> tuple[Refusal, ...]:
+    """Why a kernel would not be loaded with its command line; kexec counts the NUL behind it, too."""
+    limit = target.image.cmdline_limit - 1
+    lines = (text for phase in phases for each in phase.steps for name in _LINES if (text := each.params.get(name)))
+    longest = max((len(text.encode(errors="surrogateescape")) for text in lines), default=0)
+    if longest <= limit or limit < 0:  # an image that names none
+        return ()
+    fact = f"with what the crossing needs it has {longest} bytes, and a kernel takes less than {limit + 1}"
+    return (Refusal("the command line is short enough", fact, "Boot with fewer words, or shorten cmdline_append"),)
 
 
 def assemble(
@@ -151,7 +169,7 @@ def assemble(
         facts=facts.values,
         phases=phases,
         budgets=tuple(
-            budget(facts, w, policy.deadline, beside=beside, placed=placed, hooks=hooks)
+            budget(facts, w, policy.deadline, beside=beside, placed=placed, hooks=hooks, store=store.kind)
             for w in facts.workloads
             if w.name in names
         ),

@@ -72,11 +72,13 @@ def budget(
     beside: bool = False,
     placed: bool = False,
     hooks: float = 0.0,
+    store: StoreKind | None = None,
 ) -> Budget:
     """Prediction for a crossing by kexec; all workloads share the boot, each has its own memory.
 
     `beside`: the new kernel runs and waits already, with all but the last images; then nothing is booted. `placed`:
     memory of its own is filled while it runs. `hooks`: seconds that those called in the blackout may take together.
+    `store`: where the images are; those on a disk are read no faster than it.
     """
     slow = max(1.0, _REFERENCE_RATE / facts.checksum_rate)
     size, read = _memory(workload), _read(workload, placed=placed)
@@ -94,7 +96,17 @@ def budget(
         BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
         *between,
         BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * read / _COPY_RATE), f"{memory}; {rate}"),
+        *_from_disk(facts, read, slow, store),
         *((BlackoutTerm("hooks", hooks, "if each takes all of its time"),) if hooks else ()),
     )
     limit = workload.workload.max_blackout if workload.workload else None
     return Budget(workload.name, tuple(BlackoutTerm(t.name, round(t.seconds, 3), t.basis) for t in terms), limit)
+
+
+def _from_disk(facts: Facts, read: float, slow: float, store: StoreKind | None) -> tuple[BlackoutTerm, ...]:
+    """What a disk takes longer than memory to give the images; nothing is in memory yet in the next boot."""
+    rate = facts.stores.disk_rate
+    if store is not StoreKind.DISK or not rate:
+        return ()
+    longer = read / rate - slow * read / _COPY_RATE
+    return (BlackoutTerm("images from disk", longer, f"it reads {rate / 1e6:.0f} MB/s"),) if longer > 0 else ()

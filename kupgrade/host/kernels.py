@@ -7,6 +7,7 @@ Layouts: /boot/vmlinuz-RELEASE (Debian), /usr/lib/modules/RELEASE/vmlinuz (Fedor
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ INITRDS = (
 )
 CONFIGS = ("boot/config-{release}", "usr/lib/modules/{release}/config", "lib/modules/{release}/config")
 
+# What make install, dpkg, rpm and editors leave beside a file; dpkg's ~ before a revision is within the name.
+_LEFT_BESIDE = re.compile(r".*(?:\.(?:old|bak|orig|dpkg-[a-z]+|rpmsave|rpmnew|rpmorig)|~)")
 _MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
@@ -122,6 +125,8 @@ def installed(root: Path = Path("/")) -> tuple[Installed, ...]:
             names.add(part if suffix else part.removeprefix(prefix.rpartition("/")[2]))
     releases = []
     for name in names:
+        if _LEFT_BESIDE.fullmatch(name):
+            continue
         try:
             releases.append(KernelRelease(name))
         except BadInputError:

@@ -6,6 +6,7 @@ Sources: proc_pid_mountinfo(5), proc_swaps(5), Documentation/filesystems/proc.rs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,10 @@ def disks_of(mount: blockfs.Mount, root: Path = Path("/")) -> tuple[Path, ...] |
 
 
 def disks_below(block: Path) -> tuple[Path, ...] | None:
-    """The disks below a block device: through device mapper and md. Memory has none: (). None: cannot be told."""
+    """The disks below a block device: through device mapper and md, or the controllers of one that several lead to.
+
+    None: cannot be told.
+    """
     if not block.exists():
         return None
     found: list[Path] = []
@@ -102,8 +106,26 @@ def disks_below(block: Path) -> tuple[Path, ...] | None:
         elif device.name.startswith("loop") or (device / "loop").is_dir():
             return None  # its file lies on some mount; nobody boots from it, so it is not followed
         else:
-            found.append(device)
+            behind = _controllers(device) or [device]
+            if any(_far(each) for each in behind):
+                return None
+            found += behind
     return tuple(found)
+
+
+def _controllers(disk: Path) -> list[Path]:
+    """The controllers of an NVMe subsystem, whose disk it is (nvme_core.multipath): it links to them, not the disk."""
+    top = next((each for each in disk.parents if each.parent.name == "nvme-subsystem"), None)
+    links = sorted(top.glob("nvme*")) if top is not None else []
+    return [each.resolve() for each in links if each.is_symlink() and re.fullmatch(r"nvme[0-9]+", each.name)]
+
+
+def _far(disk: Path) -> bool:
+    """Whether it is on the network, over an interface that its path does not name (iSCSI, nbd, rbd, NVMe over TCP)."""
+    if addresses_in(disk):
+        return False
+    software = "virtual" in disk.parts and not disk.name.startswith(("zram", "ram"))
+    return software or any(re.fullmatch(r"session[0-9]+", part) for part in disk.parts)
 
 
 def swaps(root: Path) -> tuple[tuple[str, str], ...]:

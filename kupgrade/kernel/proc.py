@@ -108,6 +108,26 @@ def pids(root: Path = Path("/")) -> tuple[int, ...]:
     return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
 
+def numbers(wanted: Iterable[int], root: Path = Path("/")) -> frozenset[int]:
+    """All that a restore of the processes needs free: also those of threads, of process groups and of sessions.
+
+    Threads may be far above their process; the leader of a group or session may have ended long ago.
+    """
+    found = set(wanted)
+    for pid in tuple(found):
+        folder = root / "proc" / str(pid) / "task"
+        try:
+            with reported("readdir", folder):
+                found |= {int(entry.name) for entry in folder.iterdir()}
+            seen = process(pid, root)
+        except KernelError as error:
+            if error.errno not in GONE:
+                raise
+            continue
+        found |= {each for each in (seen.process_group, seen.session) if each > 0}
+    return frozenset(found)
+
+
 def free_of(wanted: Iterable[int], root: Path = Path("/")) -> bool:
     """Whether none of the PIDs is in use; threads count too (/proc/TID exists, though unlisted)."""
     return not any((root / "proc" / str(pid)).exists() for pid in wanted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import re
 import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -25,6 +26,7 @@ INET_TABLES = (
 # Tables whose heading names an inode column, and the column that says most besides
 OTHER_TABLES = {"netlink": "Eth", "packet": "Proto", "sctp/eps": "LPORT", "sctp/assocs": "LPORT"}
 
+_UNIX = re.compile(r"[0-9A-Fa-f]+:(?: [0-9A-F]{8}){3} 000[125] 0[0-4] +[0-9]+(?: |$)")
 _ACCEPTING = 0x10000  # __SO_ACCEPTCON, include/uapi/linux/net.h
 
 
@@ -145,11 +147,11 @@ def parse_inet(protocol: str, text: str) -> tuple[InetSocket, ...]:
 
 
 def parse_unix(text: str) -> tuple[UnixSocket, ...]:
-    """/proc/net/unix; a path may hold blanks."""
+    """/proc/net/unix; a path may hold blanks, and newlines, whose rest is left out unless it looks like a socket."""
     found = []
-    for line in text.splitlines()[1:]:
+    for line in text.split("\n")[1:]:
         words = line.split(maxsplit=7)
-        if len(words) < 7:
+        if not _UNIX.match(line):
             continue
         found.append(
             UnixSocket(
@@ -204,5 +206,6 @@ def other_sockets(pid: int | str = "self", root: Path = Path("/")) -> tuple[Othe
 
 def by_inode(pid: int | str = "self", root: Path = Path("/")) -> dict[int, Socket]:
     """Every socket with an inode. One that a process holds and that is not here is of yet another family."""
-    everything: list[Socket] = [*inet_sockets(pid, root), *unix_sockets(pid, root), *other_sockets(pid, root)]
+    # Those of unix first: a name, which anybody may choose, can look like a line with the inode of another socket.
+    everything: list[Socket] = [*unix_sockets(pid, root), *other_sockets(pid, root), *inet_sockets(pid, root)]
     return {socket.inode: socket for socket in everything if socket.inode}

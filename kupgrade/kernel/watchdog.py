@@ -18,6 +18,7 @@ WDIOC_SETTIMEOUT = 0xC0045706
 WDIOC_GETTIMEOUT = 0x80045707
 
 MAGIC_CLOSE = b"V"
+SOFTWARE = "Software Watchdog"  # softdog's identity: a timer of the kernel, which ends with it
 
 
 @dataclass(frozen=True, slots=True)

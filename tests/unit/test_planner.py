@@ -14,6 +14,7 @@ from kupgrade.core.allocate import WINDOW, pid_floor
 from kupgrade.core.obstacles import obstacles
 from kupgrade.engines.base import Order
 from kupgrade.engines.kexec import KexecEngine, back_cmdline, crossing_cmdline
+from kupgrade.host.early_init import early_init
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import CommandLine, KernelRelease
@@ -36,6 +37,7 @@ ID = UpgradeId("20261121-041503-9f2c1a")
         ({"criu_check": "no timens"}, "criu works on this kernel"),
         ({"nft": False}, "nftables is installed"),
         ({"kexec_disabled": True}, "kexec is allowed"),
+        ({"kexec_loaded": None}, "this kernel has kexec"),
         ({"kexec_loaded": True}, "no kexec image is loaded"),
         ({"lockdown": "confidentiality"}, "kernel lockdown permits kexec"),
     ],
@@ -170,12 +172,15 @@ def test_the_first_store_with_room_is_taken_and_others_are_told() -> None:
     assert kind is None and len(refused) == 2
 
 
-@pytest.mark.parametrize("pids", [(), (300,), (500, 4_000_000), (4_194_000,), tuple(range(30000, 32000))])
+@pytest.mark.parametrize(
+    "pids", [(), (300,), (500, 4_000_000), (4_194_000,), (4_165_000,), (1000, 4_182_000), tuple(range(30000, 32000))]
+)
 def test_the_pid_window_holds_no_workload_pid(pids: tuple[int, ...]) -> None:
     """Whatever the PIDs, the window in which a boot starts its processes is free of them."""
     floor = pid_floor(pids, 32768)
     assert floor >= 1000 and floor + WINDOW < 1 << 22
     assert not any(floor <= pid < floor + WINDOW for pid in pids)
+    assert early_init(floor, 0), "the new kernel's first process takes it as it is"
 
 
 def test_no_gap_for_pids_is_refused() -> None:
@@ -274,6 +279,22 @@ def test_the_prediction_grows_with_memory_and_slowness() -> None:
     slow = predict.budget(pf.facts(checksum_rate=1e8), pf.seen(), 60.0)
     assert small.predicted < large.predicted and small.predicted < slow.predicted
     assert all(term.basis for term in small.terms)
+
+
+def test_images_on_a_slow_disk_take_as_long_as_the_disk() -> None:
+    """What is read at 100 MB/s is not there at the speed of memory; a fast disk, or memory, changes nothing."""
+    seen = pf.seen(anonymous_bytes=8 << 30)
+    slow, fast = (
+        pf.facts(stores=dataclasses.replace(pf.facts().stores, disk_rate=rate), workloads=(seen,))
+        for rate in (1e8, 3e9)
+    )
+    memory = predict.budget(slow, seen, 60.0, store=StoreKind.PMEM).predicted
+    assert predict.budget(fast, seen, 60.0, store=StoreKind.DISK).predicted == memory
+    found = predict.budget(slow, seen, 60.0, store=StoreKind.DISK)
+    assert found.predicted > memory + (8 << 30) / 1e8 * 0.8
+    assert any("100 MB/s" in term.basis for term in found.terms)
+    made = planner.assemble(ID, 0.0, slow, pf.policy(), pf.target(), "kexec", order().store, (), ())
+    assert made.budgets[0].predicted == found.predicted
 
 
 def test_memory_in_place_is_predicted_where_it_is_sure() -> None:

@@ -210,6 +210,13 @@ def test_other_stacks(machine: Machine, kind: str, stack: Stack) -> None:
     assert probe_storage._stack(machine.root / "sys/devices/virtual/block/x0/x0p1") is stack
 
 
+def test_cpus_of_an_isolated_partition_count_as_isolated(machine: Machine) -> None:
+    """cpuset.cpus.partition=isolated takes them from the scheduler as isolcpus= does; sysfs does not list them."""
+    machine.put("sys/fs/cgroup/cpuset.cpus.isolated", "3")
+    found = probe_spawn.observe_spawn(machine.root)
+    assert found.isolated == CpuSet.of(1, 3) and "isolated CPUs" not in found.unknown
+
+
 def test_a_root_without_a_disk(machine: Machine) -> None:
     """NFS, overlay: no block device, no UUID, no port."""
     machine.mount("21 1 0:44 / / rw - overlay overlay rw,lowerdir=/a")

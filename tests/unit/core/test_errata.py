@@ -39,6 +39,12 @@ def applies(match: dict[str, Any], **changes: Any) -> bool | None:
     return False if not found else None if found[0].unknown else True
 
 
+def test_a_modules_name_may_be_written_with_dashes() -> None:
+    """modinfo and file names have dashes where the kernel tells underscores."""
+    platform = PlatformFacts(modules=("kvm_intel",), pci=(), hypervisor="none", cpu_vendor=None, sysctls={})
+    assert applies({"modules": ("kvm-intel",)}, platform=platform) is True
+
+
 @pytest.mark.parametrize(
     ("text", "inside", "outside"),
     [

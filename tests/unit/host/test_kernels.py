@@ -108,3 +108,11 @@ def test_a_directory_is_no_installed_kernel(put, tmp_path):
     put("boot/vmlinuz-6.99.0/file")
     put(f"boot/initrd.img-{R}/file")
     assert kernels.installed(tmp_path) == (kernels.Installed(R, tmp_path / f"boot/vmlinuz-{R}", None),)
+
+
+def test_what_an_installation_left_beside_is_no_kernel(put, tmp_path):
+    """make install keeps the one before as .old, dpkg and rpm have theirs: none is newer than the kernel itself."""
+    put("boot/vmlinuz-6.9.1")
+    for suffix in (".old", ".bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", "~"):
+        put(f"boot/vmlinuz-6.9.1{suffix}")
+    assert [each.release.text for each in kernels.installed(tmp_path)] == ["6.9.1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,18 @@ def test_a_whole_target_becomes_a_plan(root: Path) -> None:
     """The newest installed kernel is taken; the plan names both releases."""
     made = plan(root)
     assert (made.old_release, made.new_release) == (pf.OLD, pf.NEW)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("thread", "session"), [(9_000, 500), (502, 9_000)])
+def test_the_next_boots_pids_leave_room_for_threads_too(root: Path, put: Put, thread: int, session: int) -> None:
+    """Threads are restored with their numbers, and may have begun long after their process; so are sessions."""
+    put("proc/500/stat", f"500 (demo) S 1 500 {session} 0 -1 0 {'0 ' * 10}2 0 7 0 0")
+    put("proc/500/status", "Uid:\t0\t0\t0\t0\n")
+    put("proc/500/cgroup", "0::/\n")
+    for number in (500, thread):
+        put(f"proc/500/task/{number}/comm", "demo\n")
+    staged = [s for s in plan(root).steps if s.kind == "stage-initrd"]  # type: ignore[attr-defined]
+    assert staged and all(int(s.params["pid_floor"]) > 9_000 for s in staged)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
@@ -171,6 +184,16 @@ def test_a_newer_kernel_without_an_initrd_is_named(root: Path) -> None:
         plan(root)
 
 
+@pytest.mark.parametrize("missing", [[pf.NEW], [pf.OLD], [pf.OLD, pf.NEW]])
+def test_a_missing_initrd_is_told_with_how_to_make_it(root: Path, missing: list[str]) -> None:
+    """The target's, the way back's, or all: on hosts with dracut there is no update-initramfs."""
+    for release in missing:
+        (root / f"boot/initrd.img-{release}").unlink()
+    with pytest.raises(BadInputError) as caught:
+        read_target(None if len(missing) > 1 else pf.NEW, pf.facts(), root)
+    assert "update-initramfs" in caught.value.remedy and "dracut" in caught.value.remedy
+
+
 @pytest.mark.parametrize("fstype", ["tmpfs", "ramfs"])
 def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str) -> None:
     """The images would end with the old kernel, and the workloads with them: /tmp is in memory on some hosts."""
@@ -189,6 +212,19 @@ def test_a_store_on_disk_that_lies_in_memory_is_refused(root: Path, fstype: str)
     )
     assert made.store == "pmem" and any("store disk passed over" in each for each in made.fallbacks)
     assert stores(pf.facts(), pf.policy(), None, root)[1]["disk"] == caught.value.refusals
+
+
+@pytest.mark.parametrize("length", [1500, 1990])
+def test_a_command_line_that_no_kernel_takes_is_refused(root: Path, length: int) -> None:
+    """With what the crossing adds to the host's own: kexec would only say no when the image is loaded."""
+    facts = pf.facts(cmdline=f"root=/dev/vda ro console={'x' * (length - 26)}")
+    given: Any = {"kernel": None, "engine": "kexec", "store": "auto", "retry_failed": False, "rejected": {}}
+    if length < 1600:
+        assert make_plan(pf.policy(), facts, root=root, **given)
+        return
+    with pytest.raises(PlanRefused) as caught:
+        make_plan(pf.policy(), facts, root=root, **given)
+    assert "2047" in caught.value.refusals[0].fact and caught.value.refusals[0].remedy
 
 
 def test_a_link_into_memory_is_seen(root: Path) -> None:

@@ -77,6 +77,27 @@ def test_btrfs_is_found_by_its_source(host: Tree) -> None:
     assert Need.ROOT in pci_needs.needs(host.root).functions[DISK]
 
 
+def test_a_disk_of_several_paths_is_found_by_its_controllers(host: Tree) -> None:
+    """Most server NVMe drives: the disk is the subsystem's, which only links to the controllers."""
+    controller = host.root / "sys/devices/pci0000:00/0000:00:03.0/0000:02:00.0/nvme/nvme0"
+    subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    host.link(f"{subsystem}/nvme0", controller)
+    host.put(f"{subsystem}/nvme0n1/nvme0n1p2/partition", "2\n")
+    host.link("sys/dev/block/259:2", host.root / subsystem / "nvme0n1/nvme0n1p2")
+    host.put("proc/self/mountinfo", mountinfo(("259:2", "/", "ext4", "/dev/nvme0n1p2")))
+    found = pci_needs.needs(host.root)
+    assert Need.ROOT in found.functions[DISK]
+    assert found.unknown == ()
+
+
+@pytest.mark.parametrize("disk", ["virtual/block/nbd0", "platform/host2/session1/target2:0:0/2:0:0:1/block/sdb"])
+def test_a_disk_on_the_network_is_unknown_not_absent(host: Tree, disk: str) -> None:
+    """It stands on an interface that its path does not name."""
+    host.link("sys/dev/block/8:16", host.root / "sys/devices" / disk)
+    host.put("proc/self/mountinfo", mountinfo(("8:16", "/", "ext4", "/dev/x")))
+    assert any(each.startswith("the root file system") for each in pci_needs.needs(host.root).unknown)
+
+
 @pytest.mark.parametrize(
     ("path", "text", "unknown"),
     [

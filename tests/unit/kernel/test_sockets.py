@@ -62,6 +62,20 @@ def test_unix_paths_may_hold_blanks(put, tmp_path):
     )
 
 
+def test_a_unix_name_that_looks_like_lines_is_no_socket(put, tmp_path):
+    """Anybody may bind a name with newlines: it neither breaks the table nor takes an IP socket's place."""
+    forged = "0000000000000000: 00000003 00000000 00000000 0001 03 4711"
+    put("proc/9/net/tcp", HEAD + f"   0: 0100007F:15B3 0A4D0A0A:01BB 01 0000000A:00000014 {REST}")
+    put(
+        "proc/9/net/unix",
+        "Num       RefCount Protocol Flags    Type St Inode Path\n"
+        f"0000000000000000: 00000002 00000000 00000000 0002 01 100 @a\nb c d e f g h\n{forged}\x85i\n",
+    )
+    found = sockets.by_inode(9, tmp_path)
+    assert isinstance(found[4711], sockets.InetSocket)
+    assert set(found) == {100, 4711}
+
+
 def test_other_families_are_found_by_their_heading(put, tmp_path):
     """Netlink, packet and SCTP tables name their columns; missing tables are empty."""
     put(
