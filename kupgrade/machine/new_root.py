@@ -119,18 +119,19 @@ def store() -> Path:
         raise KupgradeError("There is no room for what is written before the commit", str(error)) from error
 
 
-def origin_of(uuid: str) -> Path:
-    """The device below the snapshot. Raises KupgradeError."""
-    origin = superblock.find(uuid)
-    if origin is None:
-        raise KupgradeError("The disk of the root file system is gone", f"no device holds {uuid}")
+def origin_of(mapper: devmapper.DeviceMapper, uuid: str) -> Path:
+    """The device below the snapshot: another one may hold a copy with the same UUID. Raises KupgradeError."""
+    origin = snapshot.origin(mapper, NAME)
+    if superblock.uuid_of(origin) != uuid:
+        raise KupgradeError("The disk of the root file system is gone", f"{origin} does not hold {uuid}")
     return origin
 
 
 def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
     """Make the merge one moment for whoever cuts the power, where that can be; the file system is frozen then.
 
-    Raises KupgradeError when the snapshot is unusable. `run`: as Places.run.
+    Raises KupgradeError when the snapshot is unusable, by what the freeze wrote at the latest: after it comes the flag,
+    and no way back. `run`: as Places.run.
     """
     with devmapper.open_control() as mapper:
 
@@ -139,7 +140,10 @@ def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
 
         if look().target is not Target.SNAPSHOT:
             return None
-        return going_home.prepare(libc, origin_of(uuid), COW, look, run)
+        made = going_home.prepare(libc, origin_of(mapper, uuid), COW, look, run)
+        if made is None:
+            look()
+        return made
 
 
 def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> float:
@@ -153,7 +157,7 @@ def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> f
         if found.target is Target.LINEAR:
             going_home.thaw(libc)
             return 0.0
-        origin = origin_of(uuid)
+        origin = origin_of(mapper, uuid)
         written = max(0, found.used - found.metadata) * devmapper.SECTOR / 1e6
         home = made is not None and going_home.finish(made)
         if not home:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError
-from kupgrade.kernel import blockfs, devmapper, loop, superblock
+from kupgrade.kernel import blockfs, devmapper, loop, snapshot, superblock
 from kupgrade.kernel.devmapper import Info, Segment
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.snapshot import Status, Target
@@ -42,6 +42,9 @@ class Mapper:
             self.text = self.todo.pop(0)
         return None if self.kind is None else (Segment(0, 4096, self.kind, self.text),)
 
+    def table(self, _name: str) -> tuple[Segment, ...] | None:
+        return None if self.kind is None else (Segment(0, 4096, self.kind, "254:1 7:5 P 8"),)
+
     def info(self, _name: str) -> Info | None:
         return None if self.kind is None else Info(0, 1, suspended=False, active=True)
 
@@ -70,7 +73,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(new_root, "LOOP", tmp_path / "writes.device")
     new_root.COW.touch()
     new_root.LOOP.symlink_to("/dev/loop5")
-    monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vda1"))
+    monkeypatch.setattr(snapshot, "device", lambda number, _root: {"254:1": Path("/dev/vda1")}[number])
+    monkeypatch.setattr(superblock, "uuid_of", lambda _: "uuid")
     monkeypatch.setattr(devmapper, "loaded", lambda: True)
     monkeypatch.setattr(going_home, "thaw", lambda _libc: None)
 
@@ -84,6 +88,29 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 MERGE = ["suspend", "load snapshot-merge /dev/vda1 /dev/loop5 P 8", "resume"]
 LINEAR = ["suspend", "load linear /dev/vda1 0", "resume", "detach /dev/loop5"]
+
+
+def test_the_disk_that_is_written_is_the_one_below_the_snapshot(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the file system (a clone of the partition) that came up since has the same UUID."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vdb1"))
+    given: list[Path] = []
+    monkeypatch.setattr(going_home, "prepare", lambda _libc, origin, *_: given.append(origin))
+    new_root.prepare(LIBC, "uuid", tmp_path)
+    assert given == [Path("/dev/vda1")]
+    assert new_root.merge(LIBC, "uuid", 5.0) == 1.024
+    assert mapper.calls == MERGE + LINEAR
+
+
+def test_a_disk_that_holds_something_else_is_left_alone(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may have been given to another one."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(superblock, "uuid_of", lambda _: "other")
+    with pytest.raises(KupgradeError, match="gone"):
+        new_root.merge(LIBC, "uuid", 5.0)
+    assert mapper.calls == []
 
 
 def test_what_was_written_goes_to_the_disk_and_the_store_is_given_back(machine) -> None:
@@ -131,6 +158,41 @@ def test_a_log_is_made_once_and_only_where_the_journal_can_hold_it(
     assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None
     assert calls == ["freeze", "thaw"]
     assert disk.read_bytes() == bytes(1 << 16)
+
+
+@pytest.mark.parametrize("word", ["Invalid", "Overflow"])
+def test_a_snapshot_that_the_freeze_has_filled_is_never_committed(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """What is frozen is written first; when it found no room there is still a way back, until the flag."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    thawed: list[str] = []
+
+    def freeze(*_: object) -> None:
+        mapper.text = word
+
+    monkeypatch.setattr(blockfs, "freeze", freeze)
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: thawed.append("thaw"))
+    monkeypatch.setattr(going_home, "_direct", os.open)
+    monkeypatch.setattr(snapshot, "device", lambda _number, _root: tmp_path / "disk")
+    (tmp_path / "disk").write_bytes(bytes(1 << 16))
+    with pytest.raises(KupgradeError, match="cannot be used"):
+        new_root.prepare(LIBC, "uuid", tmp_path)
+    assert thawed
+
+
+def test_what_cannot_be_written_before_the_commit_prevents_it(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The freeze told of an error: the snapshot does not hold what was written."""
+    machine(Mapper("snapshot", "72/2048 8"))
+
+    def freeze(*_: object) -> None:
+        raise KernelError("FIFREEZE", "/", errno.EIO)
+
+    monkeypatch.setattr(blockfs, "freeze", freeze)
+    with pytest.raises(KernelError):
+        new_root.prepare(LIBC, "uuid", tmp_path)
 
 
 def test_a_merge_that_was_begun_is_only_ended(machine) -> None:
