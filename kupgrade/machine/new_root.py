@@ -31,6 +31,7 @@ _BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
 # include/uapi/linux/mount.h; what /proc/mounts says besides these is the file system's own
 _FLAGS = {"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128}
 _FLAGS |= {"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25}
+_ELSEWHERE = ("logdev=", "rtdev=", "journal_dev=", "journal_path=")  # options of xfs and ext4
 SHARED = ("dev", "proc", "sys", "run")
 
 
@@ -78,13 +79,19 @@ def _mount(order: TakeOver, libc: Libc) -> None:
         if time.monotonic() > deadline:
             raise KupgradeError("The disk of the root file system did not come", f"no device holds {order.uuid}")
         time.sleep(POLL)
+    flags, data = mount_options(order.options)
+    if superblock.journal_elsewhere(origin) or any(word.startswith(_ELSEWHERE) for word in data.split(",")):
+        raise KupgradeError(
+            "The log of the root file system lies elsewhere",
+            "it would be written before the commit",
+            "Use engine kexec",
+        )
     with devmapper.open_control() as mapper:
         found = snapshot.status(mapper, NAME)
         if found is None or found.target is Target.NONE:
             node = snapshot.snapshot(mapper, NAME, origin, store(), snapshot.sectors_of(origin))
         else:
             node = snapshot.ensure_node(mapper, NAME)
-    flags, data = mount_options(order.options)
     libc.mount(str(node), SYSROOT, order.fstype, flags, data)
 
 

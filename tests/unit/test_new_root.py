@@ -16,6 +16,7 @@ from kupgrade.kernel.devmapper import Info, Segment
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.snapshot import Status, Target
 from kupgrade.machine import going_home, new_root
+from kupgrade.model.handover import TakeOver
 
 LIBC = Libc()
 MERGING = ("72/2048 8", "40/2048 8", "8/2048 8")
@@ -193,6 +194,28 @@ def test_what_cannot_be_written_before_the_commit_prevents_it(
     monkeypatch.setattr(blockfs, "freeze", freeze)
     with pytest.raises(KernelError):
         new_root.prepare(LIBC, "uuid", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["ext4", "xfs"])
+def test_a_file_system_whose_log_lies_elsewhere_is_not_mounted(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """That device has no snapshot: before the commit the log of the old kernel, too, would be written."""
+    mapper, disk, mounted = machine(Mapper(None)), tmp_path / "disk", list[object]()
+    content = bytearray(1 << 16)
+    if what == "ext4":
+        content[1024 + 0x38 : 1024 + 0x3A] = b"\x53\xef"
+        content[1024 + 0x5C] = 4  # has a journal, and no inode of it
+    disk.write_bytes(content)
+    options = "rw,relatime,logdev=/dev/vda2" if what == "xfs" else "rw"
+    monkeypatch.setattr(superblock, "find", lambda _: disk)
+    monkeypatch.setattr(Libc, "mount", lambda *arguments: mounted.append(arguments))
+    monkeypatch.setattr(snapshot, "sectors_of", lambda _: 128)
+    monkeypatch.setattr(snapshot, "snapshot", lambda *_: disk)
+    with pytest.raises(KupgradeError, match="elsewhere"):
+        new_root._mount(TakeOver("", "uuid", what, options, "", (), 0.0, {}), LIBC)
+    assert not mounted
+    assert mapper.calls == []
 
 
 def test_a_merge_that_was_begun_is_only_ended(machine) -> None:
