@@ -178,6 +178,15 @@ def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> f
     return round(written, 3)
 
 
+def go_on(libc: Libc) -> None:
+    """What a process that was killed may have left suspended or frozen is used again. Raises KernelError."""
+    with devmapper.open_control() as mapper:
+        found = mapper.info(NAME)
+        if found is not None and found.suspended:
+            mapper.resume(NAME)
+    going_home.thaw(libc)
+
+
 def _merge(mapper: devmapper.DeviceMapper, found: snapshot.Status, origin: Path, patience: float) -> None:
     if found.target is Target.SNAPSHOT:
         snapshot.reload(mapper, NAME, snapshot.table(Target.MERGE, found.sectors, origin, store()))

@@ -47,7 +47,9 @@ class Mapper:
         return None if self.kind is None else (Segment(0, 4096, self.kind, "254:1 7:5 P 8"),)
 
     def info(self, _name: str) -> Info | None:
-        return None if self.kind is None else Info(0, 1, suspended=False, active=True)
+        return None if self.kind is None else Info(0, 1, suspended=self.suspended, active=True)
+
+    suspended = False
 
     def suspend(self, _name: str, *, frozen: bool) -> None:
         self.calls.append("suspend frozen" if frozen else "suspend")
@@ -216,6 +218,18 @@ def test_a_file_system_whose_log_lies_elsewhere_is_not_mounted(
         new_root._mount(TakeOver("", "uuid", what, options, "", (), 0.0, {}), LIBC)
     assert not mounted
     assert mapper.calls == []
+
+
+def test_a_table_that_a_killed_process_was_exchanging_goes_on_before_the_thaw(
+    machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thaw writes the superblock: below it nobody would ever answer."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: mapper.calls.append("thaw"))
+    new_root.go_on(LIBC)
+    mapper.suspended = True
+    new_root.go_on(LIBC)
+    assert mapper.calls == ["thaw", "resume", "thaw"]
 
 
 def test_a_merge_that_was_begun_is_only_ended(machine) -> None:
