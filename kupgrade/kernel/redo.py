@@ -67,8 +67,11 @@ class Redo:
         self.disk.flush()
 
     def apply(self) -> None:
-        """Everything where it belongs; then the journal is not needed any more, and empty again."""
-        self._write(iter(sorted(self.home.items())))
+        """Everything where it belongs; then the journal is not needed any more, and empty again.
+
+        Block 0 among it: with an empty journal the old state's list of orphans would be taken for the new one's.
+        """
+        self._write(iter(sorted({**self.home, 0: self.new.recovering().block}.items())))
         self.disk.flush()
         self.disk.write(self.journal[0], self.new_journal.block)
         self.disk.flush()

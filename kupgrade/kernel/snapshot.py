@@ -128,6 +128,21 @@ def status(mapper: DeviceMapper, name: str) -> Status | None:
     return None if found is None else parse_status(found)
 
 
+def origin(mapper: DeviceMapper, name: str, root: Path = Path("/")) -> Path:
+    """The device below, by its number in the table in use. Raises KernelError (ENXIO: there is none)."""
+    found = mapper.table(name)
+    if not found or not found[0].text:
+        raise KernelError("DM_TABLE_STATUS", name, errno.ENXIO)
+    return device(found[0].text.split()[0], root)
+
+
+def device(number: str, root: Path = Path("/")) -> Path:
+    """The node of a block device (major:minor) under the kernel's own name. Raises KernelError."""
+    link = root / "sys/dev/block" / number
+    with reported("readlink", link):
+        return root / "dev" / link.readlink().name.replace("!", "/")
+
+
 def table(target: Target, sectors: int, origin: Path, store: Path | None) -> tuple[Segment, ...]:
     """The table of one target over the whole device."""
     text = f"{origin} 0" if target is Target.LINEAR else f"{origin} {store} P {CHUNK}"

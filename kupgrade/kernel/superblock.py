@@ -32,6 +32,15 @@ def uuid_of(device: Path) -> str | None:
     return None
 
 
+def journal_elsewhere(device: Path) -> bool:
+    """Whether it is an ext3/4 file system whose journal lies on another device. Raises KernelError."""
+    with reported("read", device), device.open("rb", buffering=0) as file:
+        file.seek(1024)
+        block = file.read(1024)
+    has_journal = block[0x38:0x3A] == b"\x53\xef" and block[0x5C] & 4  # s_magic, s_feature_compat
+    return bool(has_journal) and block[0xE0:0xE4] == bytes(4)  # s_journal_inum
+
+
 def find(wanted: str, root: Path = Path("/")) -> Path | None:
     """The disk or partition with the file system `wanted`; None: not there (yet). Mapped devices do not count."""
     folder = root / "sys/class/block"

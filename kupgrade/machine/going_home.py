@@ -69,14 +69,15 @@ def prepare(libc: Libc, origin: Path, store: Path, look: Callable[[], Status], r
     """Freeze, and write the log to the journal, where it is of no meaning yet.
 
     None where this cannot be, with the reason printed: then nothing is frozen. `look`: at the snapshot, once the freeze
-    has written.
+    has written. Raises KernelError when the freeze could not write.
     """
     mark = run / BEGUN
     if mark.exists():
         return None
     began = time.monotonic()
+    frozen = blockfs.freeze(libc, ROOT)
     try:
-        if blockfs.freeze(libc, ROOT) is FreezeResult.UNSUPPORTED:
+        if frozen is FreezeResult.UNSUPPORTED:
             raise BadInputError("The root file system cannot be frozen")
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(contextlib.closing(DirectDisk(origin)))

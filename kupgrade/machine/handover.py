@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from kupgrade.errors import KernelError, KupgradeError, NeedsHumanError
 from kupgrade.kernel import blockfs, sysctl
+from kupgrade.kernel.blockfs import FreezeResult
 from kupgrade.kernel.libc import REBOOT_RESTART, Libc
 from kupgrade.machine import buses, faults, shipping
 from kupgrade.machine.beside import RealBeside
@@ -174,7 +175,9 @@ class RealHandover:
         """Everything on disk, and every writer blocked; the root file system comes last."""
         self.libc.sync()
         for mount in blockfs.to_freeze(self.places.root):
-            blockfs.freeze(self.libc, Path(mount.mountpoint))
+            found = blockfs.freeze(self.libc, Path(mount.mountpoint))
+            if found is FreezeResult.UNSUPPORTED and mount.mountpoint == "/":
+                raise KupgradeError("The root file system cannot be frozen", "it would change hands in use")
 
     def _thaw(self) -> None:
         for mount in reversed(blockfs.to_freeze(self.places.root)):

@@ -31,6 +31,7 @@ _BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
 # include/uapi/linux/mount.h; what /proc/mounts says besides these is the file system's own
 _FLAGS = {"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128}
 _FLAGS |= {"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25}
+_ELSEWHERE = ("logdev=", "rtdev=", "journal_dev=", "journal_path=")  # options of xfs and ext4
 SHARED = ("dev", "proc", "sys", "run")
 
 
@@ -78,13 +79,19 @@ def _mount(order: TakeOver, libc: Libc) -> None:
         if time.monotonic() > deadline:
             raise KupgradeError("The disk of the root file system did not come", f"no device holds {order.uuid}")
         time.sleep(POLL)
+    flags, data = mount_options(order.options)
+    if superblock.journal_elsewhere(origin) or any(word.startswith(_ELSEWHERE) for word in data.split(",")):
+        raise KupgradeError(
+            "The log of the root file system lies elsewhere",
+            "it would be written before the commit",
+            "Use engine kexec",
+        )
     with devmapper.open_control() as mapper:
         found = snapshot.status(mapper, NAME)
         if found is None or found.target is Target.NONE:
             node = snapshot.snapshot(mapper, NAME, origin, store(), snapshot.sectors_of(origin))
         else:
             node = snapshot.ensure_node(mapper, NAME)
-    flags, data = mount_options(order.options)
     libc.mount(str(node), SYSROOT, order.fstype, flags, data)
 
 
@@ -119,18 +126,19 @@ def store() -> Path:
         raise KupgradeError("There is no room for what is written before the commit", str(error)) from error
 
 
-def origin_of(uuid: str) -> Path:
-    """The device below the snapshot. Raises KupgradeError."""
-    origin = superblock.find(uuid)
-    if origin is None:
-        raise KupgradeError("The disk of the root file system is gone", f"no device holds {uuid}")
+def origin_of(mapper: devmapper.DeviceMapper, uuid: str) -> Path:
+    """The device below the snapshot: another one may hold a copy with the same UUID. Raises KupgradeError."""
+    origin = snapshot.origin(mapper, NAME)
+    if superblock.uuid_of(origin) != uuid:
+        raise KupgradeError("The disk of the root file system is gone", f"{origin} does not hold {uuid}")
     return origin
 
 
 def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
     """Make the merge one moment for whoever cuts the power, where that can be; the file system is frozen then.
 
-    Raises KupgradeError when the snapshot is unusable. `run`: as Places.run.
+    Raises KupgradeError when the snapshot is unusable, by what the freeze wrote at the latest: after it comes the flag,
+    and no way back. `run`: as Places.run.
     """
     with devmapper.open_control() as mapper:
 
@@ -139,7 +147,10 @@ def prepare(libc: Libc, uuid: str, run: Path) -> Redo | None:
 
         if look().target is not Target.SNAPSHOT:
             return None
-        return going_home.prepare(libc, origin_of(uuid), COW, look, run)
+        made = going_home.prepare(libc, origin_of(mapper, uuid), COW, look, run)
+        if made is None:
+            look()
+        return made
 
 
 def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> float:
@@ -153,7 +164,7 @@ def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> f
         if found.target is Target.LINEAR:
             going_home.thaw(libc)
             return 0.0
-        origin = origin_of(uuid)
+        origin = origin_of(mapper, uuid)
         written = max(0, found.used - found.metadata) * devmapper.SECTOR / 1e6
         home = made is not None and going_home.finish(made)
         if not home:
@@ -165,6 +176,15 @@ def merge(libc: Libc, uuid: str, patience: float, made: Redo | None = None) -> f
         loop.detach(store())
     COW.unlink(missing_ok=True)
     return round(written, 3)
+
+
+def go_on(libc: Libc) -> None:
+    """What a process that was killed may have left suspended or frozen is used again. Raises KernelError."""
+    with devmapper.open_control() as mapper:
+        found = mapper.info(NAME)
+        if found is not None and found.suspended:
+            mapper.resume(NAME)
+    going_home.thaw(libc)
 
 
 def _merge(mapper: devmapper.DeviceMapper, found: snapshot.Status, origin: Path, patience: float) -> None:

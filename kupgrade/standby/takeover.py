@@ -20,7 +20,7 @@ from kupgrade.host import nft
 from kupgrade.host.criu import Criu
 from kupgrade.kernel.libc import Libc, reported
 from kupgrade.kernel.window_files import content, read_table
-from kupgrade.machine import going_home, host, new_root, standing, streams
+from kupgrade.machine import host, new_root, standing, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.model import standby
@@ -208,7 +208,7 @@ def _carry_on(here: Here, order: TakeOver) -> int:
         mark.touch()
     if not Child.inside:
         new_root.enter(order, Libc())
-    going_home.thaw(Libc())  # a child that was killed may have left it frozen
+    new_root.go_on(Libc())  # a child that was killed may have left it frozen
     marks.append(Mark("mounted", time.time()))
     new_root.await_links(order.links)
     marks.append(Mark("linked", time.time()))

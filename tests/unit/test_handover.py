@@ -179,6 +179,17 @@ def test_what_fails_after_the_flag_is_no_reason_to_come_back(old: Old, monkeypat
     assert old.calls[-1] == "serve out"
 
 
+def test_a_root_that_cannot_be_frozen_stays_here(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new kernel would go on from a file system in use; nothing has changed hands yet."""
+    found = {"/srv": blockfs.FreezeResult.UNSUPPORTED, "/": blockfs.FreezeResult.DONE}
+    monkeypatch.setattr(blockfs, "to_freeze", lambda _root: [SimpleNamespace(mountpoint=name) for name in found])
+    monkeypatch.setattr(blockfs, "freeze", lambda _libc, path: found[str(path)])
+    old.port._freeze()
+    found["/"] = blockfs.FreezeResult.UNSUPPORTED
+    with pytest.raises(KupgradeError, match="frozen"):
+        old.port._freeze()
+
+
 def test_whatever_goes_wrong_with_file_systems_frozen_is_taken_back(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug as well: nothing could be recorded. Frozen before the devices, and noted before the new kernel is told."""
     for module, name in ((buses, "quiesce"), (blockfs, "freeze"), (shipping, "ship_last")):

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from kupgrade.errors import BadInputError, KernelError, KupgradeError
-from kupgrade.kernel import blockfs, devmapper, loop, superblock
+from kupgrade.kernel import blockfs, devmapper, loop, snapshot, superblock
 from kupgrade.kernel.devmapper import Info, Segment
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.snapshot import Status, Target
 from kupgrade.machine import going_home, new_root
+from kupgrade.model.handover import TakeOver
 
 LIBC = Libc()
 MERGING = ("72/2048 8", "40/2048 8", "8/2048 8")
@@ -42,8 +43,13 @@ class Mapper:
             self.text = self.todo.pop(0)
         return None if self.kind is None else (Segment(0, 4096, self.kind, self.text),)
 
+    def table(self, _name: str) -> tuple[Segment, ...] | None:
+        return None if self.kind is None else (Segment(0, 4096, self.kind, "254:1 7:5 P 8"),)
+
     def info(self, _name: str) -> Info | None:
-        return None if self.kind is None else Info(0, 1, suspended=False, active=True)
+        return None if self.kind is None else Info(0, 1, suspended=self.suspended, active=True)
+
+    suspended = False
 
     def suspend(self, _name: str, *, frozen: bool) -> None:
         self.calls.append("suspend frozen" if frozen else "suspend")
@@ -70,7 +76,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(new_root, "LOOP", tmp_path / "writes.device")
     new_root.COW.touch()
     new_root.LOOP.symlink_to("/dev/loop5")
-    monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vda1"))
+    monkeypatch.setattr(snapshot, "device", lambda number, _root: {"254:1": Path("/dev/vda1")}[number])
+    monkeypatch.setattr(superblock, "uuid_of", lambda _: "uuid")
     monkeypatch.setattr(devmapper, "loaded", lambda: True)
     monkeypatch.setattr(going_home, "thaw", lambda _libc: None)
 
@@ -84,6 +91,29 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 MERGE = ["suspend", "load snapshot-merge /dev/vda1 /dev/loop5 P 8", "resume"]
 LINEAR = ["suspend", "load linear /dev/vda1 0", "resume", "detach /dev/loop5"]
+
+
+def test_the_disk_that_is_written_is_the_one_below_the_snapshot(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the file system (a clone of the partition) that came up since has the same UUID."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(superblock, "find", lambda _: Path("/dev/vdb1"))
+    given: list[Path] = []
+    monkeypatch.setattr(going_home, "prepare", lambda _libc, origin, *_: given.append(origin))
+    new_root.prepare(LIBC, "uuid", tmp_path)
+    assert given == [Path("/dev/vda1")]
+    assert new_root.merge(LIBC, "uuid", 5.0) == 1.024
+    assert mapper.calls == MERGE + LINEAR
+
+
+def test_a_disk_that_holds_something_else_is_left_alone(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may have been given to another one."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(superblock, "uuid_of", lambda _: "other")
+    with pytest.raises(KupgradeError, match="gone"):
+        new_root.merge(LIBC, "uuid", 5.0)
+    assert mapper.calls == []
 
 
 def test_what_was_written_goes_to_the_disk_and_the_store_is_given_back(machine) -> None:
@@ -131,6 +161,75 @@ def test_a_log_is_made_once_and_only_where_the_journal_can_hold_it(
     assert going_home.prepare(LIBC, disk, store, look, tmp_path) is None
     assert calls == ["freeze", "thaw"]
     assert disk.read_bytes() == bytes(1 << 16)
+
+
+@pytest.mark.parametrize("word", ["Invalid", "Overflow"])
+def test_a_snapshot_that_the_freeze_has_filled_is_never_committed(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """What is frozen is written first; when it found no room there is still a way back, until the flag."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    thawed: list[str] = []
+
+    def freeze(*_: object) -> None:
+        mapper.text = word
+
+    monkeypatch.setattr(blockfs, "freeze", freeze)
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: thawed.append("thaw"))
+    monkeypatch.setattr(going_home, "_direct", os.open)
+    monkeypatch.setattr(snapshot, "device", lambda _number, _root: tmp_path / "disk")
+    (tmp_path / "disk").write_bytes(bytes(1 << 16))
+    with pytest.raises(KupgradeError, match="cannot be used"):
+        new_root.prepare(LIBC, "uuid", tmp_path)
+    assert thawed
+
+
+def test_what_cannot_be_written_before_the_commit_prevents_it(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The freeze told of an error: the snapshot does not hold what was written."""
+    machine(Mapper("snapshot", "72/2048 8"))
+
+    def freeze(*_: object) -> None:
+        raise KernelError("FIFREEZE", "/", errno.EIO)
+
+    monkeypatch.setattr(blockfs, "freeze", freeze)
+    with pytest.raises(KernelError):
+        new_root.prepare(LIBC, "uuid", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["ext4", "xfs"])
+def test_a_file_system_whose_log_lies_elsewhere_is_not_mounted(
+    machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """That device has no snapshot: before the commit the log of the old kernel, too, would be written."""
+    mapper, disk, mounted = machine(Mapper(None)), tmp_path / "disk", list[object]()
+    content = bytearray(1 << 16)
+    if what == "ext4":
+        content[1024 + 0x38 : 1024 + 0x3A] = b"\x53\xef"
+        content[1024 + 0x5C] = 4  # has a journal, and no inode of it
+    disk.write_bytes(content)
+    options = "rw,relatime,logdev=/dev/vda2" if what == "xfs" else "rw"
+    monkeypatch.setattr(superblock, "find", lambda _: disk)
+    monkeypatch.setattr(Libc, "mount", lambda *arguments: mounted.append(arguments))
+    monkeypatch.setattr(snapshot, "sectors_of", lambda _: 128)
+    monkeypatch.setattr(snapshot, "snapshot", lambda *_: disk)
+    with pytest.raises(KupgradeError, match="elsewhere"):
+        new_root._mount(TakeOver("", "uuid", what, options, "", (), 0.0, {}), LIBC)
+    assert not mounted
+    assert mapper.calls == []
+
+
+def test_a_table_that_a_killed_process_was_exchanging_goes_on_before_the_thaw(
+    machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thaw writes the superblock: below it nobody would ever answer."""
+    mapper = machine(Mapper("snapshot", "2008/2048 8"))
+    monkeypatch.setattr(going_home, "thaw", lambda _libc: mapper.calls.append("thaw"))
+    new_root.go_on(LIBC)
+    mapper.suspended = True
+    new_root.go_on(LIBC)
+    assert mapper.calls == ["thaw", "resume", "thaw"]
 
 
 def test_a_merge_that_was_begun_is_only_ended(machine) -> None:

@@ -195,6 +195,29 @@ def test_around_the_commit_it_is_the_old_state_or_the_new_one(kind: str) -> None
     assert seen == {True, False}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_superblock_belongs_to_the_blocks_it_speaks_of(kind: str, tmp_path: Path) -> None:
+    """Orphans, errors and features of the one state are not looked for in the other, wherever the commit is cut."""
+    old, new = states(kind)
+    image = tmp_path / "image"
+    image.write_bytes(new)
+    run("debugfs", "-w", "-R", "set_super_value volume_name new", str(image))
+    new = image.read_bytes()
+    changes, name = changed(old, new), slice(SUPER + 0x78, SUPER + 0x88)
+    whole = Memory(old)
+    for disk in (whole, *(Memory(old, random.Random(7), cut) for cut in range(steps(kind)[0] - 6, steps(kind)[0]))):
+        try:
+            found = redo.plan(disk, changes)
+            found.log()
+            found.commit()
+            found.apply()
+        except Cut:
+            assert disk is not whole
+        content = after_mount(disk.stable)
+        assert same(content, new)
+        assert content[name] == new[name]
+
+
 def test_before_the_commit_the_old_state_may_go_on() -> None:
     """A log that was given up is not replayed, even when the file system's own word says that there is something."""
     old, new = states("64bit")

@@ -113,6 +113,33 @@ def store(root: Path) -> Path:
 LINEAR = snapshot.table(Target.LINEAR, 8, Path("/dev/vda"), None)
 
 
+def test_the_device_below_is_found_by_its_number(tmp_path: Path) -> None:
+    """Whatever links udev made, or made not yet; a name with a slash is written with ! in sysfs."""
+    numbers = tmp_path / "sys/dev/block"
+    numbers.mkdir(parents=True)
+    (numbers / "254:1").symlink_to("../../devices/pci0000:00/virtio0/block/vda/vda1")
+    (numbers / "104:0").symlink_to("../../devices/pci0000:00/cciss0/block/cciss!c0d0")
+    assert snapshot.device("104:0", tmp_path) == tmp_path / "dev/cciss/c0d0"
+
+    class Mapper(DeviceMapper):
+        def table(self, _name: str) -> tuple[Segment, ...] | None:
+            return self.found
+
+        found: tuple[Segment, ...] | None = (Segment(0, 8, "snapshot", "254:1 7:0 P 8"),)
+
+        __slots__ = ()
+
+    mapper = Mapper(-1)
+    assert snapshot.origin(mapper, "root", tmp_path) == tmp_path / "dev/vda1"
+    for nothing in (None, ()):
+        Mapper.found = nothing
+        with pytest.raises(KernelError) as caught:
+            snapshot.origin(mapper, "root", tmp_path)
+        assert caught.value.errno == errno.ENXIO
+    with pytest.raises(KernelError):
+        snapshot.device("9:9", tmp_path)
+
+
 def test_a_table_is_exchanged_while_the_device_is_suspended() -> None:
     """Suspend freezes the file system first; resume brings the new table."""
     kernel = Kernel()
