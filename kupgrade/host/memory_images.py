@@ -33,6 +33,7 @@ _PAGEMAP_NAME = re.compile(r"pagemap-([0-9]+)\.img")
 _MM_VMAS = 14  # field number in mm_entry
 # vma_entry: status (criu/include/image.h) and mmap(2) flags
 _REGULAR, _VSYSCALL, _VDSO, _ANON_PRIVATE, _VVAR = 1 << 0, 1 << 2, 1 << 3, 1 << 9, 1 << 12
+_WIPE_ON_FORK = 1 << 18  # a bit for each madvise(2), criu's vma.proto
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB, _MAP_GROWSDOWN = 0x02, 0x20, 0x2000, 0x40000, 0x100
 
 Fields = list[tuple[int, int | bytes]]
@@ -203,7 +204,9 @@ def _regions(path: Path) -> tuple[tuple[int, int], ...]:
             if field != _MM_VMAS or isinstance(value, int):
                 continue
             vma = _numbers(value)
-            start, end, flags, status = (vma.get(number, 0) for number in (1, 2, 6, 7))
+            start, end, flags, status, advice = (vma.get(number, 0) for number in (1, 2, 6, 7, 9))
+            if advice & _WIPE_ON_FORK:  # a process that is forked meanwhile must find zeros
+                continue
             wanted, unwanted = _MAP_PRIVATE | _MAP_ANONYMOUS, _MAP_LOCKED | _MAP_HUGETLB | _MAP_GROWSDOWN
             plain = status & _REGULAR and status & _ANON_PRIVATE and not status & (_VSYSCALL | _VDSO | _VVAR)
             if plain and flags & wanted == wanted and not flags & unwanted and end - start >= LEAST:

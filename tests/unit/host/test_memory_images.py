@@ -54,11 +54,11 @@ def pagemap(directory: Path, *entries: tuple[int, int, int], pages: int = 1) -> 
     (directory / f"pages-{pages}.img").write_bytes(b"".join(bytes([n % 251]) * PAGE for n in range(size)))
 
 
-def mappings(directory: Path, *given: tuple[int, int, tuple[int, int]]) -> None:
-    """Start, end, (status, flags)."""
+def mappings(directory: Path, *given: tuple[int, int, tuple[int, int]], madv: int = 0) -> None:
+    """Start, end, (status, flags); the bits of madvise(2) are those of all."""
     vmas = b"".join(
         varint(14 << 3 | 2) + varint(len(each)) + each
-        for each in (message(f1=a, f2=b, f3=0, f4=0, f5=3, f6=kind[1], f7=kind[0]) for a, b, kind in given)
+        for each in (message(f1=a, f2=b, f3=0, f4=0, f5=3, f6=kind[1], f7=kind[0], f9=madv) for a, b, kind in given)
     )
     image(directory / f"mm-{PID}.img", 0x57492820, message(f1=1) + vmas)
 
@@ -102,6 +102,13 @@ def test_each_page_is_taken_from_the_newest_round_that_has_it(rounds: Path) -> N
         Extent(HEAP + 300 * PAGE, HEAP + 301 * PAGE, rounds / "pages-1.img", 8 * PAGE),
     )
     assert found.size == 101 * PAGE
+
+
+@pytest.mark.parametrize(("advice", "filled"), [(14, True), (18, False)])
+def test_what_a_fork_wipes_is_copied(advice: int, filled: bool, rounds: Path) -> None:
+    """A process that is forked while memory is filled would find its parent's keys there (MADV_WIPEONFORK)."""
+    mappings(rounds, (HEAP, HEAP_END, PLAIN), madv=1 << advice)
+    assert memory(rounds, PID).regions == (((HEAP, HEAP_END),) if filled else ())
 
 
 def test_the_view_marks_what_is_filled_and_nothing_else(rounds: Path, tmp_path: Path) -> None:
