@@ -130,11 +130,11 @@ exec /sbin/init "$@"
         raise KupgradeError("The machine did not restart", "neither kexec nor an ordinary restart took effect")
 
     def arm_watchdog(self, seconds: int) -> str:
-        """The first device that goes on counting through kexec."""
+        """The first device that goes on counting through kexec; without one a timer of this kernel, for its part."""
         stops = watchdog.stop_on_reboot(self.places.root)
         if stops is not False:
             return "none: watchdog.stop_on_reboot is not 0, so a kexec would stop it"
-        for device in watchdog.watchdogs(self.places.root):
+        for device in sorted(watchdog.watchdogs(self.places.root), key=lambda each: each.identity == watchdog.SOFTWARE):
             path = self.places.root / "dev" / device.name
             try:
                 self._watchdog = watchdog.arm(self.libc, path, seconds)
