@@ -36,7 +36,7 @@ class InstanceRefused(RefusedError):  # noqa: N818  # a verdict, in the operator
 
 def make_instance_plan(policy: Policy, facts: Facts, wish: Wish, root: Path = Path("/")) -> Plan:
     """The plan, or InstanceRefused with every reason; BadInputError for files that are no good. Changes nothing."""
-    kernel = image.read(locate(wish.kernel, root).kernel)
+    kernel = image.read(locate(wish.kernel, root, KernelRelease(facts.release)).kernel)
     if kernel.architecture != "x86_64":
         raise BadInputError(f"{kernel.path} is a kernel for {kernel.architecture}", "an instance is x86-64")
     _check_initrd(wish, kernel, root)

@@ -209,7 +209,7 @@ def _choose_engine(name: str, facts: Facts, policy: Policy) -> tuple[Engine, tup
 
 def read_target(kernel: str | None, facts: Facts, root: Path) -> Target:
     """The target's files: a path, a release, or the newest installed one. Raises BadInputError."""
-    installed = locate(kernel, root)
+    installed = locate(kernel, root, KernelRelease(facts.release))
     back = kernels.locate(KernelRelease(facts.release), root)
     if installed.initrd is None:
         raise _no_initrd(installed.release)
@@ -283,13 +283,17 @@ def _has(release: KernelRelease, module: str, root: Path) -> bool:
     return found in (kernels.Presence.MODULE, kernels.Presence.BUILTIN)
 
 
-def locate(kernel: str | None, root: Path) -> kernels.Installed:
-    """A kernel by release or path; None: the newest with an initrd. Raises BadInputError."""
+def locate(kernel: str | None, root: Path, running: KernelRelease) -> kernels.Installed:
+    """A kernel by release or path; None: the newest with an initrd, of the running flavour if one of those is newer.
+
+    One for real-time or for debugging that is installed besides is not taken for the upgrade. Raises BadInputError.
+    """
     if kernel is None:
         every = [entry for entry in kernels.installed(root) if entry.initrd is not None]
         if not every:
             raise BadInputError("No kernel has an initrd", "none in the known places", _MAKE_INITRD.format("RELEASE"))
-        return every[-1]
+        alike = [each for each in every if each.release > running and each.release.flavour == running.flavour]
+        return (alike or every)[-1]
     if "/" in kernel:
         path = Path(kernel).absolute()  # the worker, who loads it, has another working directory
         release = image.read(path).release

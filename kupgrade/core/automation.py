@@ -34,7 +34,10 @@ class Choice:
 
 
 def choose(releases: Iterable[str], host: Host) -> Choice:
-    """The newest request that is installed, allowed, newer than what runs and did not come back; the others go."""
+    """The newest request that is installed, allowed, newer than what runs and did not come back; the others go.
+
+    Of the running kernel's flavour, if there is one.
+    """
     able: list[KernelRelease] = []
     withdrawn: list[Withdrawn] = []
     for release in sorted(map(KernelRelease, releases)):
@@ -44,8 +47,12 @@ def choose(releases: Iterable[str], host: Host) -> Choice:
             able.append(release)
     if not able:
         return Choice(withdrawn=tuple(withdrawn))
-    newest = able[-1]
-    withdrawn += [Withdrawn(each.text, f"{newest} is newer") for each in able[:-1]]
+    flavour = KernelRelease(host.running).flavour
+    newest = ([each for each in able if each.flavour == flavour] or able)[-1]
+    for each in able:
+        if each != newest:
+            why = "is newer" if each < newest else f"is of the flavour that runs ({' '.join(flavour)})"
+            withdrawn.append(Withdrawn(each.text, f"{newest} {why}"))
     unready = "" if host.installed[newest.text] else f"{newest} has no initrd yet"
     return Choice(newest.text, unready, tuple(withdrawn))
 

@@ -14,6 +14,8 @@ from kupgrade.errors import BadInputError
 _RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,62}")
 _CANDIDATE = re.compile(r"-(rc[0-9])")
 _RUNS = re.compile(r"([^0-9]*)([0-9]*)")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_OF_THE_VERSION = frozenset({"rc", "deb", "bpo", "fc", "el", "git", "mga", "lp"})  # no flavour: which build it is
 
 
 @total_ordering
@@ -32,6 +34,11 @@ class KernelRelease:
 
     def __lt__(self, other: KernelRelease) -> bool:
         return self._key() < other._key()
+
+    @property
+    def flavour(self) -> tuple[str, ...]:
+        """What distinguishes kernels of one version: cloud, rt, debug, generic, the architecture."""
+        return tuple(word for word in map(str.lower, _WORD.findall(self.text)) if word not in _OF_THE_VERSION)
 
     def _key(self) -> tuple[object, ...]:
         """dpkg's verrevcmp as a tuple: runs of non-digits and numbers in turn, each run with an end mark."""

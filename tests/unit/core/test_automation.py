@@ -27,6 +27,11 @@ CASES = {
         ("6.12.100", "6.12.57", "6.12.9"), host("6.12.57", "6.12.100"), "6.12.100",
         {"6.12.57": "6.12.100 is newer", "6.12.9": "6.12.48 runs"},
     ),
+    "another flavour is not preferred": (
+        ("6.12.57", "6.12.60-rt"), host("6.12.57", "6.12.60-rt"), "6.12.57",
+        {"6.12.60-rt": "6.12.57 is of the flavour that runs"},
+    ),
+    "another flavour alone": (("6.12.60-rt",), host("6.12.60-rt"), "6.12.60-rt", {}),
     "it runs": ((RUNNING,), host(RUNNING), "", {RUNNING: "it runs"}),
     "an older one": (("6.12.40",), host("6.12.40"), "", {"6.12.40": "6.12.48 runs, which is newer"}),
     "removed meanwhile": (("6.12.57",), host(), "", {"6.12.57": "not installed"}),

@@ -243,3 +243,16 @@ def test_an_engine_takes_only_its_own_stores(root: Path, store: str) -> None:
     """Beside the old kernel images go through shared memory: another store is not planned with, nor left out."""
     with pytest.raises(UsageError, match="spawn"):
         plan(root, engine="spawn", store=store)
+
+
+def test_the_newest_of_the_running_flavour_is_taken(root: Path, put: Put, bzimage: Callable[..., bytes]) -> None:
+    """A kernel for real-time that is installed besides is for who asks for it."""
+    other = f"{pf.NEW}-rt"
+    put(f"boot/vmlinuz-{other}", bzimage(release=other))
+    put(f"boot/initrd.img-{other}", initrd(other))
+    assert plan(root).new_release == pf.NEW  # type: ignore[attr-defined]
+    (root / f"boot/vmlinuz-{pf.NEW}").unlink()
+    put(f"usr/lib/modules/{other}/modules.dep", "")
+    put(f"usr/lib/modules/{other}/modules.builtin", "kernel/fs/ext4/ext4.ko\n")
+    put(f"boot/config-{other}", (root / f"boot/config-{pf.NEW}").read_text())
+    assert plan(root).new_release == other  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from hypothesis import given
 
 from kupgrade.errors import BadInputError
 from kupgrade.model.ids import Ticket, UpgradeId
+from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.plan import BlackoutTerm, Budget
 from kupgrade.steps import base
 from tests.fakes.drive import plan
@@ -96,3 +97,21 @@ def test_two_steps_cannot_have_one_kind() -> None:
     with pytest.raises(TypeError):
         base.register(type(base.load(plan().steps[0])))
     assert "dump" in base.kinds()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("6.12.57+deb13-amd64", "7.3.4+deb14-amd64", True),
+        ("6.1.0-9-amd64", "6.12.57+deb13-amd64", True),
+        ("6.12.57+deb13-amd64", "6.12.57+deb13-cloud-amd64", False),
+        ("6.12.57+deb13-amd64", "6.12.57+deb13-rt-amd64", False),
+        ("6.17.1-300.fc43.x86_64", "6.18.2-200.fc44.x86_64", True),
+        ("6.17.1-300.fc43.x86_64", "6.17.1-300.fc43.x86_64+debug", False),
+        ("6.8.0-31-generic", "6.11.0-9-lowlatency", False),
+        ("7.0.0-rc1", "7.0.0", True),
+    ],
+)
+def test_a_flavour_is_no_version(one: str, other: str, alike: bool) -> None:
+    """Builds of one kind are alike, whatever their numbers; those for another purpose are not."""
+    assert (KernelRelease(one).flavour == KernelRelease(other).flavour) is alike
