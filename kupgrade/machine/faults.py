@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -121,13 +122,13 @@ def _stop_criu() -> None:
     began: dict[int, int] = {}
     while True:
         for pid in criu_child.children(os.getpid()):
-            now = criu_child.ticks(pid)
-            if (
-                b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                and now > began.setdefault(pid, now) + 1
-            ):
-                os.kill(pid, signal.SIGSTOP)
-                return
+            with contextlib.suppress(OSError):  # one that has ended meanwhile
+                if b"swrk" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    continue
+                now = criu_child.ticks(pid)
+                if now > began.setdefault(pid, now) + 1:
+                    os.kill(pid, signal.SIGSTOP)
+                    return
         time.sleep(0.005)
 
 
