@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import random
 import resource
 import signal
 import struct
@@ -22,8 +23,8 @@ F_SETPIPE_SZ = 1031
 PIPE = 1 << 20
 HUGE = 2 << 20
 SPARE_KIB = 200 << 10  # left free while memory is filled
-LEAST_KIB = 80 << 10  # left free in the end
-HOLE_EACH = 32  # one of so many huge pages, which is more than one for each block of 128 MiB
+LEAST_KIB = 150 << 10  # left free in the end: with less the kernel, whose memory is in pieces, ends processes
+HOLE_EACH = 8  # one of so many huge pages: eight for each block of 128 MiB, for not each of them is filled
 
 
 def hold_cpus() -> None:
@@ -45,8 +46,16 @@ def free_kib() -> int:
         return int(dict(line.split(":", 1) for line in file)["MemFree"].split()[0])
 
 
+def hold_pipe() -> None:
+    """A pipe's worth of pages that stay where they are."""
+    _, writer = os.pipe()
+    fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE)
+    os.set_blocking(writer, False)
+    os.write(writer, bytes(PIPE))
+
+
 def hold_memory() -> None:
-    """Fill memory, make holes everywhere, fill these with what the kernel cannot move; then let go of the rest."""
+    """Fill memory; make holes everywhere, one by one, and fill them with what the kernel cannot move; then let go."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 16, 1 << 16))
     size = (free_kib() - SPARE_KIB) * 1024 // HUGE * HUGE
     filling = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -54,14 +63,14 @@ def hold_memory() -> None:
     block = bytes(HUGE)
     for offset in range(0, size, HUGE):
         filling[offset : offset + HUGE] = block
-    for offset in range(HUGE, size - HUGE, HOLE_EACH * HUGE):
-        filling.madvise(mmap.MADV_DONTNEED, offset, HUGE)
-    data = bytes(PIPE)
     while free_kib() > LEAST_KIB:
-        _, writer = os.pipe()
-        fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE)
-        os.set_blocking(writer, False)
-        os.write(writer, data)
+        hold_pipe()
+    holes = [*range(HUGE, size - HUGE, HOLE_EACH * HUGE)]
+    random.shuffle(holes)
+    for offset in holes:
+        filling.madvise(mmap.MADV_DONTNEED, offset, HUGE)
+        for _ in range(HUGE // PIPE):
+            hold_pipe()
     filling.close()
 
 
