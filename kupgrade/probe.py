@@ -67,6 +67,7 @@ def probe(root: Path, policy: Policy) -> Facts:
         watchdog_why=dog_why,
         boot_loader=unknown.ask("boot loader", lambda: bootloader.detect(root).value, "unknown"),
         boot_default=unknown.ask("boot default", lambda: _boot_default(root), ""),
+        boot_once=unknown.ask("next boot", lambda: bootloader.chosen_once(root), ""),
         stores=_stores(policy, root, unknown),
         workloads=workloads,
         active_services=unknown.ask("services", systemd.active_services, ()),

@@ -16,6 +16,8 @@ from kupgrade.cli.render import timed_progress
 from kupgrade.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kupgrade.rehearsal.faults import Fault
     from kupgrade.rehearsal.scenario import Result
 
@@ -161,14 +163,20 @@ def rehearse(
     )
     result = scenario.rehearse(options, progress)
     _tell(result, as_json)
+    _write(result, keep, report, progress)
+    return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
+
+
+def _write(result: Result, keep: Path | None, report: Path | None, progress: Callable[[str], None]) -> None:
+    """The evidence, and the page, where they are wanted."""
+    from kupgrade.rehearsal import report as reports
+    from kupgrade.rehearsal import scenario
+
     if keep is not None:
         scenario.write_evidence(result, keep)
     if report is not None:
-        from kupgrade.rehearsal import report as reports
-
         report.write_text(reports.html(result))
         progress(f"report: {report}")
-    return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
 
 
 def _check(memory: int, cycles: int, *, alone: bool) -> None:

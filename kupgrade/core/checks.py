@@ -47,6 +47,11 @@ def host_refusals(facts: Facts, policy: Policy) -> tuple[Refusal, ...]:
         no("criu works on this kernel", facts.criu_check, "See criu check --all")
     if not facts.nft:
         no("nftables is installed", "there is no nft", "Install nftables")
+    if facts.boot_once:
+        # It goes before the default, which a new kernel that dies needs: that one would be started by the reset.
+        fact = f"the boot loader was told to start {facts.boot_once!r:.80} next"
+        remedy = "Take it back: grub-editenv - unset next_entry; or bootctl set-oneshot ''"
+        no("a reset boots the default", fact, remedy)
     if facts.kexec_disabled:
         no("kexec is allowed", "kernel.kexec_load_disabled is 1", "It can only be cleared by a restart")
     if facts.kexec_loaded is None:

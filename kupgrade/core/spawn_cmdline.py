@@ -98,10 +98,7 @@ def spawned(
         ("reboot", "acpi"),  # by the reset register in the box; any other way resets the machine
         ("panic", "0"),  # a dead kernel waits to be fenced
         ("nmi_watchdog", "0"),
-        (
-            "no5lvl",
-            None,
-        ),  # its CPUs come back into the park loop with the paging that it runs with; the loop's has four
+        ("no5lvl", None),  # its CPUs come back into the park loop paging as they do; the loop's tables have four levels
         ("dis_ucode_ldr", None),  # the cores share their microcode with the old kernel
         ("io_delay", "none"),
         ("rdinit", "/init"),

@@ -87,6 +87,19 @@ def read_default(root: Path = Path("/")) -> Default:
     return Default(loader, None, None, "the boot loader is not one of GRUB and systemd-boot")
 
 
+def chosen_once(root: Path = Path("/")) -> str:
+    """What the next cold start boots, and no other after it (grub-reboot, bootctl set-oneshot); empty: the default.
+
+    Raises BadInputError when GRUB's environment block is damaged.
+    """
+    match detect(root):
+        case Loader.GRUB:
+            return grub.read_env(root).get("next_entry", "")
+        case Loader.SYSTEMD_BOOT:
+            return bls.efi_variable("LoaderEntryOneShot", root) or ""
+    return ""
+
+
 def _grub_default(root: Path) -> Default:
     stored = grub.read_env(root).get("saved_entry")
     menu = grub.read_menu(root)

@@ -123,7 +123,8 @@ def _stop_criu() -> None:
     while True:
         for pid in criu_child.children(os.getpid()):
             with contextlib.suppress(OSError):  # one that has ended meanwhile
-                if b"swrk" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                # It is called with the first, and calls itself by the second once it works (setproctitle).
+                if not any(word in Path(f"/proc/{pid}/cmdline").read_bytes() for word in (b"swrk", b"--rpc")):
                     continue
                 now = criu_child.ticks(pid)
                 if now > began.setdefault(pid, now) + 1:

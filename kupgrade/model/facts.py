@@ -176,6 +176,7 @@ class Facts:
     boot_seconds: float = 0.0  # from the kernel's start to user space of the root file system, in this boot
     checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
     early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
+    boot_once: str = ""  # what the boot loader takes for the next cold start alone, instead of the default
     missing_units: tuple[str, ...] = ()  # of kupgrade's own that an upgrade needs
     unknown: Mapping[str, str] = field(default_factory=dict)
     spawn: SpawnFacts | None = None  # None: not asked

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kupgrade.core.live_update import handover_refusals
 from kupgrade.engines.base import Order
-from kupgrade.engines.kexec import crossing_cmdline
+from kupgrade.engines.kexec import back_cmdline, crossing_cmdline
 from kupgrade.model.ids import UpgradeId
 from kupgrade.model.kernel import CommandLine
 from kupgrade.model.kho import KhoFacts, KhoWords
@@ -64,3 +66,19 @@ def test_what_turns_the_handover_off_is_found_wherever_it_will_stand(host: str, 
     policy = fake.policy(engine=EngineOptions(kexec=KexecOptions(cmdline_append=f"kho={word}")))
     facts = fake.facts(kho=KhoFacts(True, True, True, KhoWords("on", "on")), cmdline=host)
     assert [each.fact for each in handover_refusals(facts, policy)] == [f"its command line will say kho={word}"]
+
+
+@pytest.mark.parametrize("lines", [crossing_cmdline, back_cmdline])
+def test_a_kernel_that_came_by_a_crossing_passes_none_of_its_words_on(lines: Callable[[Order], str]) -> None:
+    """Its agent's script is gone by then, its ticket is spent, and its panic= was never the host's."""
+    first = Order(ID, fake.facts(), fake.policy(), fake.target(), DISK, (fake.workload(),), (), 1500, "/staged")
+    host = "root=/dev/vda ro quiet panic=7"
+    wanted = lines(replace(first, facts=fake.facts(cmdline=host, panic_timeout=7)))
+    earlier = replace(first, upgrade=UpgradeId("20251231-000000-ffffff"), staging="/var/lib/kupgrade/staged/old")
+    for before in (crossing_cmdline, back_cmdline):
+        came = before(replace(earlier, facts=fake.facts(cmdline=host, panic_timeout=7)))
+        found = lines(replace(first, facts=fake.facts(cmdline=f"BOOT_IMAGE=/vmlinuz {came}", panic_timeout=7)))
+        assert sorted(found.split()) == sorted(wanted.split())
+    own = "root=/dev/vda init=/opt/my-init systemd.unit=rescue.target"
+    kept = lines(replace(first, facts=fake.facts(cmdline=own)))
+    assert "init=/opt/my-init" in kept and "systemd.unit=rescue.target" in kept

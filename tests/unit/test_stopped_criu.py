@@ -13,10 +13,10 @@ from kupgrade.host import criu_child
 from kupgrade.machine import faults
 
 
-@pytest.fixture
-def children() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """One that works, as criu is called; and one that only waits."""
-    busy = ["sh", "-c", "while :; do :; done", "swrk"]
+@pytest.fixture(params=[["swrk", "3"], ["criu: dump --rpc -t 12 -D /images"]], ids=["called", "renamed"])
+def children(request: pytest.FixtureRequest) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """One that works, as criu is called or as it then calls itself; and one that only waits."""
+    busy = ["sh", "-c", "while :; do :; done", *request.param]
     made = [subprocess.Popen(busy), subprocess.Popen(["sleep", "60"])]
     yield made
     for each in made:

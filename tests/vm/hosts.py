@@ -54,8 +54,8 @@ class Guest:
     def push(self, script: ModuleType) -> str:
         """Where a script of these tests lies in the virtual host now."""
         source = Path(str(script.__file__))
-        self.link.write(f"/root/{source.name}", source.read_bytes())
-        return f"/root/{source.name}"
+        self.link.write(f"/opt/{source.name}", source.read_bytes())
+        return f"/opt/{source.name}"
 
     def start_workload(self) -> None:
         """The demonstration workload and its policy."""
@@ -82,12 +82,12 @@ def started(host: VirtualHost, memory_mib: int = 2048, cpus: int = 2) -> Iterato
 
 @contextmanager
 def with_module(kernels: tuple[str, str], memory_mib: int) -> Iterator[Guest]:
-    """Four CPUs, and kspawn for the old kernel and the new one as /root/own.ko and /root/other.ko."""
+    """Four CPUs, and kspawn for the old kernel and the new one as /opt/own.ko and /opt/other.ko."""
     with skipped_without():
         host = virtual_host.build(*kernels, say, line=virtual_host.command_line("no_ipi_broadcast=1"))
         archive = Archive(Cache.default(), mirror())
         built = [spawn_module.for_release(archive, each) for each in (host.old_release, host.new_release)]
     with started(host, memory_mib, 4) as guest:
         for name, module in zip(("own", "other"), built, strict=True):
-            guest.link.write(f"/root/{name}.ko", module.read_bytes())
+            guest.link.write(f"/opt/{name}.ko", module.read_bytes())
         yield guest

@@ -48,7 +48,7 @@ Type=notify
 NotifyAccess=main
 Delegate=yes
 WatchdogSec={WATCHDOG}
-ExecStart=/usr/bin/python3 /root/beating.py
+ExecStart=/usr/bin/python3 /opt/beating.py
 """,
     "batch": """[Service]
 ExecStartPre=/bin/sh -c 'echo start >> /var/lib/batch.log'
@@ -90,7 +90,7 @@ def upgrade(guest: Guest, *words: str) -> str:
 def test_a_watchdog_waits_and_a_stopped_unit_is_quiet(guest: Guest) -> None:
     """There and back, then there: same processes in their cgroups, none of them killed; the other is started again."""
     link = guest.link
-    link.write("/root/beating.py", BEATING)
+    link.write("/opt/beating.py", BEATING)
     for name, text in UNITS.items():
         link.write(f"/etc/systemd/system/{name}.service", text.encode())
     link.write("/etc/kupgrade/policy.d/60-more.toml", POLICY.encode())

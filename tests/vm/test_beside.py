@@ -16,10 +16,10 @@ INSTALL = """
 set -e
 for pair in own:$(uname -r) other:{release}; do
     folder=/usr/lib/modules/${{pair#*:}}/extra
-    mkdir -p $folder && cp /root/${{pair%%:*}}.ko $folder/kspawn.ko && depmod ${{pair#*:}}
+    mkdir -p $folder && cp /opt/${{pair%%:*}}.ko $folder/kspawn.ko && depmod ${{pair#*:}}
 done
 umask 077
-kupgrade plan --kernel {release} --store disk --out /root/plan.json
+kupgrade plan --kernel {release} --store disk --out /opt/plan.json
 """
 KILLS = ("", "take-memory:effect", "spawn-kernel:effect")
 KILLS_BACK = ("spawn-kernel:undo-intent",)
@@ -35,7 +35,7 @@ def test_the_steps_give_everything_back_wherever_they_are_killed(beside: Guest) 
     inside.shell(link, "systemctl start demo.service", 120.0)
     inside.shell(link, INSTALL.format(release=beside.release), 200.0)
     for number, kill in enumerate((*KILLS, *KILLS_BACK)):
-        words = ["/usr/bin/python3", script, "/root/plan.json", f"/root/journal-{number}"]
+        words = ["/usr/bin/python3", script, "/opt/plan.json", f"/opt/journal-{number}"]
         done = link.run([*words, kill], timeout=240.0)
         if kill:
             assert done.status == -9, (kill, done.stdout, done.stderr[-3000:])

@@ -17,8 +17,8 @@ from tests.vm.hosts import Guest
 
 pytestmark = pytest.mark.vm
 
-SCRIPT = "/root/conversation.py"
-PLAN = "/root/plan.json"
+SCRIPT = "/opt/conversation.py"
+PLAN = "/opt/plan.json"
 
 
 def fake_answers() -> dict[str, Any]:

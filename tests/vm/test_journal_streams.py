@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vm
 EARLY_INIT = """#!/bin/sh
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 test -d /run/systemd/system && echo there > /run/was-there
-setsid /usr/bin/python3 /root/journal_inside.py boot early > /run/boot.json 2> /run/boot.err < /dev/null &
+setsid /usr/bin/python3 /opt/journal_inside.py boot early > /run/boot.json 2> /run/boot.err < /dev/null &
 for i in $(seq 600); do [ -e /run/offered ] && break; sleep 0.1; done
 ls -R /run/systemd > /run/before-systemd
 exec /sbin/init
@@ -32,7 +32,7 @@ RESTART = "systemctl restart systemd-journald.service && sleep 1"
 def booting() -> Iterator[Guest]:
     """It can be reset, and then starts with another PID 1."""
     with skipped_without():
-        line = virtual_host.command_line("init=/root/early-init")
+        line = virtual_host.command_line("init=/opt/early-init")
         host = virtual_host.build(*NEWER, say, boot="direct", line=line)
     with started(host) as guest:
         guest.push(journal_inside)
@@ -40,7 +40,7 @@ def booting() -> Iterator[Guest]:
 
 
 def inside(link: Link, verb: str, name: str) -> dict[str, Any]:
-    done = link.run(["/usr/bin/python3", "/root/journal_inside.py", verb, name], timeout=120.0)
+    done = link.run(["/usr/bin/python3", "/opt/journal_inside.py", verb, name], timeout=120.0)
     say(f"{verb} {name}: {done.stdout} {done.stderr}")
     assert done.status == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -77,7 +77,7 @@ def test_a_stream_joins_at_a_restart_of_the_journal(booting: Guest) -> None:
 def test_a_stream_joins_at_the_first_start_of_the_journal(booting: Guest) -> None:
     """What a process wrote before PID 1 was systemd, while it came up and afterwards is all in the journal, once."""
     link = booting.link
-    link.write("/root/early-init", EARLY_INIT.encode(), 0o755)
+    link.write("/opt/early-init", EARLY_INIT.encode(), 0o755)
     shell(link, "sync")
     booting.running.reset()
     link.wait_boot(240.0, after=1)

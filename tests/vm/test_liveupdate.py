@@ -50,9 +50,9 @@ def handover() -> Iterator[tuple[VirtualHost, Link]]:
 
 def stage(link: Link, name: str, release: str = "") -> dict[str, Any]:
     """What one kernel showed; with `release`, from the other side of the kexec."""
-    out = f"/root/{name}.json"
+    out = f"/opt/{name}.json"
     boots = len(link.boots)
-    command = ["python3", "/root/liveupdate_inside.py", name, out]
+    command = ["python3", "/opt/liveupdate_inside.py", name, out]
     if release:
         words = ["systemd-run", "--quiet", f"--unit=liveupdate-{name}", "--property=StandardError=journal+console"]
         assert link.run([*words, *command, release]).status == 0
@@ -70,10 +70,10 @@ def test_the_kernel_answers_as_the_fake_does(handover: tuple[VirtualHost, Link])
     """Every case over three kernels of two releases; the facts about KHO, and the names told from the images."""
     host, link = handover
     old, new = host.old_release, host.new_release
-    assert link.run(["mkdir", "-p", "/root/tests/fakes"]).status == 0
-    link.write(f"/root/{INSIDE}", (HERE / INSIDE).read_bytes())
+    assert link.run(["mkdir", "-p", "/opt/tests/fakes"]).status == 0
+    link.write(f"/opt/{INSIDE}", (HERE / INSIDE).read_bytes())
     for name in cases.FILES:
-        link.write(f"/root/tests/fakes/{name}", (HERE.parent / "fakes" / name).read_bytes())
+        link.write(f"/opt/tests/fakes/{name}", (HERE.parent / "fakes" / name).read_bytes())
     found = {"first": stage(link, "first", new), "second": stage(link, "second", old), "third": stage(link, "third")}
     assert [each["release"] for each in found.values()] == [old, new, old]
     for name, table in cases.TABLES.items():

@@ -62,7 +62,7 @@ def inherited(text: str, before: dict[str, Any], online: tuple[str, str]) -> Non
 
 def run(host: Guest, *further: str) -> tuple[str, str]:
     """Both serial ports' logs once the last kernel has said its last word."""
-    words = ["/usr/bin/python3", "/root/retire_inside.py", "first", host.release, "/root/own.ko", "/root/other.ko"]
+    words = ["/usr/bin/python3", "/opt/retire_inside.py", "first", host.release, "/opt/own.ko", "/opt/other.ko"]
     done = host.link.run(["systemd-run", "--unit=retire", "--collect", *words, *further], timeout=60.0)
     assert done.status == 0, done.stderr
     ports = ("serial.log", "serial2.log")

@@ -23,7 +23,7 @@ SECONDS_TO_HELLO = 30.0  # under emulation on a busy machine; 5 to 10 are usual
 
 def inside(host: Guest, verb: str, times: int = 1) -> dict[str, Any]:
     script = ["/usr/bin/python3", host.push(spawn_inside), verb]
-    done = host.link.run([*script, host.release, "/root/own.ko", "/root/other.ko", str(times)], timeout=400.0)
+    done = host.link.run([*script, host.release, "/opt/own.ko", "/opt/other.ko", str(times)], timeout=400.0)
     print(done.stderr, file=sys.stderr)
     assert done.status == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

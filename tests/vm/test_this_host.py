@@ -15,7 +15,7 @@ from tests.vm.hosts import NEWER, Guest, say, skipped_without, started
 pytestmark = [pytest.mark.vm, pytest.mark.extended]
 
 WHOLE = 9000.0  # seconds: a machine that is emulated by one that is emulated
-KEPT = "/root/kept"
+KEPT = "/opt/kept"
 # QEMU's libraries need the same version of one that criu's, from a newer suite, depend on.
 SERVICES = ("qemu-system-x86", "libnl-route-3-200/sid")
 # What must be the same afterwards: mounts, loop devices, the workload's process, and no copy left.

@@ -88,12 +88,12 @@ def test_a_change_of_mind_and_then_the_upgrade_of_four_workloads(guest: Guest) -
 
     # What an operator took back is no bad release: it may be tried again without more words.
     assert kupgrade(link, "apply", "--yes", "--no-wait", *release)[0] == ExitCode.DONE
-    inside.shell(link, "setsid kupgrade status --watch > /root/watched 2>&1 < /dev/null &")
+    inside.shell(link, "setsid kupgrade status --watch > /opt/watched 2>&1 < /dev/null &")
     link.wait_boot(480.0, after=1)
     inside.shell(link, ENDED, 300.0)
     recordings = [client.stop(60.0) for client in clients]
 
-    watched = link.read("/root/watched").decode()
+    watched = link.read("/opt/watched").decode()
     assert re.search(r" s  \[6/[0-9]+\] ", watched), watched[-2000:]  # and more, until the crossing ended it
     status, value = kupgrade(link, "status")
     assert (status, value["running_release"], value["last"]["outcome"]) == (0, guest.release, "committed")

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,20 +194,13 @@ def test_what_ignores_a_closed_terminal_goes_on_to_do_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_building_can_be_ended_from_outside_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_can_be_ended_from_outside_too(
+    monkeypatch: pytest.MonkeyPatch, build_told_to_end: Callable[..., None]
+) -> None:
     """What it has started would else build on in a directory that the next one takes for its own."""
-
-    def build(*words: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5.0)
-
-    monkeypatch.setattr(virtual_host, "build", build)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            scenario.rehearse(Options(), lambda text: None)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr(virtual_host, "build", build_told_to_end)
+    with pytest.raises(KeyboardInterrupt):
+        scenario.rehearse(Options(), lambda text: None)
 
 
 def test_logs_that_cannot_be_kept_leave_no_directory_behind(tmp_path: Path) -> None:

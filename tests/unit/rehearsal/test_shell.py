@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,17 +72,10 @@ def test_a_keeper_that_was_killed_does_not_keep_its_place(kept: Path, tmp_path: 
     assert not note.exists()
 
 
-def test_building_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_building_ends_when_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build_told_to_end: Callable[..., None]
+) -> None:
     """A compiler that goes on alone would write where the next build begins."""
-
-    def build(options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5.0)
-
-    monkeypatch.setattr(shell, "_build", build)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            shell.build(given(tmp_path))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr(shell, "_build", build_told_to_end)
+    with pytest.raises(KeyboardInterrupt):
+        shell.build(given(tmp_path))
