@@ -30,6 +30,7 @@ def allowances(
     beside: bool = False,
     placed: bool = False,
     hooks: float = 0.0,
+    store: StoreKind | None = None,
 ) -> tuple[Allowance, ...]:
     """What is left of each limited workload's blackout for freeze and dump, by the prediction of the rest."""
     by_name = {workload.name: workload for workload in facts.workloads}
@@ -37,8 +38,9 @@ def allowances(
     for workload in workloads:
         if workload.max_blackout is None:
             continue
-        terms = budget(facts, by_name[workload.name], deadline, beside=beside, placed=placed, hooks=hooks).terms
-        rest = sum(term.seconds for term in terms if term.name != DUMP)
+        seen = by_name[workload.name]
+        whole = budget(facts, seen, deadline, beside=beside, placed=placed, hooks=hooks, store=store)
+        rest = sum(term.seconds for term in whole.terms if term.name != DUMP)
         found.append(Allowance(workload.name, round(workload.max_blackout - rest, 3), workload.max_blackout))
     return tuple(found)
 

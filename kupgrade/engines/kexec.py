@@ -118,7 +118,8 @@ class KexecEngine:
             steps.append(spec(PreDump(order.store, order.workloads, rounds)))
         steps += hooks_before_commit(order, HookPoint.GATE)
         placed, hooks = known_in_place(policy, target), blackout_seconds(facts, policy)
-        limits = allowances(facts, order.workloads, policy.deadline, placed=placed, hooks=hooks)
+        kind = order.store.kind
+        limits = allowances(facts, order.workloads, policy.deadline, placed=placed, hooks=hooks, store=kind)
         steps.append(spec(Gate(order.workloads, order.store, limits)))
         return tuple(steps)
 

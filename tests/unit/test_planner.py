@@ -323,6 +323,13 @@ def test_the_gate_knows_what_the_limit_leaves_for_the_dump() -> None:
     assert predict.allowances(pf.facts(), [pf.workload()], 60.0) == ()
     gate = next(s for p in KexecEngine().phases(order(facts=facts)) for s in p.steps if s.kind == "gate")
     assert [a["workload"] for a in gate.params["allowances"]] == ["demo"]
+    slow = pf.facts(stores=replace(facts.stores, disk_rate=1e6), workloads=facts.workloads)
+    gate = next(s for p in KexecEngine().phases(order(facts=slow)) for s in p.steps if s.kind == "gate")
+    whole = predict.budget(slow, slow.workloads[0], 60.0, store=StoreKind.DISK)
+    assert len(whole.terms) > len(terms)
+    assert gate.params["allowances"][0]["seconds"] == pytest.approx(
+        60.0 - sum(t.seconds for t in whole.terms[1:]), abs=0.01
+    )
 
 
 def test_a_workload_with_fate_refuse_forbids_the_upgrade_while_it_runs() -> None:
