@@ -74,7 +74,8 @@ def _uuid(block: Path, root: Path) -> str:
 def others(mounts: Iterable[blockfs.Mount], held: blockfs.Mount | None, root: Path) -> tuple[OtherFileSystem, ...]:
     """File systems on block devices but the one `held` mounts, each once, by its first mount."""
     found: dict[str, OtherFileSystem] = {}
-    for each in mounts:
+    mounts = tuple(mounts)
+    for each in (*mounts, *blockfs.mounts_elsewhere(mounts, root)):
         here = held is not None and (each.device == held.device or each.source == held.source)
         if here or not each.block_backed or each.fstype.startswith("fuse.") or each.source in found:
             continue

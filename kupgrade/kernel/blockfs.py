@@ -102,6 +102,20 @@ def mounts(root: Path = Path("/"), pid: str = "self") -> tuple[Mount, ...]:
     return parse_mountinfo(read_text(root / "proc" / pid / "mountinfo"))
 
 
+def mounts_elsewhere(ours: Iterable[Mount], root: Path = Path("/")) -> tuple[Mount, ...]:
+    """Mounts of file systems that none of `ours` shows: a process in a mount namespace of its own sees them alone."""
+    known = {mount.device for mount in ours}
+    namespaces: set[str] = set()
+    found = []
+    for process in (root / "proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, KernelError):  # one that has ended meanwhile
+            if (namespace := str((process / "ns/mnt").readlink())) not in namespaces:
+                namespaces.add(namespace)
+                found += [mount for mount in mounts(root, process.name) if mount.device not in known]
+                known |= {mount.device for mount in found}
+    return tuple(found)
+
+
 def holding(everything: Iterable[Mount], path: str) -> Mount | None:
     """The mount that holds an absolute `path`; of several on one mount point the last, on top."""
     best = None

@@ -121,3 +121,22 @@ def test_a_disk_is_measured_by_reading_past_the_cache(tmp_path: Path, monkeypatc
     assert asked[0] & os.O_DIRECT
     assert blockfs.read_rate(tmp_path / "small") is None
     assert blockfs.read_rate(tmp_path / "missing") is None
+
+
+def test_what_only_another_mount_namespace_shows_is_found_once(tmp_path):
+    """A service in a namespace of its own can write to a disk that the host does not seem to use."""
+    own = "50 1 8:9 / /data rw - ext4 /dev/sda9 rw\n"
+    for pid, namespace, text in (
+        (1, 10, MOUNTINFO),
+        (7, 11, MOUNTINFO + own),
+        (8, 11, ""),
+        (9, 12, own),
+        (10, 13, None),
+    ):
+        folder = tmp_path / f"proc/{pid}"
+        (folder / "ns").mkdir(parents=True)
+        (folder / "ns/mnt").symlink_to(f"mnt:[{namespace}]")
+        if text is not None:
+            (folder / "mountinfo").write_text(text)
+    found = blockfs.mounts_elsewhere(blockfs.parse_mountinfo(MOUNTINFO), tmp_path)
+    assert [mount.mountpoint for mount in found] == ["/data"]
