@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,3 +215,16 @@ def test_the_shipped_ones_warn_where_they_should() -> None:
     facts = fake.facts(errata=load(), platform=PLATFORM)
     assert "known problem kexec-i915" in " ".join(errata_warnings(facts, fake.policy(), fake.target(), "kexec"))
     assert errata_warnings(facts, fake.policy(), fake.target(), "spawn") == ()
+
+
+@pytest.mark.parametrize(("hypervisor", "refused"), [("microsoft", True), ("kvm", False), (None, False)])
+def test_a_second_kernel_is_refused_where_the_machine_has_one_hypercall_page(
+    hypervisor: str | None, refused: bool
+) -> None:
+    """By kexec there is one kernel at a time; a hypervisor that is not known is a warning, and no refusal."""
+    facts = fake.facts(errata=load(), platform=replace(PLATFORM, hypervisor=hypervisor))
+    found = {name: errata_refusals(facts, fake.policy(), fake.target(), name) for name in ("spawn", "kexec")}
+    assert ["spawn-hyperv" in each.rule for each in found["spawn"]] == [True] * refused
+    assert not any("spawn-hyperv" in each.rule for each in found["kexec"])
+    warned = " ".join(errata_warnings(facts, fake.policy(), fake.target(), "spawn"))
+    assert ("spawn-hyperv" in warned) is (hypervisor is None)
