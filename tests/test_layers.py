@@ -58,6 +58,7 @@ PARTS: dict[str, set[str]] = {
     "telling": WORDS | {"core", "host"},
     "worker": WORDS | MECHANISM | {"journal"},
     "resume": WORDS | {"journal", "statedir", "machine", "log", "metrics", "telling"},
+    "boot_agent": {"machine", "resume"},
     "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
     "standby": WORDS | MECHANISM | {"journal", "statedir", "machine", "metrics", "telling"},
     "rehearsal": WORDS | MECHANISM | {"core", "journal"},

@@ -120,11 +120,11 @@ class Swrk:
         self._asked.wait()
         before, looks = -1, 0
         while not self._over.wait(_POLL):
-            now = sum(map(_work, family := _family(self._process.pid)))
+            now = sum(map(_work, members := family(self._process.pid)))
             before, looks = now, looks + 1 if now == before else 0
             if looks >= STILL:
                 self.stood_still = True
-                for pid in family:
+                for pid in members:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 # Whoever waits for the answer must not wait for one that not even a signal ends.
@@ -133,9 +133,9 @@ class Swrk:
                 return
 
 
-def _family(pid: int) -> tuple[int, ...]:
+def family(pid: int) -> tuple[int, ...]:
     """It and those that it forked."""
-    return (pid, *(each for child in children(pid) for each in _family(child)))
+    return (pid, *(each for child in children(pid) for each in family(child)))
 
 
 def children(pid: int) -> tuple[int, ...]:

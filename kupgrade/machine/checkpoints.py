@@ -15,7 +15,7 @@ from kupgrade.host.criu import Criu
 from kupgrade.host.images import round_name
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc
-from kupgrade.machine import copies, dumping, fill, network, restorer, restoring, sandbox, streams
+from kupgrade.machine import copies, dumping, fill, network, nursery, restorer, restoring, sandbox, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
@@ -113,17 +113,20 @@ class RealCheckpoints:
         deadline = time.monotonic() + timeout
         if not self.systemd.running:
             return self._restore_forked(store, workloads, deadline, in_place=in_place)
-        network.bring_up(self.places, self.network_timeout)
-        units = [w.unit for w in workloads if w.unit]
-        if units:
-            self.systemd.await_manager(timeout)
-            self._make_ready(store, workloads)
-            self.systemd.start(units, now=True)
-        for workload in workloads:
-            request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
-            restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
-        network.learn(self.places, store, workloads)
-        return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
+        try:
+            network.bring_up(self.places, self.network_timeout)
+            units = [w.unit for w in workloads if w.unit]
+            if units:
+                self.systemd.await_manager(timeout)
+                self._make_ready(store, workloads)
+                self.systemd.start(units, now=True)
+            for workload in workloads:
+                request = self._request(store, workload, deadline, unit=bool(workload.unit), in_place=in_place)
+                restorer.put(restorer.request_path(self.places, workload.name, self._tokens[workload.name]), request)
+            network.learn(self.places, store, workloads)
+            return _told([self._await(workload, deadline) for workload in workloads], in_place=in_place)
+        finally:
+            nursery.end()
 
     def _make_ready(self, store: Store, workloads: Sequence[Workload]) -> None:
         """Have there what the sandboxes are made of: the boot comes to it later than to them.

@@ -50,7 +50,7 @@ class RealCrossing:
         The agent's lock file lets kupgrade-resume.service wait for it (and take over, should it die).
         """
         lock = self.places.run / "early.lock"
-        agent = f"{faults.passed_on()}{sys.executable} -sP -m kupgrade.resume --early"
+        agent = f"{faults.passed_on()}{sys.executable} -sP -m kupgrade.boot_agent --early"
         write_durably(
             init_beside(target),
             f"""#!/bin/sh

@@ -14,7 +14,7 @@ from kupgrade.core.fold import fold
 from kupgrade.core.stakes import HAND_OVER, jump_cut_short, step_index
 from kupgrade.errors import KupgradeError, NeedsHumanError
 from kupgrade.executor import Loop, advance
-from kupgrade.host import command
+from kupgrade.host import command, criu_child
 from kupgrade.journal import Journal
 from kupgrade.kernel import cgroup, proc
 from kupgrade.machine import blackout, faults
@@ -106,7 +106,7 @@ def remount_root() -> None:
 
 
 def await_predecessors(patience: float) -> None:
-    """Wait (seconds) until nothing but us is left in our unit's cgroup: a criu whose worker was killed.
+    """Wait (seconds) until nothing but us and ours is left in our unit's cgroup: a criu whose worker was killed.
 
     Raises NeedsHumanError when one does not end: its work must not be done twice at once.
     """
@@ -114,9 +114,11 @@ def await_predecessors(patience: float) -> None:
     if not own.endswith(".service"):
         return
     deadline = time.monotonic() + patience
-    while others := [pid for pid in cgroup.members(own) if pid != os.getpid()]:
+    while others := set(cgroup.members(own)) - set(criu_child.family(os.getpid())):
         if time.monotonic() > deadline:
-            raise NeedsHumanError("A child of an earlier worker does not end", f"processes {others}", "Look at them")
+            raise NeedsHumanError(
+                "A child of an earlier worker does not end", f"processes {sorted(others)}", "Look at them"
+            )
         time.sleep(0.05)
 
 

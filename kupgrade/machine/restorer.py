@@ -28,7 +28,7 @@ from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import cells, fill, restoring, sandbox
+from kupgrade.machine import cells, fill, nursery, restoring, sandbox
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
@@ -148,9 +148,11 @@ def restore_forked(places: Places, name: str, request: Request, streams: dict[st
 
 
 def spawn(places: Places, name: str, patience: float) -> str:
-    """Start a restorer that waits for its request (seconds); its token. What an earlier one left is removed first."""
+    """Have a restorer wait for its request (seconds); its token. What an earlier one left is removed first."""
     open_for_start(places, name)
     token = secrets.token_hex(4)
+    if nursery.ask(name, token, patience):
+        return token
     argv = [sys.executable, "-sP", "-m", "kupgrade.machine.restorer", name, token, str(patience), str(os.getpid())]
     subprocess.Popen(
         argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True
@@ -159,15 +161,21 @@ def spawn(places: Places, name: str, patience: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`restorer NAME TOKEN PATIENCE AGENT`: wait for the request (seconds, while the agent lives), restore, answer."""
-    name, token, deadline = argv[0], argv[1], time.monotonic() + float(argv[2])
-    places = Places()
+    """`restorer NAME TOKEN PATIENCE AGENT`: see `serve`; the exit status."""
+    name, token, patience, agent = argv
+    deadline = time.monotonic() + float(patience)
     with contextlib.suppress(KupgradeError):
         # The slow parts ahead of time: the import, and criu's probing of a new kernel, which it keeps in /run.
         # What is wrong with either is told by the restore itself.
         Criu().check()
+    return serve(name, token, deadline, int(agent))
+
+
+def serve(name: str, token: str, deadline: float, parent: int) -> int:
+    """Wait for the request until `deadline` (time.monotonic), while the parent lives, restore, answer; exit status."""
+    places = Places()
     path = request_path(places, name, token)
-    if not _await(path, deadline, int(argv[3])):
+    if not _await(path, deadline, parent):
         return 1
     restoring.begin(places, name)
     try:
