@@ -46,6 +46,7 @@ class Options:
     timeout: float = 420.0
     boot: str = "grub"  # one of virtual_host.BOOTS
     measured: bool = False  # the virtual host gets its memory at once, so that no pause is this machine's
+    disk_rate: int = 0  # bytes a second that the virtual host's disk reads and writes at most; 0: what memory gives
     machine_memory: int = 0  # MiB; 0: by the size of the workload
     cpus: int = 0  # 0: as many as the engine needs
     memory_mode: str = "copy"  # or "in-place", as in a policy

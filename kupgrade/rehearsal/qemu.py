@@ -44,6 +44,7 @@ class Machine:
     cpus: int = 2
     stubborn: bool = False  # beside the network card sits a device whose driver never lets go of it
     taken: bool = False  # all of its memory is taken from this machine before it starts, not as it is touched
+    disk_rate: int = 0  # bytes a second that its disk reads and writes at most; 0: unlimited (it lies in memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,14 @@ def arguments(machine: Machine, state: Path, tap: int, kvm: bool) -> list[str]:
     memory = f"memory-backend-ram,id=ram,size={machine.memory_mib}M,prealloc=on,prealloc-threads=2"
     # The watchdog's driver has no callbacks for a device that pauses, so the bus it is on cannot be passed on.
     first, second = (",multifunction=on,addr=0", ",bus=nic,addr=0.1") if machine.stubborn else ("", "")
+    rate = "".join(f",throttling.bps-{way}={machine.disk_rate}" for way in ("read", "write") if machine.disk_rate)
     words = [
         *("-name", "kupgrade-rehearsal", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
         *accelerator,
         *("-smp", str(machine.cpus), "-m", str(machine.memory_mib)),
         *(("-object", memory, "-machine", "memory-backend=ram") if machine.taken else ()),
         *_behind("disk", 1),
-        *("-drive", f"file={machine.image},if=none,id=disk0,format=raw,cache=unsafe,snapshot=on"),
+        *("-drive", f"file={machine.image},if=none,id=disk0,format=raw,cache=unsafe,snapshot=on{rate}"),
         *("-device", "virtio-blk-pci,drive=disk0,bus=disk"),
         *_behind("nic", 2),
         *("-netdev", f"tap,id=net0,fd={tap}"),

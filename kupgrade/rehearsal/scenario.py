@@ -56,7 +56,12 @@ def rehearse(options: Options, progress: Progress) -> Result:
         network = Network.create()
         stack.callback(network.close)
         stubborn = options.fault is not None and options.fault.kind == "device-refuses"
-        machine = host.machine(machine_memory(options), cpus(options), stubborn, options.measured)
+        machine = replace(
+            host.machine(machine_memory(options), cpus(options)),
+            stubborn=stubborn,
+            taken=options.measured,
+            disk_rate=options.disk_rate,
+        )
         progress(f"booting {host.old_release}")
         tap = network.tap()
         stack.callback(os.close, tap)

@@ -65,12 +65,12 @@ class VirtualHost:
         """The initrd of `release`, on this machine."""
         return self.layers[release] / "boot" / f"initrd.img-{release}"
 
-    def machine(self, memory_mib: int = 2048, cpus: int = 2, stubborn: bool = False, taken: bool = False) -> Machine:
+    def machine(self, memory_mib: int = 2048, cpus: int = 2) -> Machine:
         """The machine to start, booting as this host was built to."""
         direct = self.boot == "direct"
         kernel = self.kernel(self.old_release) if direct else None
         initrd = self.initrd(self.old_release) if direct else None
-        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus, stubborn, taken)
+        return Machine(self.image, kernel, initrd, self.command_line, memory_mib, cpus)
 
 
 def build(

@@ -43,6 +43,8 @@ def naive(host: virtual_host.VirtualHost, options: Options, keep: Path | None) -
             host.initrd(host.old_release),
             kernel_line(options),
             memory_mib=machine_memory(options),
+            taken=options.measured,
+            disk_rate=options.disk_rate,
         )
         tap = network.tap()
         stack.callback(os.close, tap)

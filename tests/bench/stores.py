@@ -5,8 +5,10 @@ STORE-in-place: the same with memory that is filled while the workload runs.
     packaging/bootstrap run python tests/bench/stores.py [--memory MIB ...] [--stores STORE ...] [--plot FILE]
 
 Runs alternate between the stores, on one pair of kernels that can do all of them, with the same command line and the
-same virtual host. `naive` is naive.sh: stop, dump to disk, kexec, restore, without anything clever. Prints medians,
-each one's share by phase, what a GiB more costs, and last a JSON object; --plot writes a page with the gaps.
+same virtual host. Its disk is as fast as --disk-rate says, by default as that of a cloud's virtual machine: images on
+one that lies in this machine's memory would be images in memory. `naive` is naive.sh: stop, dump to disk, kexec,
+restore, without anything clever. Prints medians, each one's share by phase, what a GiB more costs, and last a JSON
+object; --plot writes a page with the gaps.
 """
 
 from __future__ import annotations
@@ -140,6 +142,7 @@ def main() -> int:
     parser.add_argument("--from", dest="old", default="khokernel-7.2")
     parser.add_argument("--to", dest="new", default="khokernel-7.3")
     parser.add_argument("--dirty", type=int, default=0, help="percent of the memory rewritten a second")
+    parser.add_argument("--disk-rate", type=int, default=200, metavar="MB", help="a second of the disk; 0: as memory")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one upgrade")
     parser.add_argument("--keep", type=Path, help="keep every run's logs below this directory")
     parser.add_argument("--plot", type=Path, help="write a page with the gaps over the size")
@@ -154,7 +157,7 @@ def main() -> int:
                 keep = wanted.keep / f"{size}-{store}-{number + 1}" if wanted.keep else None
                 options = Options(
                     engine="kexec", old=wanted.old, new=wanted.new, memory=size, dirty=wanted.dirty,
-                    timeout=wanted.timeout, measured=True, keep=keep,
+                    timeout=wanted.timeout, measured=True, keep=keep, disk_rate=wanted.disk_rate * 1_000_000,
                 )  # fmt: skip
                 runs[store].append(once(options, store))
         results[size] = {}

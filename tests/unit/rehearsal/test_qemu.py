@@ -50,3 +50,12 @@ def test_one_that_is_waited_for_ends_with_the_wait(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         qemu.launch(a_qemu(tmp_path / "qemu", f"echo $$ > {pid}; exec sleep 60"), [], tmp_path)
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+@pytest.mark.parametrize("rate", [0, 200_000_000])
+def test_a_disk_is_as_fast_as_it_should_be(tmp_path: Path, rate: int) -> None:
+    """Both ways; without a rate there is no word of it."""
+    machine = qemu.Machine(tmp_path / "image", None, None, "", disk_rate=rate)
+    (drive,) = (word for word in qemu.arguments(machine, tmp_path, 9, kvm=False) if word.startswith("file="))
+    found = [word for word in drive.split(",") if word.startswith("throttling.")]
+    assert found == ([f"throttling.bps-{way}={rate}" for way in ("read", "write")] if rate else [])
