@@ -11,7 +11,7 @@ from kupgrade.machine import nursery
 
 
 def main(argv: list[str]) -> int:
-    """See resume.main. Imported late: whatever comes before the nursery is not shared by two processors."""
+    """See resume.main, imported late: what comes after the nursery is done by two processors at once."""
     nursery.begin()
     from kupgrade import resume
 

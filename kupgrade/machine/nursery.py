@@ -1,6 +1,6 @@
 """Restorers that are born ready: what a restore imports, and criu's look at a new kernel, take longer than the restore.
 
-The nursery is a child that the agent of a boot makes before it has imported anything itself, so that both go on at
+The nursery is a child that the agent of a boot makes as soon as it has imported what both need, so that both go on at
 once. Each restorer is then a fork of it, asked for over a socket. It ends with the agent, whose end of the socket is
 closed then; a restorer that was given its request by then goes on, like any.
 """
@@ -13,9 +13,12 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kupgrade.errors import KupgradeError
+from kupgrade.host import criu
+from kupgrade.host.command import environment
 
 _MESSAGE = 4096  # bytes; a name and a token are far shorter
 
@@ -25,6 +28,8 @@ _ours: list[socket.socket] = []  # our end, while there is a nursery
 
 def begin() -> None:
     """Make it. Without one (no memory, no PID) restorers are started one by one, and are ready later."""
+    from kupgrade.machine import restorer
+
     end()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -41,7 +46,7 @@ def begin() -> None:
         ours.close()
         os.setsid()
         _close_others(theirs.fileno())
-        _serve(theirs)
+        _serve(theirs, restorer.serve)
     finally:
         os._exit(0)
 
@@ -69,9 +74,7 @@ def _close_others(fd: int) -> None:
                 os.close(each)
 
 
-def _serve(asked: socket.socket) -> None:
-    from kupgrade.host.command import environment
-
+def _serve(asked: socket.socket, restore: Callable[[str, str, float, int], int]) -> None:
     env = environment()
     os.environ.clear()
     os.environ.update(env)
@@ -79,9 +82,6 @@ def _serve(asked: socket.socket) -> None:
     null, probing = subprocess.DEVNULL, None
     with contextlib.suppress(OSError):
         probing = subprocess.Popen(["criu", "check"], stdin=null, stdout=null, stderr=null)
-    from kupgrade.host import criu
-    from kupgrade.machine import restorer
-
     with contextlib.suppress(KupgradeError):
         criu.preload()
     if probing is not None:
@@ -92,4 +92,4 @@ def _serve(asked: socket.socket) -> None:
         if os.fork() == 0:
             asked.close()
             os.setsid()
-            os._exit(restorer.serve(str(name), str(token), time.monotonic() + float(patience), nursery))
+            os._exit(restore(str(name), str(token), time.monotonic() + float(patience), nursery))

@@ -94,7 +94,7 @@ def test_without_a_nursery_restorers_are_started_one_by_one(born: Path, monkeypa
         patched.setattr(os, "fork", fork)
         nursery.begin()
     restorer.spawn(Places(born), "second", 60.0)
-    monkeypatch.setattr(nursery, "_serve", lambda _socket: None)
+    monkeypatch.setattr(nursery, "_serve", lambda *_: None)
     nursery.begin()
     await_(lambda: not nursery.ask("nobody", "0", 1.0))
     restorer.spawn(Places(born), "third", 60.0)
