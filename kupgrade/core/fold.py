@@ -137,7 +137,7 @@ def _changed_step(steps: Sequence[StepState], record: Record) -> tuple[int, Step
                 old,
                 failures=old.failures + (not undoing),
                 undo_failures=old.undo_failures + undoing,
-                error=str(record.data.get("error", "")),
+                error=_error(old, str(record.data.get("error", "")), undoing=undoing),
             )
         case RecordKind.UNDO_STARTED:
             new = replace(old, status=StepStatus.UNDO_STARTED, undo_boot_id=_undo_boot(old, record))
@@ -146,6 +146,12 @@ def _changed_step(steps: Sequence[StepState], record: Record) -> tuple[int, Step
         case _:
             raise NeedsHumanError("The journal holds a record out of place", record.kind.value)
     return index, new
+
+
+def _error(old: StepState, said: str, *, undoing: bool) -> str:
+    """Of an undo that is tried again the first error stays in front: the next ones may only follow from it."""
+    first = old.error if undoing and old.undo_failures else ""
+    return f"{first}; then {said}" if first and said not in first else first or said
 
 
 def _first_before(old: StepState, record: Record) -> Mapping[str, Any]:

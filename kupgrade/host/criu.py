@@ -262,25 +262,36 @@ def errors_of(text: str) -> Sequence[str]:
 def received(directory: Path) -> dict[Connection, int]:
     """Per established connection in the images, the next sequence number expected from its peer.
 
-    From inetsk entries (files.img) and tcp-stream-*.img (`inq_seq`, criu's tcp-stream.proto).
+    From inetsk entries (files.img) and tcp-stream-*.img (`inq_seq`, criu's tcp-stream.proto). Raises CheckpointError
+    when they cannot be read: a dump that was cut short leaves images without content.
     """
-    images = _import().images
     result: dict[Connection, int] = {}
-    with (directory / "files.img").open("rb") as file:
-        entries = images.load(file, pretty=False)["entries"]
-    for entry in entries:
+    for entry in _entries(directory / "files.img"):
         sock = entry.get("isk")
         if not sock or int(sock.get("state", 0)) != 1:
             continue
         stream = directory / f"tcp-stream-{int(sock['ino']):x}.img"
         if not stream.exists():
             continue
-        with stream.open("rb") as file:
-            data = images.load(file, pretty=False)["entries"][0]
         local = Endpoint(_address(sock["src_addr"]), int(sock["src_port"]))
         remote = Endpoint(_address(sock["dst_addr"]), int(sock["dst_port"]))
+        (data, *_) = _entries(stream)
         result[Connection(local, remote)] = int(data["inq_seq"])
     return result
+
+
+def _entries(path: Path) -> Sequence[Mapping[str, Any]]:
+    images = _import().images
+    try:
+        with path.open("rb") as file:
+            found: Sequence[Mapping[str, Any]] = images.load(file, pretty=False)["entries"]
+    except OSError as error:
+        raise CheckpointError("An image cannot be read", f"{path}: {error.strerror}") from error
+    except Exception as error:  # pycriu raises its own types, struct's and protobuf's; all mean that it is no image
+        raise CheckpointError("An image cannot be read", f"{path}: {error!r}") from error
+    if not found:
+        raise CheckpointError("An image cannot be read", f"{path}: it is empty")
+    return found
 
 
 def _address(words: Sequence[int]) -> str:

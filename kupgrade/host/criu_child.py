@@ -62,6 +62,7 @@ class Swrk:
 
     `guarded`: once it is asked, it is killed when it stands still. A task that it held then goes on by itself: the
     kernel lets go of it, and criu's code in it, which hears nobody any more, restores what it found (compel's daemon).
+    Connections that it had in repair mode stay so (kernel/tcp_repair.py).
     """
 
     def __init__(

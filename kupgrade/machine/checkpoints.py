@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from kupgrade.host.command import tools_of
 from kupgrade.host.criu import Criu
 from kupgrade.host.images import round_name
 from kupgrade.host.systemd import Systemd
-from kupgrade.kernel import cgroup, pagemap, proc
+from kupgrade.kernel import cgroup, pagemap, proc, tcp_repair
+from kupgrade.kernel.libc import Libc
 from kupgrade.machine import copies, dumping, fill, network, nursery, restorer, restoring, sandbox, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -81,6 +83,14 @@ class RealCheckpoints:
     def _dump(self, store: Store, workload: Workload) -> int:
         self._refuse_unfilled(workload)
         return dumping.dump(self.criu, store, workload)
+
+    def let_go(self, workloads: Sequence[Workload]) -> None:
+        """Sockets that a killed criu left in repair mode: their owner's next write would fail."""
+        for workload in workloads:
+            try:
+                tcp_repair.end(cgroup.members(workload.cgroup) if cgroup.exists(workload.cgroup) else (), Libc())
+            except KernelError as error:  # they are thawed all the same: frozen they are of no use to anybody
+                sys.stderr.write(f"<4>kupgrade: connections of {workload.name} may be cut off: {error}\n")
 
     def as_dumped(self, workloads: Sequence[Workload]) -> tuple[Workload, ...]:
         """With the processes that were dumped, as far as there is a dump: some begin and end after the plan."""

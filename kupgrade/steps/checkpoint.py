@@ -138,6 +138,7 @@ class Dump:
         """Dead before thawed, or restored before dead."""
         if context.same_boot:
             host.images.withdraw(self.store)
+            host.checkpoints.let_go(self.workloads)
             return
         if not context.images_valid:
             return

@@ -86,6 +86,9 @@ class Checkpoints(Protocol):
     def dump(self, store: Store, workloads: Sequence[Workload]) -> int:
         """The final dump of frozen workloads, which stay frozen, all at once; bytes written."""
 
+    def let_go(self, workloads: Sequence[Workload]) -> None:
+        """Take back what a dump does to frozen workloads and undoes itself in the end, where it did not come so far."""
+
     def summon(self, workloads: Sequence[Workload]) -> None:
         """Start what will restore, ahead of time: it waits for `restore`. No effect on the workloads."""
 

@@ -204,6 +204,7 @@ class Conversation:
         self.ask("sealed before the seal", lambda: images.sealed(store))
         self._seal()
         self.ask("withdraw", lambda: images.withdraw(store))
+        self.ask("let go of what was dumped", lambda: checkpoints.let_go(workloads))
         self.ask("sealed after the withdrawal", lambda: images.sealed(store))
         self.ask("verify after the withdrawal", lambda: images.verify(store))
         self._seal()

@@ -107,6 +107,10 @@ class Checkpoints(Port):
             self._dump(workload)
         return len(workloads)
 
+    def let_go(self, workloads: Sequence[Workload]) -> None:
+        for workload in workloads:
+            self.m.act(f"let go of {workload.name}")
+
     def _dump(self, workload: Workload) -> None:
         self.m.act(f"dump {workload.name}")
         check_quiet(self.m)

@@ -84,6 +84,14 @@ def test_an_earlier_mark_goes_before_the_images_change() -> None:
     assert host.calls == ["withdraw", "dump", "seal"]
 
 
+def test_what_was_dumped_is_let_go_before_it_is_thawed() -> None:
+    """In this boot the originals go on: with dead images, and with all that a criu that was killed left on them."""
+    host: Any = Host()
+    here = UndoContext(same_boot=True, in_new_kernel=False, images_valid=False)
+    Dump(STORE, ONE, "x", "6.12", "7.3", 1.0).undo(host, Nothing(), here)
+    assert host.calls == ["withdraw", "let_go"]
+
+
 def test_half_a_tree_is_ended_and_images_are_read_before_they_are_restored() -> None:
     """A bad image costs nothing but the way back."""
     restore = Restore(STORE, ONE, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from kupgrade.errors import KupgradeError
-from kupgrade.kernel import cgroup, namespaces, proc
+from kupgrade.errors import KernelError, KupgradeError
+from kupgrade.kernel import cgroup, namespaces, proc, tcp_repair
 from kupgrade.kernel.blockfs import parse_mountinfo
 from kupgrade.kernel.namespaces import Held
 from kupgrade.machine import copies, dumping, restorer
@@ -159,3 +160,24 @@ def test_a_weaker_sandbox_is_refused_on_the_way_there_and_told_on_the_way_back(
         return
     assert restorer._sandboxed(request, 12) == {}
     assert "weaker than it was: / ro" in capsys.readouterr().err
+
+
+def test_connections_that_cannot_be_looked_at_keep_no_one_frozen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told; those of the other workloads are put right all the same."""
+    ended: list[tuple[int, ...]] = []
+
+    def end(pids: tuple[int, ...], _libc: object) -> int:
+        ended.append(pids)
+        if pids == (500,):
+            raise KernelError("pidfd_getfd", "500", errno.EPERM)
+        return 1
+
+    monkeypatch.setattr(tcp_repair, "end", end)
+    monkeypatch.setattr(cgroup, "exists", lambda path: path != "/gone")
+    monkeypatch.setattr(cgroup, "members", lambda path: {"/db": (500,), "/web": (600,)}[path])
+    others = (dataclasses.replace(SERVER, name=name, cgroup=f"/{name}") for name in ("gone", "web"))
+    RealCheckpoints(Places(tmp_path), cast(Any, Systemd())).let_go((SERVER, *others))
+    assert ended == [(500,), (), (600,)]
+    assert "connections of db may be cut off" in capsys.readouterr().err

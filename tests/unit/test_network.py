@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,3 +92,24 @@ def test_a_note_that_cannot_be_written_stops_nothing(tmp_path: Path, seen: dict[
     """A restore goes on."""
     network.learn(Places(tmp_path / "nowhere"), store("a"), DEMO)
     assert seen["read"]
+
+
+@pytest.mark.parametrize("loaded", [struct.error("unpack requires a buffer of 4 bytes"), TypeError("no type"), []])
+def test_a_dump_that_was_cut_short_prompts_nobody(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: object
+) -> None:
+    """A killed criu leaves images that it only opened; the undo goes on over them, whatever their reader raises."""
+
+    def load(_file: object, pretty: bool) -> dict[str, object]:
+        if isinstance(loaded, Exception):
+            raise loaded
+        return {"entries": loaded}
+
+    monkeypatch.setattr(criu, "_import", lambda: SimpleNamespace(images=SimpleNamespace(load=load)))
+    cut_short = Store(StoreKind.DISK, str(tmp_path / "images"))
+    final = tmp_path / "images/demo/final"
+    final.mkdir(parents=True)
+    (final / "files.img").touch()
+    with pytest.raises(criu.CheckpointError, match="cannot be read"):
+        criu.received(final)
+    assert RealNetwork(places).kick(cut_short, DEMO) == 0

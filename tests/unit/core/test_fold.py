@@ -123,3 +123,19 @@ def test_the_outcome_ends_it() -> None:
     state = fold([FIRST, record(RecordKind.FINISHED, outcome="rolled-back")])
     assert state.over
     assert state.outcome is Outcome.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        (("damaged", "address in use", "address in use"), "damaged; then address in use"),
+        (("busy", "busy", "busy"), "busy"),
+        (("", "busy"), "busy"),
+    ],
+)
+def test_the_first_error_of_an_undo_stays_in_front(errors: tuple[str, ...], told: str) -> None:
+    """The next attempt may fail of what the first one left; what made the step itself fail is no part of it."""
+    records = [FIRST, record(RecordKind.STARTED, 0), record(RecordKind.FAILED, 0, error="no")]
+    for error in errors:
+        records += [record(RecordKind.UNDO_STARTED, 0), record(RecordKind.FAILED, 0, error=error)]
+    assert fold(records).steps[0].error == told
