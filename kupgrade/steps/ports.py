@@ -44,7 +44,10 @@ class Images(Protocol):
         """
 
     def recheck(self, store: Store) -> None:
-        """Read back what the last dump wrote to a disk, and all sizes; raise BadInputError when anything differs."""
+        """Read back what the last dump wrote, and all sizes; raise BadInputError when anything differs.
+
+        Of what goes through a window the sizes alone: it is read before the originals end.
+        """
 
     def preserve(self, store: Store) -> tuple[int, int]:
         """Have this kernel hand the sealed images to the next one: how many files, and their bytes."""
