@@ -23,8 +23,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.extended]
 PLACE = "/opt/live"
 # What a dump must not leave: frozen processes, the lock, a note, links, the service, images, sockets in repair mode.
 HELD = """
-cat /sys/fs/cgroup/system.slice/demo.service/cgroup.freeze
-for pid in $(cat /sys/fs/cgroup/system.slice/demo.service/cgroup.procs); do grep -H '^State:.[Tt]' /proc/$pid/status; done
+cd /sys/fs/cgroup/system.slice/demo.service
+cat cgroup.freeze
+for pid in $(cat cgroup.procs); do grep -H '^State:.[Tt]' /proc/$pid/status; done
 nft list tables | grep kupgrade
 ls /run/kupgrade/live-images.json /var/lib/demo/link_remap.* /var/lib/kupgrade/*.nft 2> /dev/null
 systemctl list-units --all --plain --no-legend 'kupgrade-live-images*'
@@ -37,6 +38,7 @@ sleep {delay}
 echo "frozen $(cat /sys/fs/cgroup/system.slice/demo.service/cgroup.freeze)"
 systemctl kill --signal=KILL --kill-whom=all kupgrade-live-test.service
 wait $run
+journalctl -u kupgrade-live-test.service -n 12 -o short-monotonic --no-pager
 """
 
 
@@ -71,7 +73,7 @@ def request(guest: Guest) -> bytes:
         rounds=3,
         late=f"{PLACE}/live/late",
         since=0.0,
-        absent=("/tmp",),  # noqa: S108
+        absent=("/tmp",),
         reserve=1 << 20,
         lock=f"{PLACE}/lock",
         old_release=made["old_release"],
@@ -138,7 +140,7 @@ def test_a_dump_lets_everybody_go_on_however_it_ends() -> None:
 
 @pytest.mark.timeout(WHOLE + 3000)
 def test_what_runs_here_is_restored_in_the_copy() -> None:
-    """With its connections, on the target kernel; here it goes on, its client hears nothing of it, and no image stays."""
+    """With its connections, on the target kernel; here its client hears nothing of it, and no image stays."""
     with skipped_without():
         host = virtual_host.build(*NEWER, say, services=SERVICES)
     with started(host, 4096, 2) as guest:
