@@ -142,6 +142,8 @@ def _refuse_others(context: click.Context) -> None:
 def exit_code(outcome: str, predicted: str) -> ExitCode:
     """0 committed or nothing to do, 3 refused, 4 rolled back, 5 a person would be needed, 1 failed.
 
+    Rolled back is also what cannot be restored of what runs here: an upgrade would be.
+
     6: it would commit, but `kupgrade apply` does not begin it here, for what is predicted is over a limit.
     """
     if outcome == "committed" and predicted == "over-budget":

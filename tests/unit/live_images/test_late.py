@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,16 +67,12 @@ def test_what_is_done_is_told(taker: Taker, tmp_path: Path, path: str, size: int
 
 def test_what_the_copy_has_is_not_taken_again(taker: Taker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not changed since; carried with the images; gone; a directory; of a service's own /tmp. What is absent is."""
-    monkeypatch.setattr(taker, "request", taker.request.__class__(**{**_values(taker), "since": time.time() + 100}))
+    monkeypatch.setattr(taker, "request", replace(taker.request, since=time.time() + 100))
     for path in ("/usr/lib/x.so", "/out/data", "/tmp/y", "/run/web/pid"):
         host(tmp_path, path, "abc", old=True)
     seen = [SeenFile(p, 3) for p in ("/usr/lib/x.so", "/out/data", "/run/web/pid", "/gone", "/usr", "/tmp/y")]
     assert take(taker, tmp_path, *seen)[0] == ["/out/data", "/tmp/y"]
     assert take(taker, tmp_path, *seen, sandboxed=True)[0] == ["/out/data"]
-
-
-def _values(taker: Taker) -> dict[str, object]:
-    return {name: getattr(taker.request, name) for name in taker.request.__slots__}
 
 
 def test_they_are_laid_over_the_copy(tmp_path: Path) -> None:
