@@ -98,15 +98,15 @@ def settings(
     `last_pid`: workloads get PIDs after it; `slow`: how many times slower it is expected to be; `interfaces`: those of
     this host with addresses.
     """
-    agent = (GUEST / AGENT).read_text()
+    agent, own = (GUEST / AGENT).read_text(), tuple(addresses)
     spans = "".join(f"DefaultTimeout{which}Sec={round(90 * slow)}\n" for which in ("Start", "Stop"))
     early = "".join(f"Wants={unit}\n" for unit in (*EARLY, NETWORK))
     found: dict[str, str | bytes | Link] = {
         "etc/fstab": fstab,
         "etc/crypttab": "",
         "usr/lib/kupgrade-lab/agent.py": (GUEST / "agent.py").read_bytes(),
-        "usr/lib/kupgrade-lab/addresses": "".join(f"address replace {each} dev lo\n" for each in addresses),
-        "usr/lib/kupgrade-lab/peers": peers(interfaces),
+        "usr/lib/kupgrade-lab/addresses": "".join(f"address replace {each} dev lo\n" for each in own),
+        "usr/lib/kupgrade-lab/peers": peers(interfaces, own),
         f"{_SYSTEM}/{AGENT}": agent,
         f"{_SYSTEM}/{NETWORK}": UNIT_NETWORK.format(before=" ".join(units), last_pid=last_pid, live=LIVE_WORD),
         f"{_SYSTEM}/{TARGET}": UNIT_TARGET.format(wanted=" ".join(("dbus.socket", AGENT, *units))),
@@ -123,13 +123,18 @@ def settings(
     return found
 
 
-def peers(interfaces: Iterable[str]) -> str:
+def peers(interfaces: Iterable[str], addresses: Iterable[str]) -> str:
     """For `ip -batch`: interfaces of these names, with a route to everybody. What is sent there is gone.
 
     criu connects a restored socket, without a packet, to a peer that a route has to lead to. Where a kernel has no
-    dummy interfaces, loopback's own route does for IPv4.
+    dummy interfaces, loopback's own route does for IPv4. With its prefix an address on loopback has all its neighbours
+    there, too: they would answer with a reset.
     """
     lines = []
+    for address in addresses:
+        alone = f"{address.partition('/')[0]}/{128 if ':' in address else 32}"
+        if alone != address:
+            lines += [f"address del {address} dev lo", f"address add {alone} dev lo"]
     for number, name in enumerate(interfaces, 1000):
         lines += [f"link add {name} type dummy", f"link set {name} up"]
         lines += [f"route append {anywhere} dev {name} metric {number}" for anywhere in ("0.0.0.0/0", "::/0")]

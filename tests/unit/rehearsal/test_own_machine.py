@@ -150,8 +150,10 @@ def test_whoever_was_connected_has_a_way_there_that_ends_nowhere() -> None:
         {"ifname": "eth1", "addr_info": []},
     ]
     assert own_inside.interfaces(links) == ("eth0",)
-    lines = own_guest.peers(("eth0", "br-0")).splitlines()
-    assert lines[:2] == ["link add eth0 type dummy", "link set eth0 up"]
+    lines = own_guest.peers(("eth0", "br-0"), ("192.0.2.7/24", "2001:db8::1/64", "10.0.0.1/32")).splitlines()
+    alone = ["address del 192.0.2.7/24 dev lo", "address add 192.0.2.7/32 dev lo"]
+    alone += ["address del 2001:db8::1/64 dev lo", "address add 2001:db8::1/128 dev lo"]
+    assert lines[:6] == [*alone, "link add eth0 type dummy", "link set eth0 up"]
     assert "route append ::/0 dev br-0 metric 1001" in lines
     assert lines[-1] == "route append 0.0.0.0/0 dev lo metric 9000"
 
