@@ -213,17 +213,20 @@ def target(plan: Plan) -> tuple[Mapping[str, Any], str]:
 
 
 def service(unit: str, directory: Path) -> list[str]:
-    """How the dump is started: whatever ends it, even SIGKILL, systemd lets the workloads go afterwards."""
-    python = f'"{sys.executable}" -sP -m kupgrade.live_images.release'
+    """How the dump is started: whatever ends it, even SIGKILL, systemd lets the workloads go afterwards.
+
+    Twice: who kills everything in its cgroup may do so while that is at work. The second finds nothing to do as a rule.
+    """
+    release = f'-"{sys.executable}" -sP -m kupgrade.live_images.release'
     properties = {
         "KillMode": "mixed",
         "RuntimeMaxSec": f"{_LONGEST}",
         "TimeoutStopSec": f"{_END}",
         "OOMScoreAdjust": "-900",
         "UMask": "0077",
-        "ExecStopPost": python,
     }
     words = [f"--property={name}={value}" for name, value in properties.items()]
+    words += [f"--property=ExecStopPost={release}"] * 2
     run = [sys.executable, "-sP", "-m", "kupgrade.live_images.dump", "live-request.json", "live-answer.json"]
     head = ["systemd-run", "--wait", "--quiet", "--collect", f"--unit={unit}", "--service-type=exec"]
     return [*head, f"--working-directory={directory}", *words, *run]

@@ -38,6 +38,8 @@ sleep {delay}
 echo "frozen $(cat /sys/fs/cgroup/system.slice/demo.service/cgroup.freeze)"
 systemctl kill --signal=KILL --kill-whom=all kupgrade-live-test.service
 wait $run
+ls -l /run/kupgrade
+cat /opt/live/live-answer.json
 journalctl -u kupgrade-live-test.service -n 12 -o short-monotonic --no-pager
 """
 
