@@ -48,6 +48,7 @@ _END = 120  # seconds for it to end once it is told to
 _BOOT, _RESTORE, _SETTLE = 240.0, 120.0, 2.0  # seconds, times how much slower it may be
 _SLOWEST = 1e6  # bytes a second, when the disk is made
 _STORE = "images"
+_UNITS = Path("/run/systemd/system")
 _LOAD = "load-kernel"  # the step that names the target's files
 
 
@@ -133,10 +134,14 @@ class Rehearsing:
         (self.directory / "live-request.json").write_text(json.dumps(encode(request)))
         self.progress(f"dumping {', '.join(each.name for each in self.wanted.workloads)} on this host")
         unit = f"kupgrade-live-images-{os.getpid()}.service"
+        file = _UNITS / unit
         try:
-            done = command.run(service(unit, self.directory), timeout=_LONGEST + _END, check=False)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(service(self.directory))
+            done = command.run(["systemctl", "start", unit], timeout=_LONGEST + _END, check=False)
         finally:  # interrupted: it ends by itself, and is waited for
             command.run(["systemctl", "stop", unit], timeout=_END + 30.0, check=False)
+            file.unlink(missing_ok=True)
         return heard(self.directory / "live-answer.json", done, self.wanted.workloads)
 
     def _restored(self, workloads: tuple[Workload, ...], answer: DumpAnswer) -> tuple[Restored, ...]:
@@ -212,24 +217,28 @@ def target(plan: Plan) -> tuple[Mapping[str, Any], str]:
     return load, stage
 
 
-def service(unit: str, directory: Path) -> list[str]:
-    """How the dump is started: whatever ends it, even SIGKILL, systemd lets the workloads go afterwards.
+def service(directory: Path) -> str:
+    """The unit that dumps: whatever ends it, even SIGKILL, systemd lets the workloads go afterwards.
 
     Twice: who kills everything in its cgroup may do so while that is at work. The second finds nothing to do as a rule.
     """
-    release = f'-"{sys.executable}" -sP -m kupgrade.live_images.release'
-    properties = {
-        "KillMode": "mixed",
-        "RuntimeMaxSec": f"{_LONGEST}",
-        "TimeoutStopSec": f"{_END}",
-        "OOMScoreAdjust": "-900",
-        "UMask": "0077",
-    }
-    words = [f"--property={name}={value}" for name, value in properties.items()]
-    words += [f"--property=ExecStopPost={release}"] * 2
-    run = [sys.executable, "-sP", "-m", "kupgrade.live_images.dump", "live-request.json", "live-answer.json"]
-    head = ["systemd-run", "--wait", "--quiet", "--collect", f"--unit={unit}", "--service-type=exec"]
-    return [*head, f"--working-directory={directory}", *words, *run]
+    python = f'"{sys.executable.replace("%", "%%").replace("$", "$$")}" -sP -m kupgrade.live_images'
+    return f"""# Of a rehearsal with --live-images, which removes it at its end; it ends with this boot anyway.
+[Unit]
+Description=Images of workloads that run on
+CollectMode=inactive-or-failed
+[Service]
+Type=oneshot
+WorkingDirectory={str(directory).replace("%", "%%")}
+ExecStart={python}.dump live-request.json live-answer.json
+ExecStopPost=-{python}.release
+ExecStopPost=-{python}.release
+KillMode=mixed
+TimeoutStartSec={_LONGEST}
+TimeoutStopSec={_END}
+OOMScoreAdjust=-900
+UMask=0077
+"""
 
 
 def heard(path: Path, done: command.Completed, workloads: Sequence[Workload]) -> DumpAnswer:

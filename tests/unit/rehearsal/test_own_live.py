@@ -54,11 +54,12 @@ def test_who_is_kept_and_takes_part_is_dumped(plan: Plan) -> None:
 
 def test_the_service_lets_everybody_go_however_it_ends(tmp_path: Path) -> None:
     """systemd runs the release when the main process is gone, killed or not, and again if that was killed, too."""
-    words = own_live.service("x.service", tmp_path)
-    assert words.count(f'--property=ExecStopPost=-"{sys.executable}" -sP -m kupgrade.live_images.release') == 2
-    assert "--property=KillMode=mixed" in words
-    assert f"--working-directory={tmp_path}" in words
-    assert words[-5:] == ["-sP", "-m", "kupgrade.live_images.dump", "live-request.json", "live-answer.json"]
+    lines = own_live.service(tmp_path / "50% $HOME").splitlines()
+    python = f'"{sys.executable}" -sP -m kupgrade.live_images'
+    assert lines.count(f"ExecStopPost=-{python}.release") == 2
+    assert f"ExecStart={python}.dump live-request.json live-answer.json" in lines
+    assert "KillMode=mixed" in lines and "Type=oneshot" in lines
+    assert f"WorkingDirectory={tmp_path}/50%% $HOME" in lines
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,9 @@ class Lab:
             raise self.error
 
     def run(self, argv: list[str], **options: Any) -> Completed:
-        word = {"systemd-run": "dump", "systemctl": "stop"}.get(argv[0], argv[0])
+        word = {"start": "dump"}.get(argv[1], argv[1]) if argv[0] == "systemctl" else argv[0]
         if word == "dump":
+            assert f"WorkingDirectory={self.directory}" in (self.directory.parent / argv[2]).read_text()
             images = self.directory / "live/images/web/final"
             images.mkdir(parents=True)
             (images / "pages-1.img").write_text("secret")
@@ -174,6 +176,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     link = SimpleNamespace(boots=found.boots, wait_boot=found.wait_boot, write=found.write, close=found.close)
     link.run = found.ask
     monkeypatch.setattr(command, "run", found.run)
+    monkeypatch.setattr(own_live, "_UNITS", tmp_path)
     monkeypatch.setattr(qemu, "run_directory", lambda: tmp_path / "state")
     monkeypatch.setattr(qemu, "launch", found.launch)
     monkeypatch.setattr(own_live, "Link", lambda path: SimpleNamespace(**{**vars(link), "boots": found.boots}))
@@ -195,7 +198,9 @@ def course(lab: Lab, plan: Plan, tmp_path: Path) -> Rehearsing:
 
 
 def nothing_left(lab: Lab) -> bool:
-    return not (lab.directory / "live").exists() and not (lab.directory / "live-disk").exists()
+    """Neither images nor a unit."""
+    there = [path for name in ("live", "live-disk") if (path := lab.directory / name).exists()]
+    return not there and not [*lab.directory.parent.glob("*.service")]
 
 
 def test_what_runs_here_is_dumped_and_restored_on_the_target_kernel(course: Rehearsing, lab: Lab) -> None:
