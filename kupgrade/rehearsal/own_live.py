@@ -41,7 +41,7 @@ PLACE = "/var/lib/kupgrade/live"  # of the disk of images, in the machine
 DIFFERS = (
     "their connections lead nowhere: what is sent is lost, and nobody answers",
     "files that changed between the copy and the dump, and that nobody had open, are as they were when copied",
-    "memory is copied before they run, and no hook is called",
+    "they are restored one after the other, memory is copied before they run, and no hook is called",
 )
 _LONGEST = 1800  # seconds of the dumping service
 _END = 120  # seconds for it to end once it is told to
