@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ KILLED = """
 for i in $(seq 6000); do test -e /run/kupgrade/live-images.json && break; sleep 0.01; done
 sleep {delay}
 echo "frozen $(cat /sys/fs/cgroup/system.slice/demo.service/cgroup.freeze)"
+systemctl show -p ExecStopPost,Type,KillMode kupgrade-live-images-test.service
 systemctl kill --signal=KILL --kill-whom=all kupgrade-live-images-test.service
 wait $run
 ls -l /run/kupgrade
@@ -53,6 +55,10 @@ class Talk:
         self.socket.settimeout(120.0)
         self.lines = self.socket.makefile("rb")
         self.number = 0
+
+    def close(self) -> None:
+        self.lines.close()
+        self.socket.close()
 
     def ask(self) -> tuple[int, list[str]]:
         """(how many answers that process has given, who it is): a reset, or another process, is seen."""
@@ -105,9 +111,9 @@ def test_a_dump_lets_everybody_go_on_however_it_ends() -> None:
     """One connection lives through dumps that end and such that SIGKILL ends at any moment; nothing stays behind."""
     with skipped_without():
         host = virtual_host.build(*NEWER, say, services=SERVICES)
-    with started(host, 4096, 2) as guest:
+    with started(host, 4096, 2) as guest, ExitStack() as stack:
         guest.start_workload()
-        talk = Talk(guest)
+        talk = stack.enter_context(closing(Talk(guest)))
         count, who = talk.ask()
         clean = inside.shell(guest.link, HELD)
         assert clean == "0\n"
@@ -143,9 +149,9 @@ def test_what_runs_here_is_restored_in_the_copy() -> None:
     """With its connections, on the target kernel; here its client hears nothing of it, and no image stays."""
     with skipped_without():
         host = virtual_host.build(*NEWER, say, services=SERVICES)
-    with started(host, 4096, 2) as guest:
+    with started(host, 4096, 2) as guest, ExitStack() as stack:
         guest.start_workload()
-        talk = Talk(guest)
+        talk = stack.enter_context(closing(Talk(guest)))
         _, who = talk.ask()
         held = inside.shell(guest.link, HELD)
         words = f"kupgrade rehearse --this-host --live-images --json --timeout 5000 --keep {KEPT}"
