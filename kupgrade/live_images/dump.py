@@ -2,7 +2,7 @@
 
 A service of its own, so that no killed terminal ends it in the middle. Order and its reasons (each a crash window):
   none begins        no upgrade may freeze or lock what this thaws and unlocks
-  release            what a dump that was killed left, if even its ExecStopPost= was
+  release            what a dump that was killed left, if even what comes after it was (OnFailure=)
   pre-dump           memory is copied while they run: the pause is short
   note               before anything is held: who comes after a kill knows whom to let go
   watchdogs, lock    systemd would kill who says nothing; TCP alone, and in this kernel alone: nothing outlives a boot

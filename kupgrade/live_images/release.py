@@ -1,7 +1,7 @@
 """Lets workloads that were dumped run on: in the end of each dump, and when the one who dumped was killed.
 
 Whoever holds them writes down beforehand what it is about to do, in /run: the note ends with the boot, as all of it
-does. systemd starts this when the dumping service has ended, however it ended (ExecStopPost=), and the next dump does.
+does. systemd starts this when the dumping service has failed, however it did (OnFailure=), and the next dump does.
 
 Crash windows: every part may be done twice, and the note goes when all of it was done. Sockets before the thaw: in
 repair mode a write of their owner fails.

@@ -134,14 +134,17 @@ class Rehearsing:
         (self.directory / "live-request.json").write_text(json.dumps(encode(request)))
         self.progress(f"dumping {', '.join(each.name for each in self.wanted.workloads)} on this host")
         unit = f"kupgrade-live-images-{os.getpid()}.service"
-        file = _UNITS / unit
+        texts = units(self.directory, unit)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(service(self.directory))
+            _UNITS.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                (_UNITS / name).write_text(text)
             done = command.run(["systemctl", "start", unit], timeout=_LONGEST + _END, check=False)
-        finally:  # interrupted: it ends by itself, and is waited for
+        finally:  # interrupted: it ends by itself, and is waited for; as a rule nobody is held then
             command.run(["systemctl", "stop", unit], timeout=_END + 30.0, check=False)
-            file.unlink(missing_ok=True)
+            command.run(["systemctl", "start", [*texts][-1]], timeout=_END, check=False)
+            for name in texts:
+                (_UNITS / name).unlink(missing_ok=True)
         return heard(self.directory / "live-answer.json", done, self.wanted.workloads)
 
     def _restored(self, workloads: tuple[Workload, ...], answer: DumpAnswer) -> tuple[Restored, ...]:
@@ -217,28 +220,38 @@ def target(plan: Plan) -> tuple[Mapping[str, Any], str]:
     return load, stage
 
 
-def service(directory: Path) -> str:
-    """The unit that dumps: whatever ends it, even SIGKILL, systemd lets the workloads go afterwards.
+def units(directory: Path, name: str) -> Mapping[str, str]:
+    """The unit `name` that dumps, and the one that lets the workloads go whatever ended it, even SIGKILL.
 
-    Twice: who kills everything in its cgroup may do so while that is at work. The second finds nothing to do as a rule.
+    That is a unit of its own, and no ExecStopPost=: what is started in a cgroup that was killed as a whole
+    (cgroup.kill, as by systemctl kill) is killed at once by some kernels (seen with 6.12.107).
     """
     python = f'"{sys.executable.replace("%", "%%").replace("$", "$$")}" -sP -m kupgrade.live_images'
-    return f"""# Of a rehearsal with --live-images, which removes it at its end; it ends with this boot anyway.
-[Unit]
-Description=Images of workloads that run on
+    head = "# Of a rehearsal with --live-images, which removes it at its end; it ends with this boot anyway.\n[Unit]\n"
+    release = name.replace(".service", "-release.service")
+    dump = f"""{head}Description=Images of workloads that run on
 CollectMode=inactive-or-failed
+OnFailure={release}
 [Service]
 Type=oneshot
 WorkingDirectory={str(directory).replace("%", "%%")}
 ExecStart={python}.dump live-request.json live-answer.json
-ExecStopPost=-{python}.release
-ExecStopPost=-{python}.release
 KillMode=mixed
 TimeoutStartSec={_LONGEST}
 TimeoutStopSec={_END}
 OOMScoreAdjust=-900
 UMask=0077
 """
+    again = f"""{head}Description=Workloads whose dump was killed run on
+CollectMode=inactive-or-failed
+[Service]
+Type=oneshot
+ExecStart={python}.release
+Restart=on-failure
+RestartSec=1
+OOMScoreAdjust=-900
+"""
+    return {name: dump, release: again}
 
 
 def heard(path: Path, done: command.Completed, workloads: Sequence[Workload]) -> DumpAnswer:

@@ -52,14 +52,17 @@ def test_who_is_kept_and_takes_part_is_dumped(plan: Plan) -> None:
     assert "--live-images" in caught.value.remedy
 
 
-def test_the_service_lets_everybody_go_however_it_ends(tmp_path: Path) -> None:
-    """systemd runs the release when the main process is gone, killed or not, and again if that was killed, too."""
-    lines = own_live.service(tmp_path / "50% $HOME").splitlines()
+def test_everybody_is_let_go_however_the_dump_ends(tmp_path: Path) -> None:
+    """By a unit of its own, in a cgroup that nobody has killed, which is tried again when it fails."""
+    found = own_live.units(tmp_path / "50% $HOME", "x-7.service")
+    dump, release = (text.splitlines() for text in found.values())
+    assert [*found] == ["x-7.service", "x-7-release.service"]
     python = f'"{sys.executable}" -sP -m kupgrade.live_images'
-    assert lines.count(f"ExecStopPost=-{python}.release") == 2
-    assert f"ExecStart={python}.dump live-request.json live-answer.json" in lines
-    assert "KillMode=mixed" in lines and "Type=oneshot" in lines
-    assert f"WorkingDirectory={tmp_path}/50%% $HOME" in lines
+    assert "OnFailure=x-7-release.service" in dump
+    assert f"ExecStart={python}.dump live-request.json live-answer.json" in dump
+    assert "KillMode=mixed" in dump and "Type=oneshot" in dump
+    assert f"WorkingDirectory={tmp_path}/50%% $HOME" in dump
+    assert f"ExecStart={python}.release" in release and "Restart=on-failure" in release
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,9 @@ class Lab:
             raise self.error
 
     def run(self, argv: list[str], **options: Any) -> Completed:
-        word = {"start": "dump"}.get(argv[1], argv[1]) if argv[0] == "systemctl" else argv[0]
+        word = argv[0]
+        if word == "systemctl":
+            word = "release" if argv[2].endswith("-release.service") else {"start": "dump"}.get(argv[1], argv[1])
         if word == "dump":
             assert f"WorkingDirectory={self.directory}" in (self.directory.parent / argv[2]).read_text()
             images = self.directory / "live/images/web/final"
@@ -211,7 +216,19 @@ def test_what_runs_here_is_dumped_and_restored_on_the_target_kernel(course: Rehe
         ("db", True, (0.5,)),
     ]
     assert found[0].differs == ("cut",)
-    wanted = ["dump", "stop", "mkfs.ext4", "/boot/initrd.img-7.3", "launch", "boot", "mount", "restore", "close", "end"]
+    wanted = [
+        "dump",
+        "stop",
+        "release",
+        "mkfs.ext4",
+        "/boot/initrd.img-7.3",
+        "launch",
+        "boot",
+        "mount",
+        "restore",
+        "close",
+        "end",
+    ]
     assert lab.done == wanted
     assert lab.shape is not None
     assert (lab.shape.kernel, lab.shape.images) == (Path("/boot/vmlinuz-7.3"), lab.directory / "live-disk/images.img")
@@ -231,7 +248,7 @@ def test_what_cannot_be_dumped_is_not_waited_for(course: Rehearsing, lab: Lab) -
     lab.done.clear()
     lab.answer = DumpAnswer((Dumped("web", "io_uring"), Dumped("db", "a raw socket")))
     assert [each.error for each in course.rehearse()] == ["not dumped: io_uring", "not dumped: a raw socket"]
-    assert lab.done == ["dump", "stop"]
+    assert lab.done == ["dump", "stop", "release"]
     assert nothing_left(lab)
 
 
@@ -259,7 +276,7 @@ def test_an_operator_who_interrupts_leaves_no_images(course: Rehearsing, lab: La
     lab.fails, lab.error = fails, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         course.rehearse()
-    assert "stop" in lab.done
+    assert lab.done[1:3] == ["stop", "release"]
     assert nothing_left(lab)
 
 
