@@ -28,6 +28,7 @@ from kupgrade.errors import KupgradeError
 from kupgrade.host import criu_seen
 from kupgrade.host.images import FINAL, ImageStore
 from kupgrade.host.systemd import Systemd
+from kupgrade.kernel import proc
 from kupgrade.kernel.blockfs import free_bytes
 from kupgrade.live_images import release
 from kupgrade.live_images.late import Taker
@@ -73,6 +74,7 @@ class Dumping:
         request = self.request
         with StateDirectory(self.places.root).none_begins():
             if (left := release.read(self.places)) is not None:
+                release.await_dumpers(left, release.PATIENCE)
                 self.release.all_of(left, sound=False)
             self._check()
             self.images.prepare(request.store)
@@ -101,7 +103,8 @@ class Dumping:
         """The final dump: what was held, the errors by workload, and the seconds that nobody ran."""
         workloads = self.request.workloads
         self.checkpoints.prime(workloads)
-        hold = Hold(workloads, self.units.watched(workloads), locked=True)
+        own = proc.process(os.getpid()).cgroup
+        hold = Hold(workloads, self.units.watched(workloads), locked=True, dumpers=own)
         release.write(self.places, hold)
         errors: dict[str, str] = {each.name: "it was not dumped" for each in workloads}
         by_unit = {each.unit: each for each in workloads}

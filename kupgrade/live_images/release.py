@@ -3,6 +3,8 @@
 Whoever holds them writes down beforehand what it is about to do, in /run: the note ends with the boot, as all of it
 does. systemd starts this when the dumping service has failed, however it did (OnFailure=), and the next dump does.
 
+criu itself is waited for: killed in the middle it leaves processes that run its code, and do not outlive that.
+
 Crash windows: every part may be done twice, and the note goes when all of it was done. Sockets before the thaw: in
 repair mode a write of their owner fails.
 """
@@ -10,7 +12,9 @@ repair mode a write of their owner fails.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +35,8 @@ from kupgrade.model.live_images import Hold
 from kupgrade.model.workload import Workload
 
 Item = TypeVar("Item")
+PATIENCE = 120.0  # seconds
+_POLL = 0.02
 _DELETED = " (deleted)"  # d_path(9)
 
 
@@ -121,6 +127,18 @@ def _remove_link(path: Path, inode: int) -> None:
                 link.unlink()
 
 
+def await_dumpers(hold: Hold, patience: float) -> None:
+    """Wait (seconds) for a criu whose master was killed: it ends its work by itself, and has let go of all then.
+
+    One that does not end is no reason to hold the workloads for ever.
+    """
+    deadline = time.monotonic() + patience
+    while hold.dumpers and time.monotonic() < deadline:
+        if not set(cgroup.members(hold.dumpers) if cgroup.exists(hold.dumpers) else ()) - {os.getpid()}:
+            return
+        time.sleep(_POLL)
+
+
 def _each(items: Iterable[Item], work: Callable[[Item], object]) -> None:
     """All of them, whichever fails; raises the first failure in the end."""
     failed: KupgradeError | OSError | None = None
@@ -140,6 +158,7 @@ def main() -> int:
     if hold is None:
         return 0
     try:
+        await_dumpers(hold, PATIENCE)
         Release(places).all_of(hold, sound=False)
     except (KupgradeError, OSError) as error:
         print(f"<3>kupgrade: a workload may still be held: {error}", file=sys.stderr)  # noqa: T201

@@ -30,12 +30,13 @@ class DumpRequest:
 class Hold:
     """What keeps the workloads from running or being reached meanwhile: written before each of it is done.
 
-    `watched`: units whose watchdogs do not count; `locked`: their TCP ports are.
+    `watched`: units whose watchdogs do not count; `locked`: their TCP ports are; `dumpers`: the cgroup of those at work.
     """
 
     workloads: tuple[Workload, ...]
     watched: tuple[Watched, ...] = ()
     locked: bool = False
+    dumpers: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,8 +223,9 @@ def target(plan: Plan) -> tuple[Mapping[str, Any], str]:
 def units(directory: Path, name: str) -> Mapping[str, str]:
     """The unit `name` that dumps, and the one that lets the workloads go whatever ended it, even SIGKILL.
 
-    That is a unit of its own, and no ExecStopPost=: what is started in a cgroup that was killed as a whole
-    (cgroup.kill, as by systemctl kill) is killed at once by some kernels (seen with 6.12.107).
+    Only the main process is ended: a criu that is killed at its work may take those along that it works on. What lets
+    go is a unit of its own, and no ExecStopPost=: what is started in a cgroup that was killed as a whole (cgroup.kill)
+    is killed at once by some kernels (seen with 6.12.107).
     """
     python = f'"{sys.executable.replace("%", "%%").replace("$", "$$")}" -sP -m kupgrade.live_images'
     head = "# Of a rehearsal with --live-images, which removes it at its end; it ends with this boot anyway.\n[Unit]\n"
@@ -236,7 +237,8 @@ OnFailure={release}
 Type=oneshot
 WorkingDirectory={str(directory).replace("%", "%%")}
 ExecStart={python}.dump live-request.json live-answer.json
-KillMode=mixed
+KillMode=process
+OOMPolicy=continue
 TimeoutStartSec={_LONGEST}
 TimeoutStopSec={_END}
 OOMScoreAdjust=-900

@@ -139,3 +139,17 @@ def test_mapped_files_count_and_ended_processes_do_not(linked: Path, monkeypatch
 
     monkeypatch.setattr(process, "fds", gone)
     release.remove_links(WEB)
+
+
+def test_a_criu_that_goes_on_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its master was killed; it ends by itself. One that does not end holds nobody for ever; we are none of them."""
+    left = [(7, os.getpid()), (7,), (os.getpid(),)]
+    monkeypatch.setattr(cgroup, "members", lambda path: left.pop(0))
+    release.await_dumpers(Hold((WEB,), dumpers="/dump"), 10.0)
+    assert left == []
+    monkeypatch.setattr(cgroup, "members", lambda path: (7,))
+    release.await_dumpers(Hold((WEB,), dumpers="/dump"), 0.05)
+    release.await_dumpers(Hold((WEB,)), 10.0)
+    monkeypatch.setattr(cgroup, "exists", lambda path: False)
+    release.await_dumpers(Hold((WEB,), dumpers="/dump"), 10.0)
+    assert machine.done == []

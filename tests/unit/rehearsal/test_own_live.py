@@ -60,7 +60,7 @@ def test_everybody_is_let_go_however_the_dump_ends(tmp_path: Path) -> None:
     python = f'"{sys.executable}" -sP -m kupgrade.live_images'
     assert "OnFailure=x-7-release.service" in dump
     assert f"ExecStart={python}.dump live-request.json live-answer.json" in dump
-    assert "KillMode=mixed" in dump and "Type=oneshot" in dump
+    assert "KillMode=process" in dump and "Type=oneshot" in dump
     assert f"WorkingDirectory={tmp_path}/50%% $HOME" in dump
     assert f"ExecStart={python}.release" in release and "Restart=on-failure" in release
 
