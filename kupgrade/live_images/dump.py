@@ -3,8 +3,8 @@
 A service of its own, so that no killed terminal ends it in the middle. Order and its reasons (each a crash window):
   none begins        no upgrade may freeze or lock what this thaws and unlocks
   release            what a dump that was killed left, if even what comes after it was (OnFailure=)
-  pre-dump           memory is copied while they run: the pause is short
   note               before anything is held: who comes after a kill knows whom to let go
+  pre-dump           memory is copied while they run: the pause is short; criu freezes them itself, for a moment
   watchdogs, lock    systemd would kill who says nothing; TCP alone, and in this kernel alone: nothing outlives a boot
   freeze, dump       criu leaves them as they are
   thaw … watchdogs   whatever happened; the note stays until the links that criu made are gone
@@ -78,8 +78,7 @@ class Dumping:
                 self.release.all_of(left, sound=False)
             self._check()
             self.images.prepare(request.store)
-            if request.rounds:
-                PreDump(request.store, request.workloads, request.rounds).do(self._ports, Nothing())
+            self._pre_dump()
             hold, errors, pause = self._stand_still()
             try:
                 self.images.seal(request.store, "rehearsal", (request.old_release, request.new_release))
@@ -98,6 +97,18 @@ class Dumping:
         for each in self.request.workloads:
             if self.freezer.frozen(each) is not False:
                 raise KupgradeError(f"{each.name} does not run", "somebody has frozen it", "Thaw it: systemctl thaw")
+
+    def _pre_dump(self) -> None:
+        """criu freezes and thaws by itself in each round; one that ends in between may not have thawed."""
+        request = self.request
+        hold = Hold(request.workloads, dumpers=proc.process(os.getpid()).cgroup)
+        release.write(self.places, hold)
+        try:
+            if request.rounds:
+                PreDump(request.store, request.workloads, request.rounds).do(self._ports, Nothing())
+        except BaseException:
+            self.release.all_of(hold, sound=False)
+            raise
 
     def _stand_still(self) -> tuple[Hold, dict[str, str], float]:
         """The final dump: what was held, the errors by workload, and the seconds that nobody ran."""

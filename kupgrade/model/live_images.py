@@ -30,7 +30,7 @@ class DumpRequest:
 class Hold:
     """What keeps the workloads from running or being reached meanwhile: written before each of it is done.
 
-    `watched`: units whose watchdogs do not count; `locked`: their TCP ports are; `dumpers`: the cgroup of those at work.
+    `watched`: units whose watchdogs do not count; `locked`: their TCP ports are; `dumpers`: cgroup of who is at work.
     """
 
     workloads: tuple[Workload, ...]

@@ -81,6 +81,7 @@ class Ports:
         self.note(f"run on {'sound' if sound else 'unsound'}")
 
     def let_go(self, hold: Hold, *, sound: bool) -> None:
+        assert hold.dumpers
         assert (hold.locked, hold.watched) == (True, self.watched(()))
         self.note("let go")
 
@@ -152,6 +153,14 @@ def test_they_run_on_whatever_fails(made: Dumping, ports: Ports, fails: str) -> 
         assert release.read(ports.places) is not None  # whoever comes after looks once more
         assert ("run on unsound" in ports.done) == fails.startswith("freeze")
     assert ports.done.count("let go") == 1
+
+
+def test_a_round_that_fails_leaves_nobody_frozen(made: Dumping, ports: Ports) -> None:
+    """criu may have ended before it thawed."""
+    ports.fails = "pre-dump"
+    with pytest.raises(CheckpointError):
+        made.all_of()
+    assert ports.done == ["prepare", "pre-dump", "all of"]
 
 
 def test_a_failure_afterwards_forgets_nobody(made: Dumping, ports: Ports) -> None:
