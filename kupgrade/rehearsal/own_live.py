@@ -142,7 +142,9 @@ class Rehearsing:
             done = command.run(["systemctl", "start", unit], timeout=_LONGEST + _END, check=False)
         finally:  # interrupted: it ends by itself, and is waited for; as a rule nobody is held then
             command.run(["systemctl", "stop", unit], timeout=_END + 30.0, check=False)
-            command.run(["systemctl", "start", [*texts][-1]], timeout=_END, check=False)
+            release = [*texts][-1]
+            if command.run(["systemctl", "start", release], timeout=_END + 30.0, check=False).status != 0:
+                self.progress(f"WARNING: a service may still be held; see journalctl -u {release}")
             for name in texts:
                 (_UNITS / name).unlink(missing_ok=True)
         return heard(self.directory / "live-answer.json", done, self.wanted.workloads)

@@ -122,6 +122,7 @@ class Lab:
     fails: str = ""
     error: BaseException = field(default_factory=lambda: KupgradeError("it failed", "why"))
     release: str = "7.3"
+    says_no: str = ""
     done: list[str] = field(default_factory=list)
     shape: own_machine.Shape | None = None
     request: Any = None
@@ -144,7 +145,7 @@ class Lab:
         if word == "mkfs.ext4":
             assert (self.directory / "live-disk/images.img").stat().st_mode & 0o777 == 0o600
         self.note(word)
-        return Completed(0, "", "")
+        return Completed(int(word == self.says_no), "", "")
 
     def launch(self, program: Any, words: list[str], state: Path, patience: float, *, scratch: Path) -> Any:
         assert scratch == self.directory
@@ -278,6 +279,18 @@ def test_an_operator_who_interrupts_leaves_no_images(course: Rehearsing, lab: La
         course.rehearse()
     assert lab.done[1:3] == ["stop", "release"]
     assert nothing_left(lab)
+
+
+def test_whoever_may_still_be_held_is_told_of(course: Rehearsing, lab: Lab) -> None:
+    """The unit that lets go has failed: the operator has to look."""
+    said: list[str] = []
+    lab.says_no = "release"
+    replace(course, progress=said.append).rehearse()
+    assert any("may still be held" in each for each in said)
+    lab.says_no = ""
+    said.clear()
+    replace(course, progress=said.append).rehearse()
+    assert not any("may still be held" in each for each in said)
 
 
 def test_a_refused_dump_ends_the_rehearsal(course: Rehearsing, lab: Lab) -> None:
