@@ -157,7 +157,7 @@ def test_what_runs_here_is_restored_in_the_copy() -> None:
         talk = stack.enter_context(closing(Talk(guest)))
         _, who = talk.ask()
         held = inside.shell(guest.link, HELD)
-        words = f"kupgrade rehearse --this-host --live-images --json --timeout 5000 --keep {KEPT}"
+        words = f"kupgrade rehearse --this-host --live-images --json --timeout 1500 --keep {KEPT}"
         begun = time.monotonic()
         done = guest.link.run(["/bin/sh", "-c", f"exec {words} 2> /run/progress"], timeout=WHOLE)
         say(guest.link.read("/run/progress").decode(errors="replace"))
@@ -169,7 +169,7 @@ def test_what_runs_here_is_restored_in_the_copy() -> None:
         assert inside.shell(guest.link, HELD) == held
         assert inside.shell(guest.link, "ls -A /var/lib/kupgrade/rehearsal; pgrep -x qemu-system-x86 || true") == ""
         assert inside.shell(guest.link, f"find {KEPT} -name '*.img*'") == ""
-        assert (done.status, told["outcome"]) == (0, "committed"), done.stderr
         (live,) = told["live"]
         assert live["restored"] is True
         assert 0 < live["pause_seconds"] < 60
+        assert (done.status, told["outcome"]) == (0, "committed"), done.stderr
