@@ -130,6 +130,15 @@ class StateDirectory:
             self._point_current(directory)
         return journal
 
+    @contextmanager
+    def none_begins(self) -> Iterator[None]:
+        """Meanwhile nobody begins an upgrade or an instance. Raises NotNowError while one is open, or begins."""
+        _make_private(self.path)
+        with self._beginning():
+            self._refuse_open()
+            self.refuse_instances()
+            yield
+
     def current_id(self) -> UpgradeId | None:
         """The open upgrade's ID, or None. Raises NeedsHumanError when the link leads nowhere sensible."""
         link = self.path / "current"

@@ -61,6 +61,7 @@ PARTS: dict[str, set[str]] = {
     "boot_agent": {"machine", "resume"},
     "keeper": WORDS | {"host", "journal", "statedir", "machine", "resume"},
     "standby": WORDS | MECHANISM | {"journal", "statedir", "machine", "metrics", "telling"},
+    "live_images": WORDS | MECHANISM | {"statedir", "steps", "machine"},
     "rehearsal": WORDS | MECHANISM | {"core", "journal"},
     "bundle": WORDS | {"core", "host", "journal", "statedir", "policy"},
     "cli": WORDS

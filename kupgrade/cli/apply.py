@@ -123,7 +123,7 @@ def _approved(call: _Call) -> Plan:
     composed.require_root("apply")
     if call.file is not None and call.target.chosen:
         raise UsageError("A stored plan cannot be changed", "--kernel, --engine and --store belong to kupgrade plan")
-    _refuse_open(composed)
+    refuse_open(composed)
     if call.file is None:
         plan = new_plan(composed, call.target)
     else:
@@ -146,7 +146,8 @@ def _approved(call: _Call) -> Plan:
     return plan
 
 
-def _refuse_open(composed: Composition) -> None:
+def refuse_open(composed: Composition) -> None:
+    """Raise NotNowError while an upgrade or an instance is open."""
     state = composed.open_state()
     if state is not None and not state.over:
         raise NotNowError(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from kupgrade.cli.apply import refuse_open
 from kupgrade.cli.composition import composition
 from kupgrade.cli.render import emit, error_json, timed_progress
 from kupgrade.cli.target import AUTO, Target, new_plan
@@ -19,7 +20,7 @@ from kupgrade.errors import ExitCode, RefusedError, UsageError
 F = TypeVar("F", bound=Callable[..., Any])
 # Of the other options, those that mean something for a copy of this host.
 _SHARED = {"engine", "store", "timeout", "keep", "as_json"}
-_OWN = {"this_host", "kernel", "retry_failed", "scratch", "leave_out", "guest_memory"}
+_OWN = {"this_host", "live_images", "kernel", "retry_failed", "scratch", "leave_out", "guest_memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Choice:
     scratch: Path | None
     leave_out: tuple[str, ...]
     guest_memory: int | None
+    live_images: bool = False
 
     @property
     def made(self) -> bool:
@@ -46,7 +48,8 @@ def this_host_options(function: F) -> F:
         choice = Choice(**{name: given.pop(name) for name in Choice.__slots__})
         if choice.made and not this_host:
             raise UsageError(
-                "--kernel, --retry-failed, --scratch, --leave-out and --guest-memory are for a rehearsal of this host",
+                "--live-images, --kernel, --retry-failed, --scratch, --leave-out and --guest-memory are for a rehearsal"
+                " of this host",
                 "there is no --this-host",
                 "The kernels of a virtual host are named by --from and --to",
             )
@@ -54,6 +57,12 @@ def this_host_options(function: F) -> F:
 
     directory = click.Path(path_type=Path, exists=True, file_okay=False)
     for option in (
+        click.option(
+            "--live-images",
+            is_flag=True,
+            help="Dump the kept workloads here, too, while they run, and restore that there. Each stands still for a"
+            " moment, as long as criu takes for what changes meanwhile; what comes over TCP then is sent once more.",
+        ),
         click.option("--guest-memory", type=click.IntRange(256), metavar="MIB", help="Its memory; by the workloads'."),
         click.option(
             "--leave-out", multiple=True, metavar="DIRECTORY", help="Is empty in the copy, like /tmp and caches."
@@ -76,6 +85,8 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
     _refuse_others(context)
     composed = composition(context)
     composed.require_root("rehearse --this-host")
+    if choice.live_images:
+        refuse_open(composed)
     from kupgrade.rehearsal import forecast, this_host
 
     # As the files are copied: below a link, or another spelling, nothing would be found to leave out.
@@ -107,6 +118,7 @@ def run(context: click.Context, choice: Choice, *, as_json: bool) -> ExitCode:
             timeout=context.params["timeout"],
             keep=context.params["keep"],
             root=composed.root,
+            live=choice.live_images,
         )
         told = dict(composed.rehearse_here(wish, timed_progress()))
     if as_json:
@@ -129,6 +141,8 @@ def _refuse_others(context: click.Context) -> None:
 
 def exit_code(outcome: str, predicted: str) -> ExitCode:
     """0 committed or nothing to do, 3 refused, 4 rolled back, 5 a person would be needed, 1 failed.
+
+    Rolled back is also what cannot be restored of what runs here: an upgrade would be.
 
     6: it would commit, but `kupgrade apply` does not begin it here, for what is predicted is over a limit.
     """

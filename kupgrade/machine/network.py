@@ -180,10 +180,14 @@ def _sockets(workloads: Sequence[Workload], root: Path) -> list[InetSocket]:
 
 @dataclass
 class RealNetwork:
-    """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait)."""
+    """The lock table on this machine; `mode` is how the next boot's addresses come up (early, wait).
+
+    `durable`: the lock is for the next boots, too; else for TCP alone, whose peers send again what was dropped.
+    """
 
     places: Places
     mode: str = "early"
+    durable: bool = True
 
     def lock(self, workloads: Sequence[Workload], *, both: bool) -> None:
         """Durable for the next boots first (there in both directions), then here.
@@ -214,10 +218,11 @@ class RealNetwork:
         self, ends: set[tuple[str, Endpoint]], ports: dict[str, set[int]], observed: dict[str, Any], *, both: bool
     ) -> None:
         tcp, udp = (sorted(ports[each] | {end.port for kind, end in ends if kind == each}) for each in ("tcp", "udp"))
-        saved = {**observed, "used": sorted({end.address for _, end in ends}), "mode": self.mode}
-        write_durably(self.places.addresses, json.dumps(saved).encode())
-        write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
-        nft.lock(tcp, udp, nft.Direction.BOTH if both else nft.Direction.INPUT)
+        if self.durable:
+            saved = {**observed, "used": sorted({end.address for _, end in ends}), "mode": self.mode}
+            write_durably(self.places.addresses, json.dumps(saved).encode())
+            write_durably(self.places.lock_ruleset, nft.ruleset(tcp, udp, nft.Direction.BOTH).encode())
+        nft.lock(tcp, udp if self.durable else (), nft.Direction.BOTH if both else nft.Direction.INPUT)
 
     def locked(self) -> bool | None:
         """Whether the table is there."""

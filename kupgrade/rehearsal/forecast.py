@@ -8,6 +8,7 @@ from typing import Any
 
 from kupgrade.core.chronicle import BLACKOUT
 from kupgrade.core.explain import over_budget, span
+from kupgrade.model.live_images import LiveSeen
 from kupgrade.model.plan import Plan
 from kupgrade.model.workload import Fate
 from kupgrade.rehearsal import judge
@@ -47,6 +48,7 @@ class Observed:
     left_out: Sequence[LeftOut]
     changed: Sequence[str] = ()
     failed_units: tuple[str, ...] = field(default=())
+    live: tuple[LiveSeen, ...] | None = None  # None: it was not asked for
 
 
 def outcome(answer: Answer, journal: Sequence[Mapping[str, Any]]) -> str:
@@ -109,6 +111,38 @@ def findings(seen: Observed, ended: str) -> list[str]:
     return found
 
 
+def live_findings(live: Sequence[LiveSeen]) -> list[str]:
+    """What is wrong with what was dumped here and restored there."""
+    return [
+        f"{each.name}, as it runs here: {'NOT restored' if each.restored is False else 'not found out'}: {each.error}"
+        for each in live
+        if each.restored is not True
+    ]
+
+
+def overall(ended: str, wrong: Sequence[str], live: Sequence[LiveSeen]) -> str:
+    """Of the whole rehearsal. What runs here and cannot be restored takes an upgrade back; what is not known fails."""
+    if wrong:
+        return "failed"
+    if ended != "committed":
+        return ended
+    if any(each.restored is None for each in live):
+        return "failed"
+    return ended if all(each.restored for each in live) else "rolled-back"
+
+
+def _live(each: LiveSeen) -> Any:
+    return {
+        "name": each.name,
+        "restored": each.restored,
+        "pause_seconds": max(each.pauses, default=None),
+        "pauses": list(each.pauses),
+        "restore_seconds": each.restore_seconds,
+        "error": each.error,
+        "differs": list(each.differs),
+    }
+
+
 def _list(pids: Sequence[int]) -> str:
     return " ".join(map(str, pids)) or "none"
 
@@ -149,12 +183,13 @@ def forecast(seen: Observed) -> dict[str, Any]:
     if ended == "failed":
         wrong.append(reason(seen.answer, seen.journal) or "the upgrade did not end")
     stood = blackouts(seen.journal)
+    live = seen.live or ()
     return {
         "format": FORMAT,
-        "outcome": "failed" if wrong else ended,
+        "outcome": overall(ended, wrong, live),
         "upgrade_outcome": ended,
         "reason": reason(seen.answer, seen.journal),
-        "findings": wrong,
+        "findings": [*wrong, *live_findings(live)],
         "refusals": list(seen.answer.refusals),
         "old_release": seen.plan.old_release,
         "new_release": seen.plan.new_release,
@@ -168,6 +203,7 @@ def forecast(seen: Observed) -> dict[str, Any]:
         "store": seen.store,
         "slower": round(seen.slower, 2),
         "workloads": [_workload(each, seen, stood.get(each.name)) for each in seen.workloads],
+        **({} if seen.live is None else {"live": [_live(each) for each in seen.live]}),
         "warnings": list(seen.answer.plan.get("warnings", ())),
         "machine": dict(seen.machine),
         "differs": list(seen.differs),
@@ -199,6 +235,7 @@ def text(told: Mapping[str, Any]) -> str:
     for each in told["refusals"]:
         lines += [f"  - {each['fact']}", f"    rule: {each['rule']}", f"    remedy: {each['remedy']}"]
     lines += [_workload_text(each) for each in told["workloads"]]
+    lines += [line for each in told.get("live", ()) for line in _live_text(each)]
     lines += [f"finding: {each}" for each in told["findings"]]
     if "differs" not in told:
         return "\n".join(lines)
@@ -244,3 +281,18 @@ def _workload_text(each: Mapping[str, Any]) -> str:
     if each["healthy"] is not None:
         parts.append("its probe is answered" if each["healthy"] else "its probe is NOT answered")
     return f"{each['name']}: " + ", ".join(parts)
+
+
+def _live_text(each: Mapping[str, Any]) -> list[str]:
+    """Of what really runs here, for people."""
+    words = {True: "was restored there", False: "was NOT restored there", None: "was not tried there"}
+    parts = [f"as it runs here it {words[each['restored']]}"]
+    if each["restore_seconds"] is not None:
+        parts.append(f"in {span(each['restore_seconds'])}")
+    if each["pauses"]:
+        total = span(sum(each["pauses"]))
+        parts.append(f"for its dump it stood still here for {span(each['pauses'][-1])} ({total} with all rounds)")
+    lines = [f"{each['name']}: " + ", ".join(parts) + (f": {each['error']}" if each["error"] else "")]
+    lines += [f"  - {entry}" for entry in each["differs"][:_MOST]]
+    more = len(each["differs"]) - _MOST
+    return [*lines, f"  and {more} more, see --json"] if more > 0 else lines

@@ -21,6 +21,8 @@ from kupgrade.rehearsal.tree import GUEST
 TARGET = "kupgrade-rehearsal.target"
 AGENT = "kupgrade-lab-agent.service"
 NETWORK = "kupgrade-rehearsal-network.service"
+LIVE_TARGET = "kupgrade-rehearsal-live.target"  # of the boot that restores images of what runs here: no workload
+LIVE_WORD = "kupgrade.rehearsal=live"  # on its command line
 _SYSTEM = "etc/systemd/system"
 # Of what an administrator enables early, this decides over what a workload may do.
 EARLY = ("apparmor.service", "kupgrade-lock.service", "kupgrade-resume.service")
@@ -57,7 +59,9 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=-/bin/sh -c 'exec ip -force -batch /usr/lib/kupgrade-lab/addresses'
 # The first processes of so small a boot would have PIDs that kernel threads of the next boot take.
-ExecStart=-/bin/sh -c 'echo {last_pid} > /proc/sys/kernel/ns_last_pid'
+ExecStart=-/bin/sh -c 'grep -qw {live} /proc/cmdline || echo {last_pid} > /proc/sys/kernel/ns_last_pid'
+# A way to the peers of connections that are restored; it ends nowhere.
+ExecStart=-/bin/sh -c 'grep -qw {live} /proc/cmdline && ip -force -batch /usr/lib/kupgrade-lab/peers'
 
 [Install]
 WantedBy=sysinit.target
@@ -81,23 +85,32 @@ _BRISK = 4.0  # so many times slower than this host is taken for ordinary
 
 
 def settings(
-    policy: Policy, units: Sequence[str], addresses: Iterable[str], last_pid: int, slow: float, fstab: str
+    policy: Policy,
+    units: Sequence[str],
+    addresses: Iterable[str],
+    last_pid: int,
+    slow: float,
+    fstab: str,
+    interfaces: Iterable[str] = (),
 ) -> Settings:
     """All files that are written over the copy.
 
-    `last_pid`: workloads get PIDs after it; `slow`: how many times slower it is expected to be.
+    `last_pid`: workloads get PIDs after it; `slow`: how many times slower it is expected to be; `interfaces`: those of
+    this host with addresses.
     """
-    agent = (GUEST / AGENT).read_text()
+    agent, own = (GUEST / AGENT).read_text(), tuple(addresses)
     spans = "".join(f"DefaultTimeout{which}Sec={round(90 * slow)}\n" for which in ("Start", "Stop"))
     early = "".join(f"Wants={unit}\n" for unit in (*EARLY, NETWORK))
     found: dict[str, str | bytes | Link] = {
         "etc/fstab": fstab,
         "etc/crypttab": "",
         "usr/lib/kupgrade-lab/agent.py": (GUEST / "agent.py").read_bytes(),
-        "usr/lib/kupgrade-lab/addresses": "".join(f"address replace {each} dev lo\n" for each in addresses),
+        "usr/lib/kupgrade-lab/addresses": "".join(f"address replace {each} dev lo\n" for each in own),
+        "usr/lib/kupgrade-lab/peers": peers(interfaces, own),
         f"{_SYSTEM}/{AGENT}": agent,
-        f"{_SYSTEM}/{NETWORK}": UNIT_NETWORK.format(before=" ".join(units), last_pid=last_pid),
+        f"{_SYSTEM}/{NETWORK}": UNIT_NETWORK.format(before=" ".join(units), last_pid=last_pid, live=LIVE_WORD),
         f"{_SYSTEM}/{TARGET}": UNIT_TARGET.format(wanted=" ".join(("dbus.socket", AGENT, *units))),
+        f"{_SYSTEM}/{LIVE_TARGET}": UNIT_TARGET.format(wanted=f"dbus.socket {AGENT}"),
         f"{_SYSTEM}/default.target": Link(TARGET),
         f"{_SYSTEM}/sysinit.target.d/kupgrade-rehearsal.conf": f"[Unit]\n{early}",
         "etc/systemd/system.conf.d/zzz-kupgrade-rehearsal.conf": f"[Manager]\n{spans}",
@@ -108,6 +121,24 @@ def settings(
             path = f"{_SYSTEM}/{unit}.d/kupgrade-rehearsal.conf"
             found[path] = "[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n"
     return found
+
+
+def peers(interfaces: Iterable[str], addresses: Iterable[str]) -> str:
+    """For `ip -batch`: interfaces of these names, with a route to everybody. What is sent there is gone.
+
+    criu connects a restored socket, without a packet, to a peer that a route has to lead to. Where a kernel has no
+    dummy interfaces, loopback's own route does for IPv4. With its prefix an address on loopback has all its neighbours
+    there, too: they would answer with a reset.
+    """
+    lines = []
+    for address in addresses:
+        alone = f"{address.partition('/')[0]}/{128 if ':' in address else 32}"
+        if alone != address:
+            lines += [f"address del {address} dev lo", f"address add {alone} dev lo"]
+    for number, name in enumerate(interfaces, 1000):
+        lines += [f"link add {name} type dummy", f"link set {name} up"]
+        lines += [f"route append {anywhere} dev {name} metric {number}" for anywhere in ("0.0.0.0/0", "::/0")]
+    return "\n".join((*lines, "route append 0.0.0.0/0 dev lo metric 9000")) + "\n"
 
 
 def volatile_policy(root: Path) -> Settings:

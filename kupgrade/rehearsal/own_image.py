@@ -20,10 +20,13 @@ from pathlib import Path
 
 from kupgrade.errors import KupgradeError, RefusedError
 from kupgrade.host.command import find, run
+from kupgrade.host.images import ImageStore
 from kupgrade.kernel.blockfs import free_bytes
+from kupgrade.model.workload import Store, StoreKind
 from kupgrade.rehearsal.own_root import View, patterns
 
 PLACE = "var/lib/kupgrade/rehearsal"
+LIVE, LIVE_DISK = "live", "live-disk"  # images of what runs here, and the disk that they are put on
 MIB = 1 << 20
 RESERVE = 512 * MIB  # left free on this host's disk whatever happens in the guest
 OVERHEAD = 1.06  # metadata of the new file system
@@ -69,12 +72,16 @@ Settings = Mapping[str, str | bytes | Link]  # path below the guest's root -> co
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The disk, what was copied (bytes), in how many seconds, and the files that changed or went meanwhile."""
+    """The disk, what was copied (bytes), in how many seconds, and the files that changed or went meanwhile.
+
+    `identity`: UUID of its file system.
+    """
 
     disk: Path
     copied: int
     seconds: float
     changed: tuple[str, ...]
+    identity: str
 
 
 @contextlib.contextmanager
@@ -133,6 +140,7 @@ def _remove(directory: Path) -> None:
     """With all that a link points to. Raises KupgradeError: a copy of this host holds its secrets."""
     where = directory.resolve()
     try:
+        wipe_images(where)
         shutil.rmtree(where)
     except FileNotFoundError:
         pass  # it was never made, or the disk that it lay on is gone
@@ -142,6 +150,17 @@ def _remove(directory: Path) -> None:
         directory.unlink()
 
 
+def wipe_images(directory: Path) -> None:
+    """Overwrite and remove all that holds memory of this host's services; done as well when nothing does."""
+    for name in (LIVE, LIVE_DISK):
+        wipe_tree(directory / name)
+
+
+def wipe_tree(directory: Path) -> None:
+    """Overwrite and remove the files of a directory, and itself."""
+    ImageStore(Store(StoreKind.DISK, str(directory))).wipe()
+
+
 def measure(found: View, directory: Path) -> int:
     """Bytes that the view's files take here."""
     _write_lists(found, directory)
@@ -149,15 +168,16 @@ def measure(found: View, directory: Path) -> int:
     return int(_apart(_MEASURE, words, 3600.0).strip())
 
 
-def require_room(directory: Path, size: int, written: int) -> None:
-    """Raise RefusedError, with figures, unless the copy of `size` bytes and what the guest writes fit there."""
+def require_room(directory: Path, size: int, written: int, images: int = 0) -> None:
+    """Raise RefusedError, with figures, unless the copy of `size` bytes, what the guest writes and images fit there."""
     free = free_bytes(directory)
-    needed = int(size * OVERHEAD) + written + RESERVE
+    needed = int(size * OVERHEAD) + written + images + RESERVE
     if free < needed:
+        live = f" {images // MIB} MiB for images of what runs here," if images else ""
         raise RefusedError(
             "There is no room for a copy of this host's files",
-            f"{size // MIB} MiB of them, {written // MIB} MiB for what the guest writes and {RESERVE // MIB} MiB that"
-            f" stay free make {needed // MIB} MiB, and {directory} has {free // MIB} MiB",
+            f"{size // MIB} MiB of them, {written // MIB} MiB for what the guest writes,{live} and {RESERVE // MIB} MiB"
+            f" that stay free make {needed // MIB} MiB, and {directory} has {free // MIB} MiB",
             "Choose another place (--scratch), or leave something out (--leave-out)",
         )
 
@@ -185,7 +205,7 @@ def make(found: View, directory: Path, size: int, written: int, identity: str, s
     status = int((directory / "copy.log.status").read_text())
     if status > 1:
         raise KupgradeError("This host's files could not be copied", "; ".join(log[-3:]) or f"tar: {status}")
-    return Made(disk, size, round(time.monotonic() - begun, 1), changed(log))
+    return Made(disk, size, round(time.monotonic() - begun, 1), changed(log), identity)
 
 
 def changed(log: Sequence[str]) -> tuple[str, ...]:

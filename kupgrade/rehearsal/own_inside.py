@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -151,3 +152,12 @@ def addresses(links: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         if address.get("scope") == "global" and "local" in address
     ]
     return tuple(dict.fromkeys(found))
+
+
+def interfaces(links: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of those that have such addresses, besides loopback; not one that a line of `ip -batch` could not hold."""
+    return tuple(
+        str(each["ifname"])
+        for each in links
+        if each["ifname"] != "lo" and addresses([each]) and re.fullmatch(r"[\w.@:-]+", each["ifname"])
+    )

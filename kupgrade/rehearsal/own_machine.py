@@ -45,7 +45,10 @@ CONTROLLERS = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The machine to start. It boots `kernel` at every reset, as a boot loader pinned to the old kernel does."""
+    """The machine to start. It boots `kernel` at every reset, as a boot loader pinned to the old kernel does.
+
+    `images`: a second disk; with one, what is written to the first is gone with the machine.
+    """
 
     disk: Path
     controller: Controller
@@ -55,6 +58,7 @@ class Shape:
     memory_mib: int
     cpus: int
     kvm: bool
+    images: Path | None = None
 
 
 def arguments(shape: Shape, state: Path) -> list[str]:
@@ -62,12 +66,14 @@ def arguments(shape: Shape, state: Path) -> list[str]:
     accelerator = (
         ["-accel", "kvm", "-cpu", "host"] if shape.kvm else ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
     )
+    overlay = ",snapshot=on" if shape.images else ""
     return [
         *("-name", "kupgrade-this-host", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
         *accelerator,
         *("-smp", str(shape.cpus), "-m", str(shape.memory_mib), "-nic", "none"),
-        *("-drive", f"file={shape.disk},if=none,id=disk0,format=raw,cache=unsafe,discard=unmap"),
+        *("-drive", f"file={shape.disk},if=none,id=disk0,format=raw,cache=unsafe,discard=unmap{overlay}"),
         *shape.controller.words,
+        *(_second(shape) if shape.images else ()),
         *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
         *("-serial", "chardev:serial0", "-chardev", f"socket,id=serial0,path={state}/serial,server=on,wait=off"),
         *("-chardev", f"socket,id=agent,path={state}/agent,server=on,wait=off"),
@@ -75,6 +81,14 @@ def arguments(shape: Shape, state: Path) -> list[str]:
         *("-chardev", f"socket,id=qmp,path={state}/qmp,server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-kernel", str(shape.kernel), "-initrd", str(shape.initrd), "-append", shape.append),
     ]
+
+
+def _second(shape: Shape) -> tuple[str, ...]:
+    """The disk of images, by the same controller."""
+    device = shape.controller.words[-1]
+    for first, second in (("disk0", "disk1"), ("ide.0", "ide.1"), ("serial=rehearsal", "serial=images")):
+        device = device.replace(first, second)
+    return "-drive", f"file={shape.images},if=none,id=disk1,format=raw,cache=unsafe", "-device", device
 
 
 def require_tools() -> str:

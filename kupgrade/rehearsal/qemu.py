@@ -202,9 +202,17 @@ def start(tools: Toolbox, machine: Machine, state: Path, tap: int) -> Qemu:
 
 
 def launch(
-    qemu: Sequence[str], words: Sequence[str], state: Path, patience: float = _STARTS, pass_fds: Sequence[int] = ()
+    qemu: Sequence[str],
+    words: Sequence[str],
+    state: Path,
+    patience: float = _STARTS,
+    pass_fds: Sequence[int] = (),
+    scratch: Path | None = None,
 ) -> Qemu:
-    """Start QEMU (the words that name it, then its arguments); its sockets are there within `patience` seconds."""
+    """Start QEMU (the words that name it, then its arguments); its sockets are there within `patience` seconds.
+
+    `scratch`: where it keeps what is written to a disk and is to be gone with it; else in `state`.
+    """
     command = [*qemu, *words]
     if "exit-with-parent" in run([*qemu, "-run-with", "help"], check=False).stdout:
         command += ["-run-with", "exit-with-parent=on"]  # even when we are killed, no machine is left behind
@@ -219,7 +227,7 @@ def launch(
             stderr=log,
             pass_fds=tuple(pass_fds),
             start_new_session=True,  # the operator's Ctrl-C is ours to handle
-            env=environment({"TMPDIR": str(state)}),
+            env=environment({"TMPDIR": str(scratch or state)}),
         )
     events: list[Event] = []
 

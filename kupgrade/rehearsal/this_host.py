@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
@@ -22,7 +23,18 @@ from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.plan import Plan
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import StoreKind
-from kupgrade.rehearsal import forecast, inside, own_guest, own_image, own_inside, own_machine, own_root, qemu, scenario
+from kupgrade.rehearsal import (
+    forecast,
+    inside,
+    own_guest,
+    own_image,
+    own_inside,
+    own_live,
+    own_machine,
+    own_root,
+    qemu,
+    scenario,
+)
 from kupgrade.rehearsal.forecast import Workload
 from kupgrade.rehearsal.link import Link
 from kupgrade.rehearsal.toolbox import Progress, kvm_usable
@@ -38,7 +50,8 @@ _SERVICE = ".service"
 class Wish:
     """What to rehearse. `plan`: what this host would do; `kernel`: as the operator named it, empty for the plan's.
 
-    `timeout`: seconds for the upgrade in the guest, `memory`: MiB of it; None: computed.
+    `timeout`: seconds for the upgrade in the guest, `memory`: MiB of it; None: computed. `live`: what runs here is
+    dumped here, too, and restored in the copy.
     """
 
     plan: Plan
@@ -51,10 +64,11 @@ class Wish:
     timeout: float | None = None
     keep: Path | None = None
     root: Path = field(default_factory=lambda: Path("/"))
+    live: bool = False
 
 
 def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
-    """The forecast, as forecast.py makes it. Changes nothing on this host.
+    """The forecast, as forecast.py makes it. Changes nothing on this host; with `live` its workloads stand still.
 
     Raises RefusedError, with figures, where this host cannot be rehearsed, KupgradeError when the rehearsal fails.
     """
@@ -71,8 +85,16 @@ def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
             wish.keep.mkdir(mode=0o700, parents=True, exist_ok=True)  # logs of this host's services
         directory = stack.enter_context(own_image.workplace(wish.root, wish.scratch))
         workloads = taking_part(wish.policy, wish.facts)
+        dumped = own_live.chosen(wish.plan, [each.name for each in workloads if not each.why]) if wish.live else ()
         found = own_root.view(blockfs.mounts(wish.root), wish.leave_out, str(directory), _swaps(wish.root))
+        since = time.time()
         shape, made = _shape(wish, found, directory, workloads, progress)
+        live = None
+        if wish.live:
+            rounds = wish.policy.engine.kexec.predump_rounds
+            wanted = own_live.Wanted(wish.plan, dumped, rounds, since, found.empty)
+            slow = own_machine.SLOW[shape.kvm]
+            live = own_live.Rehearsing(wanted, directory, shape, made.identity, slow, wish.keep, progress).rehearse()
         own = _yardstick()
         state = qemu.run_directory()
         stack.callback(scenario.put_away, state, wish.keep)
@@ -83,10 +105,14 @@ def rehearse(wish: Wish, progress: Progress) -> Mapping[str, Any]:
         seen = _Course(wish, link, workloads, own_machine.SLOW[shape.kvm], progress).upgrade(own)
         told = replace(
             seen,
-            differs=own_machine.differences(shape, found.root_type, (wish.plan.store, seen.store), seen.slower),
+            differs=(
+                *own_machine.differences(shape, found.root_type, (wish.plan.store, seen.store), seen.slower),
+                *(f"of what was restored from here: {each}" for each in own_live.DIFFERS if wish.live),
+            ),
             left_out=found.left_out,
             changed=made.changed,
             machine=_machine(shape, made),
+            live=live,
         )
         return forecast.forecast(told)
 
@@ -102,13 +128,13 @@ def _shape(
     if old.initrd is None:
         raise RefusedError(f"There is no initrd of the running {old.release}", "the guest needs it")
     kvm = kvm_usable()
-    made, identity = _copy(wish, found, directory, size, workloads, progress)
+    made = _copy(wish, found, directory, size, workloads, progress)
     shape = own_machine.Shape(
         disk=made.disk,
         controller=chosen,
         kernel=old.kernel,
         initrd=old.initrd,
-        append=own_guest.command_line(wish.facts.cmdline, identity, own_machine.SLOW[kvm]),
+        append=own_guest.command_line(wish.facts.cmdline, made.identity, own_machine.SLOW[kvm]),
         memory_mib=memory,
         cpus=own_machine.cpus(os.cpu_count() or 1),
         kvm=kvm,
@@ -166,26 +192,28 @@ def _copy(
     size: int,
     workloads: tuple[Workload, ...],
     progress: Progress,
-) -> tuple[own_image.Made, str]:
+) -> own_image.Made:
     progress("measuring this host's files")
     files = own_image.measure(found, directory)
     written = 2 * size + (256 << 20)  # images twice, should it fall back, and logs
-    own_image.require_room(directory, files, written)
+    own_image.require_room(directory, files, written, own_live.room(size) if wish.live else 0)
     identity = str(uuid.uuid4())
     fstab = wish.root / "etc/fstab"
+    links = json.loads(command.run(["ip", "-json", "address", "show"]).stdout)
     settings = own_guest.settings(
         wish.policy,
         tuple(dict.fromkeys(each.unit for each in workloads if not each.why)),
-        own_inside.addresses(json.loads(command.run(["ip", "-json", "address", "show"]).stdout)),
+        own_inside.addresses(links),
         _last_pid(wish.facts),
         own_machine.SLOW[kvm_usable()],
         own_root.fstab(fstab.read_text() if fstab.exists() else "", identity),
+        own_inside.interfaces(links),
     )
     progress(f"copying {files >> 20} MiB of this host's files")
     laid_over = {**own_guest.volatile_policy(wish.root), **settings}
     made = own_image.make(found, directory, files, written, identity, laid_over)
     progress(f"copied in {made.seconds:.0f} s")
-    return made, identity
+    return made
 
 
 def _last_pid(facts: Facts) -> int:

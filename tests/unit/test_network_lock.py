@@ -102,6 +102,15 @@ def test_a_connection_that_is_opened_during_the_lock_is_locked(
     assert "{ 80, 40001 }" in machine.places.lock_ruleset.read_text()
 
 
+def test_a_lock_for_a_moment_leaves_nothing_for_the_next_boot(machine: Machine) -> None:
+    """And no datagram is dropped, for nobody sends it again: images are taken of what goes on."""
+    machine.process(10, 100)
+    machine.sockets("tcp", (80, 0, 10, 100))
+    RealNetwork(machine.places, durable=False).lock([workload(tcp_ports=(80,), udp_ports=(53,))], both=False)
+    assert machine.locked == ([80], [], nft.Direction.INPUT)
+    assert not machine.places.lock_ruleset.exists() and not machine.places.addresses.exists()
+
+
 def test_workloads_that_are_not_there_yet_are_locked_as_planned(machine: Machine) -> None:
     """In the boot after a crossing it is put on before they are restored."""
     (machine.places.root / "sys/fs/cgroup").mkdir(parents=True)

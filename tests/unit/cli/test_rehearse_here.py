@@ -66,12 +66,34 @@ def test_a_plan_that_is_refused_here_starts_no_machine(host: Host) -> None:
         ("--this-host", "--leave-out", "/"),
         ("--kernel", "7.3.4"),
         ("--scratch", "/"),
+        ("--live-images",),
     ],
 )
 def test_options_of_the_other_rehearsal_are_refused(host: Host, words: tuple[str, ...]) -> None:
     """A virtual host's options say nothing about this one, nor these about a virtual host."""
     host.change(rehearse_here=None)
     assert host.call("rehearse", *words).exit_code == ExitCode.USAGE
+
+
+def test_what_runs_here_is_dumped_only_when_it_is_asked_for(host: Host) -> None:
+    """It stands still for that."""
+    wishes: list[Any] = []
+
+    def rehearse(wish: Any, progress: Any) -> dict[str, Any]:
+        wishes.append(wish)
+        return told("rolled-back")
+
+    host.change(rehearse_here=rehearse)
+    assert host.call("rehearse", "--this-host").exit_code == ExitCode.ROLLED_BACK
+    assert host.call("rehearse", "--this-host", "--live-images").exit_code == ExitCode.ROLLED_BACK
+    assert [wish.live for wish in wishes] == [False, True]
+
+
+def test_nothing_is_dumped_while_an_upgrade_is_open(host: Host) -> None:
+    """Not even looked at."""
+    host.open()
+    host.change(rehearse_here=None)
+    assert host.call("rehearse", "--this-host", "--live-images").exit_code == ExitCode.NOT_NOW
 
 
 def test_it_takes_root(host: Host) -> None:

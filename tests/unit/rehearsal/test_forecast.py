@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kupgrade.model.live_images import LiveSeen
 from kupgrade.model.plan import BlackoutTerm, Budget, Loss
 from kupgrade.model.workload import Fate
 from kupgrade.rehearsal import forecast
@@ -137,3 +138,32 @@ def test_the_answer_of_apply_is_read_out_of_its_lines() -> None:
     found = answer("\n".join(lines))
     assert found == Answer("refused", "no", (refusal,), {"format": "kupgrade.plan/1", "warnings": ["w"]})
     assert answer("Segmentation fault\n") is None
+
+
+@pytest.mark.parametrize(
+    ("restored", "changes", "outcome", "told"),
+    [
+        (True, {}, "committed", ""),
+        (False, {}, "rolled-back", "demo, as it runs here: NOT restored: bad size"),
+        (None, {}, "failed", "demo, as it runs here: not found out: bad size"),
+        (False, {"journal": BACK, "running_release": "6.12"}, "rolled-back", "NOT restored"),
+        (None, {"journal": (record("hands-off", reason="two copies"),)}, "hands-off", "not found out"),
+        (False, {"running_release": "6.12"}, "failed", "NOT restored"),
+    ],
+)
+def test_what_runs_here_has_a_say(plan_with: Any, restored: bool | None, changes: Any, outcome: str, told: str) -> None:
+    """Not restored is a way back, for an upgrade would take it; not found out is no yes; a worse end stays."""
+    live = LiveSeen("demo", restored, "" if restored else "bad size", (0.1, 0.7), 3.0 if restored else None, ("cut",))
+    found = forecast.forecast(observed(plan_with, live=(live,), **changes))
+    assert found["outcome"] == outcome
+    assert any(told in each for each in found["findings"]) or (restored and not found["findings"])
+    (entry,) = found["live"]
+    assert (entry["restored"], entry["pause_seconds"], entry["pauses"]) == (restored, 0.7, [0.1, 0.7])
+    said = forecast.text(found)
+    assert "it stood still here for 700 ms" in said or "it stood still here for 0.7 s" in said, said
+    assert "  - cut" in said
+
+
+def test_without_a_wish_nothing_is_said_of_images(plan_with: Any) -> None:
+    """No entry at all."""
+    assert "live" not in forecast.forecast(observed(plan_with))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +138,30 @@ def test_addresses_are_the_global_ones() -> None:
         },
     ]
     assert own_inside.addresses(links) == ("192.0.2.7/24",)
+
+
+def test_whoever_was_connected_has_a_way_there_that_ends_nowhere() -> None:
+    """Interfaces of this host's names, and a route to everybody; names that a batch could not hold are left out."""
+    address = [{"local": "192.0.2.7", "prefixlen": 24, "scope": "global"}]
+    links: list[dict[str, Any]] = [
+        {"ifname": "lo", "addr_info": [{**address[0], "local": "192.0.2.9"}]},
+        {"ifname": "eth0", "addr_info": address},
+        {"ifname": "x'y", "addr_info": address},
+        {"ifname": "eth1", "addr_info": []},
+    ]
+    assert own_inside.interfaces(links) == ("eth0",)
+    lines = own_guest.peers(("eth0", "br-0"), ("192.0.2.7/24", "2001:db8::1/64", "10.0.0.1/32")).splitlines()
+    alone = ["address del 192.0.2.7/24 dev lo", "address add 192.0.2.7/32 dev lo"]
+    alone += ["address del 2001:db8::1/64 dev lo", "address add 2001:db8::1/128 dev lo"]
+    assert lines[:6] == [*alone, "link add eth0 type dummy", "link set eth0 up"]
+    assert "route append ::/0 dev br-0 metric 1001" in lines
+    assert lines[-1] == "route append 0.0.0.0/0 dev lo metric 9000"
+
+
+def test_the_boot_that_restores_images_starts_no_workload() -> None:
+    """It has a target of its own, and PIDs that its initrd has chosen."""
+    found = own_guest.settings(Policy(), ("web.service",), (), 650, 2.0, "", ("eth0",))
+    assert "web.service" not in str(found[f"etc/systemd/system/{own_guest.LIVE_TARGET}"])
+    network = str(found["etc/systemd/system/kupgrade-rehearsal-network.service"])
+    assert f"grep -qw {own_guest.LIVE_WORD} /proc/cmdline || echo 650 >" in network
+    assert "link add eth0" in str(found["usr/lib/kupgrade-lab/peers"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kupgrade.errors import RefusedError
+from kupgrade.errors import KupgradeError, RefusedError
 from kupgrade.model.facts import WorkloadFacts
 from kupgrade.model.policy import Policy, WorkloadPolicy
 from kupgrade.model.workload import Fate, Workload
@@ -65,3 +66,23 @@ def test_an_engine_that_needs_this_hosts_devices_is_refused() -> None:
     with pytest.raises(RefusedError, match="Only the engine kexec") as caught:
         this_host.rehearse(wish, lambda text: None)
     assert "--engine kexec" in caught.value.remedy
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_without_anything_to_dump_nothing_is_copied(
+    live: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan_with: Any
+) -> None:
+    """When images are wished for that is found out first; without that wish it is nothing of the kind."""
+
+    def copied(*_words: Any) -> Any:
+        raise KupgradeError("the copy began")
+
+    monkeypatch.setattr(this_host.own_machine, "require_tools", lambda: "/usr/bin/qemu")
+    monkeypatch.setattr(this_host, "_shape", copied)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("22 1 254:1 / / rw - ext4 /dev/vda1 rw\n")
+    plan = plan_with(engine="kexec", phases=())
+    wish = this_host.Wish(plan=plan, facts=facts(), policy=Policy(), root=tmp_path, live=live)
+    with pytest.raises(KupgradeError, match="nothing to dump" if live else "the copy began"):
+        this_host.rehearse(wish, lambda text: None)
+    assert list((tmp_path / "var/lib/kupgrade/rehearsal").iterdir()) == []
