@@ -221,7 +221,8 @@ def test_the_network_ends_with_the_rehearsal(monkeypatch: pytest.MonkeyPatch, tm
     def start(*words: Any) -> Any:
         raise KupgradeError("QEMU did not start")
 
-    host: Any = SimpleNamespace(old_release="6.12", tools=None, machine=lambda *words: None)
+    machine = qemu.Machine(tmp_path / "image", None, None, "")
+    host: Any = SimpleNamespace(old_release="6.12", tools=None, machine=lambda *words: machine)
     monkeypatch.setattr(virtual_host, "build", lambda *words, **options: host)
     monkeypatch.setattr(qemu, "run_directory", lambda: tmp_path / "state")
     monkeypatch.setattr(Network, "create", lambda: gone)
