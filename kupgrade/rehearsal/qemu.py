@@ -28,6 +28,7 @@ EMULATED_CPU = "max,-la57,-erms,-fsrm,-fzrm,-fsrs"
 FAULT_PORT = "org.kupgrade.fault"
 TAKING = 0.05  # seconds a MiB, at most
 _STARTS = 20.0  # seconds
+ANSWERS = 20.0  # seconds for an answer of a QEMU that runs
 CLOSING = 5.0  # seconds for a thread to see that its connection has ended
 PANIC = re.compile(rb"Kernel panic - not syncing|Unable to mount root fs|end Kernel panic")
 
@@ -116,10 +117,19 @@ def connect(path: Path, timeout: float, alive: Callable[[], bool] = lambda: True
 
 
 class Qmp:
-    """A client of QEMU's control protocol; `on_event` is called with (name, data) in a thread of its own."""
+    """A client of QEMU's control protocol; `on_event` is called with (name, data) in a thread of its own.
 
-    def __init__(self, path: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> None:
-        self._socket = connect(path, 20.0)
+    `patience`: seconds until the first answer. A QEMU that takes its memory beforehand has its sockets long before
+    it answers on them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        patience: float = ANSWERS,
+    ) -> None:
+        self._socket = connect(path, ANSWERS)
         self._socket.settimeout(None)
         self._on_event = on_event
         self._answers: list[dict[str, Any]] = []
@@ -127,7 +137,11 @@ class Qmp:
         self._closed = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.command("qmp_capabilities")
+        try:
+            self._execute("qmp_capabilities", {}, patience)
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self) -> None:
         with suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
@@ -145,11 +159,15 @@ class Qmp:
             self._changed.notify_all()
 
     def command(self, name: str, **values: object) -> Any:
-        """Execute a QMP command and return its result."""
+        """Execute a QMP command and return its result. Raises KupgradeError when it is refused or not answered."""
+        return self._execute(name, values, ANSWERS)
+
+    def _execute(self, name: str, values: dict[str, object], patience: float) -> Any:
         self._socket.sendall(json.dumps({"execute": name, "arguments": values}).encode() + b"\n")
         with self._changed:
-            self._changed.wait_for(lambda: self._answers or self._closed, 20.0)
-            answer = self._answers.pop(0) if self._answers else {"error": {"desc": "the connection ended"}}
+            self._changed.wait_for(lambda: self._answers or self._closed, patience)
+            silent = "the connection ended" if self._closed else f"no answer in {patience:g} s"
+            answer = self._answers.pop(0) if self._answers else {"error": {"desc": silent}}
         if "error" in answer and not (name == "quit" and self._closed):
             raise KupgradeError(f"QEMU refused {name}", str(answer["error"].get("desc")))
         return answer.get("return")
@@ -236,7 +254,7 @@ def launch(
 
     try:
         serial = connect(state / "serial", patience, lambda: process.poll() is None)
-        qmp = Qmp(state / "qmp", on_event)
+        qmp = Qmp(state / "qmp", on_event, patience)
     except BaseException as error:
         resident = "" if process.poll() is not None else f"it holds {_resident(process.pid)} MiB of memory"
         process.kill()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,37 @@ def test_one_that_is_waited_for_ends_with_the_wait(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         qemu.launch(a_qemu(tmp_path / "qemu", f"echo $$ > {pid}; exec sleep 60"), [], tmp_path)
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+@pytest.mark.parametrize(
+    ("patience", "said"), [(30.0, None), (0.3, "no answer in 0.3 s")], ids=["it is waited for", "it takes too long"]
+)
+def test_sockets_are_there_before_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, said: str | None
+) -> None:
+    """While QEMU takes its memory it listens and says nothing: the first answer has the patience of the start."""
+    monkeypatch.setattr(qemu, "ANSWERS", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+
+        def answers() -> None:
+            link, _ = listener.accept()
+            with link:
+                link.recv(4096)
+                time.sleep(1.0)  # longer than an answer of one that runs may take
+                with suppress(OSError):
+                    link.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+                    link.recv(1)
+
+        served = threading.Thread(target=answers)
+        served.start()
+        if said is None:
+            qemu.Qmp(tmp_path / "qmp", patience=patience).close()
+        else:
+            with pytest.raises(KupgradeError, match=said):
+                qemu.Qmp(tmp_path / "qmp", patience=patience)
+        served.join()
 
 
 @pytest.mark.parametrize("rate", [0, 200_000_000])
