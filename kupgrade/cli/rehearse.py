@@ -134,9 +134,7 @@ def rehearse(
     from kupgrade.rehearsal.options import Options
 
     _check(memory, cycles, alone=not given and len(new) < 2)
-    _check_cycles(cycles, engine, rollback)
-    if engine == "spawn" and store != "auto":
-        raise UsageError(f"Images do not go to {store} with the engine spawn", "both kernels see the same memory")
+    _check_engine(engine, store, cycles, rollback)
     chosen = _faults(given, rollback, engine)
     _check_faults(chosen, store, memory_mode)
     composition(context).require_root("rehearse")
@@ -163,12 +161,11 @@ def rehearse(
     )
     result = scenario.rehearse(options, progress)
     _tell(result, as_json)
-    _write(result, keep, report, progress)
-    return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
+    return _written(result, keep, report, progress)
 
 
-def _write(result: Result, keep: Path | None, report: Path | None, progress: Callable[[str], None]) -> None:
-    """The evidence, and the page, where they are wanted."""
+def _written(result: Result, keep: Path | None, report: Path | None, progress: Callable[[str], None]) -> int:
+    """The exit code, once the evidence and the page lie where they are wanted."""
     from kupgrade.rehearsal import report as reports
     from kupgrade.rehearsal import scenario
 
@@ -177,6 +174,7 @@ def _write(result: Result, keep: Path | None, report: Path | None, progress: Cal
     if report is not None:
         report.write_text(reports.html(result))
         progress(f"report: {report}")
+    return ExitCode.FAILED if result.judged.get("not_made") else exit_code(str(result.judged["outcome"]))
 
 
 def _check(memory: int, cycles: int, *, alone: bool) -> None:
@@ -187,7 +185,10 @@ def _check(memory: int, cycles: int, *, alone: bool) -> None:
         raise UsageError("--cycles goes neither with --fault nor with several kernels", "", "Give one of them")
 
 
-def _check_cycles(cycles: int, engine: str, rollback: str) -> None:
+def _check_engine(engine: str, store: str, cycles: int, rollback: str) -> None:
+    """Raises UsageError for what this engine does not do."""
+    if engine == "spawn" and store != "auto":
+        raise UsageError(f"Images do not go to {store} with the engine spawn", "both kernels see the same memory")
     if cycles and engine != "spawn" and not rollback:
         raise UsageError("--cycles needs --rollback with the engine kexec", "ready-standby is no step of it")
 

@@ -20,9 +20,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import criu_seen
@@ -32,31 +31,28 @@ from kupgrade.kernel import proc
 from kupgrade.kernel.blockfs import free_bytes
 from kupgrade.live_images import release
 from kupgrade.live_images.late import Taker
+from kupgrade.live_images.ports import Ports
 from kupgrade.machine import dumping, restorer, sandbox
 from kupgrade.machine.checkpoints import RealCheckpoints
-from kupgrade.machine.images import RealImages
 from kupgrade.machine.network import RealNetwork
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import at_once
-from kupgrade.machine.units import RealFreezer, RealUnits
+from kupgrade.machine.units import RealUnits
 from kupgrade.model.codec import decode
 from kupgrade.model.live_images import DumpAnswer, Dumped, DumpRequest, Failure, Hold
 from kupgrade.model.workload import Store, Workload
 from kupgrade.statedir import StateDirectory
 from kupgrade.steps.base import Nothing
-from kupgrade.steps.checkpoint import HasCheckpoints, PreDump
+from kupgrade.steps.checkpoint import PreDump
 
 _OVERHEAD = 1.2  # of the disk that the images are put on
 
 
-@dataclass
-class Dumping:
+@dataclass(kw_only=True)
+class Dumping(Ports):
     """The ports of one dump; they are those that an upgrade has."""
 
     request: DumpRequest
-    places: Places
-    images: RealImages = field(default_factory=RealImages)
-    freezer: RealFreezer = field(default_factory=RealFreezer)
 
     def __post_init__(self) -> None:
         systemd = Systemd(self.places.root)
@@ -64,10 +60,6 @@ class Dumping:
         self.checkpoints = RealCheckpoints(self.places, systemd)
         self.network = RealNetwork(self.places, durable=False)
         self.release = release.Release(self.places)
-
-    @property
-    def _ports(self) -> HasCheckpoints:
-        return cast("HasCheckpoints", self)  # the ports are there, as kinds of their own
 
     def all_of(self) -> DumpAnswer:
         """Raises KupgradeError when nothing was dumped."""
@@ -188,7 +180,7 @@ def wipe(store: Store, late: str) -> None:
 def answer(request: DumpRequest, places: Places) -> DumpAnswer:
     """Dump; what fails is answered, not raised."""
     try:
-        return Dumping(request, places).all_of()
+        return Dumping(request=request, places=places).all_of()
     except KupgradeError as error:
         return DumpAnswer(failure=Failure(error.what, error.why, error.remedy, int(error.code)))
     except OSError as error:

@@ -10,37 +10,33 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from kupgrade.errors import KupgradeError
 from kupgrade.host import nft
 from kupgrade.host.systemd import Systemd
 from kupgrade.live_images.late import lay
+from kupgrade.live_images.ports import Ports
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.health import RealHealth, ask
-from kupgrade.machine.images import RealImages
 from kupgrade.machine.places import Places
-from kupgrade.machine.units import RealFreezer, RealUnits
+from kupgrade.machine.units import RealUnits
 from kupgrade.model.codec import decode, encode
 from kupgrade.model.live_images import Restored, RestoreRequest
 from kupgrade.model.record import Verdict
 from kupgrade.model.workload import Workload
 from kupgrade.steps.base import Nothing
-from kupgrade.steps.checkpoint import HasCheckpoints, Restore, Thaw
+from kupgrade.steps.checkpoint import Restore, Thaw
 
 _POLL = 0.2
 
 
-@dataclass
-class Restoring:
+@dataclass(kw_only=True)
+class Restoring(Ports):
     """The ports of one restore; they are those that an upgrade has."""
 
     request: RestoreRequest
-    places: Places
-    images: RealImages = field(default_factory=RealImages)
-    freezer: RealFreezer = field(default_factory=RealFreezer)
 
     def __post_init__(self) -> None:
         self.systemd = Systemd(self.places.root)
@@ -48,10 +44,6 @@ class Restoring:
         store, release = self.request.store, self.request.new_release
         self.checkpoints = RealCheckpoints(self.places, self.systemd, store=store, new_release=release)
         self.health = RealHealth(self.places, self.checkpoints)
-
-    @property
-    def _ports(self) -> HasCheckpoints:
-        return cast("HasCheckpoints", self)  # the ports are there, as kinds of their own
 
     def all_of(self) -> tuple[Restored, ...]:
         """Each for itself: one that cannot be restored keeps no other from it."""
@@ -116,7 +108,7 @@ class Restoring:
 def main(argv: Sequence[str]) -> int:
     """`restore REQUEST`: one JSON array."""
     request = decode(RestoreRequest, json.loads(Path(argv[0]).read_text()), "request")
-    print(json.dumps(encode(Restoring(request, Places()).all_of())))  # noqa: T201
+    print(json.dumps(encode(Restoring(request=request, places=Places()).all_of())))  # noqa: T201
     return 0
 
 

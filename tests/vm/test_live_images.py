@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ class Talk:
         return int(count), who[:2]
 
 
+@contextmanager
+def served() -> Iterator[tuple[Guest, Talk]]:
+    """A host whose workload has one client outside."""
+    with skipped_without():
+        host = virtual_host.build(*NEWER, say, services=SERVICES)
+    with started(host, 4096, 2) as guest:
+        guest.start_workload()
+        with closing(Talk(guest)) as talk:
+            yield guest, talk
+
+
 def request(guest: Guest) -> bytes:
     """As a rehearsal asks for it."""
     made = json.loads(
@@ -112,11 +124,7 @@ def dumped(guest: Guest) -> dict[str, Any]:
 @pytest.mark.timeout(WHOLE)
 def test_a_dump_lets_everybody_go_on_however_it_ends() -> None:
     """One connection lives through dumps that end and such whose master is killed at any moment; nothing stays."""
-    with skipped_without():
-        host = virtual_host.build(*NEWER, say, services=SERVICES)
-    with started(host, 4096, 2) as guest, ExitStack() as stack:
-        guest.start_workload()
-        talk = stack.enter_context(closing(Talk(guest)))
+    with served() as (guest, talk):
         count, who = talk.ask()
         clean = inside.shell(guest.link, HELD)
         assert clean == "0\n"
@@ -150,11 +158,7 @@ def test_a_dump_lets_everybody_go_on_however_it_ends() -> None:
 @pytest.mark.timeout(WHOLE + 3000)
 def test_what_runs_here_is_restored_in_the_copy() -> None:
     """With its connections, on the target kernel; here its client hears nothing of it, and no image stays."""
-    with skipped_without():
-        host = virtual_host.build(*NEWER, say, services=SERVICES)
-    with started(host, 4096, 2) as guest, ExitStack() as stack:
-        guest.start_workload()
-        talk = stack.enter_context(closing(Talk(guest)))
+    with served() as (guest, talk):
         _, who = talk.ask()
         held = inside.shell(guest.link, HELD)
         words = f"kupgrade rehearse --this-host --live-images --json --timeout 1500 --keep {KEPT}"

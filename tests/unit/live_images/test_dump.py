@@ -111,7 +111,7 @@ def made(ports: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dumpi
         old_release="6.12",
         new_release="7.3",
     )
-    found = Dumping(request, ports.places, images=ports, freezer=ports)  # type: ignore[arg-type]
+    found = Dumping(request=request, places=ports.places, images=ports, freezer=ports)  # type: ignore[arg-type]
     for name in ("units", "checkpoints", "network", "release"):
         setattr(found, name, ports)
 

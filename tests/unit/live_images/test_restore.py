@@ -79,7 +79,7 @@ def made(ports: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Resto
     files = (LateFile("/log", "1", 3, 0o644, 0, 0),)
     store = Store(StoreKind.DISK, str(tmp_path / "images"))
     request = RestoreRequest(store, (WEB, DB), str(tmp_path / "late"), files, "7.3", timeout=5.0, settle=0.05)
-    found = Restoring(request, Places(tmp_path), images=ports, freezer=ports)  # type: ignore[arg-type]
+    found = Restoring(request=request, places=Places(tmp_path), images=ports, freezer=ports)  # type: ignore[arg-type]
     for name in ("systemd", "units", "checkpoints", "health"):
         setattr(found, name, ports)
     monkeypatch.setattr(restore, "_POLL", 0.01)

@@ -9,31 +9,9 @@ import pytest
 
 from kupgrade.rehearsal import report, resources
 from kupgrade.rehearsal.client import Recording
-from kupgrade.rehearsal.judge import Evidence, WorkloadSeen, file_intact, judge, marks, phases
+from kupgrade.rehearsal.judge import file_intact, judge, marks, phases
 from kupgrade.rehearsal.scenario import Result
-
-BEFORE = WorkloadSeen((329, 330), 329, True, 0, "check ok", ("1 329 0", "2 329 5"))
-AFTER = dataclasses.replace(BEFORE, lines=("1 329 0", "2 329 5", "3 329 9"))
-
-
-def recording(count: int = 5, answered: int | None = None) -> Recording:
-    made = Recording(sent=[i * 0.02 for i in range(count)])
-    for number in range(count if answered is None else answered):
-        made.take(f"{number} {number + 1} 329 330 1.0", number * 0.02 + (9.0 if number > 2 else 0.001))
-    return made
-
-
-def evidence(**changes: Any) -> Evidence:
-    plan = {"store": "pmem", "phases": [{"name": "staging", "steps": [{"kind": "prepare-store"}]}]}
-    journal = (
-        {"kind": "planned", "step": None, "time": 1.0, "data": {"plan": plan}},
-        {"kind": "started", "step": 0, "time": 1.0, "data": {}},
-        {"kind": "done", "step": 0, "time": 1.5, "data": {"seconds": 0.5}},
-        {"kind": "note", "step": None, "time": 2.0, "data": {"blackout": {"demo": 8.5}}},
-        {"kind": "finished", "step": None, "time": 2.0, "data": {"outcome": "committed"}},
-    )
-    base = Evidence("kexec", "pmem", "6.12", "7.3", "7.3", ("a", "b"), BEFORE, AFTER, recording(), journal)
-    return dataclasses.replace(base, **changes)
+from tests.unit.rehearsal.evidence import AFTER, BEFORE, HAD, HAS, beside, evidence, recording
 
 
 def test_an_upgrade_without_a_flaw_is_committed() -> None:
@@ -126,28 +104,6 @@ def test_the_file_is_intact_only_without_gap_and_repetition(lines: tuple[str, ..
     assert file_intact(lines) is intact
 
 
-HAD: dict[str, Any] = {
-    "release": "6.12",
-    "cpus": "0-3",
-    "present": "0-3",
-    "memory_kib": 4000000,
-    "blocks": {"DMA32": "0-15", "Movable": "32-47"},
-    "drivers": {"0000:00:02.0": "0x8086:0x25ab timer", "0000:01:00.0": "0x1af4:0x1042 virtio-pci"},
-    "iomem": ["00100000-7ffdcfff : System RAM"],
-    "kspawn": False,
-}
-HAS: dict[str, Any] = {
-    **HAD,
-    "memory_kib": 3700000,
-    "drivers": {"0001:01:00.0": "0x1af4:0x1042 virtio-pci"},
-    "kspawn": True,
-}
-
-
-def beside(**changes: Any) -> dict[str, Any]:
-    return judge(evidence(engine="spawn", resources_before=HAD, **{"resources_after": HAS, **changes}))
-
-
 def test_a_kernel_beside_the_other_has_everything_in_the_end() -> None:
     """Committed: all CPUs, nearly all memory, every device behind a root port; other engines are not asked."""
     assert beside()["outcome"] == "committed"
@@ -174,34 +130,6 @@ def test_taken_back_a_kernel_has_what_it_had_and_was_never_restarted() -> None:
     assert "kspawn loaded changed" in found[1]
     restarted = beside(**{**back, "boot_ids": ("a", "b")}, resources_after=HAD)
     assert restarted["findings"] == ["the old kernel was restarted"]
-
-
-def test_several_upgrades_are_reported_one_after_the_other() -> None:
-    """Each with its own verdict; the object as a whole is the last one's."""
-    first, last = beside(), {**beside(), "old_release": "7.3", "new_release": "7.4"}
-    told = report.text(Result({**last, "generations": [first, last]}, (), ()))
-    assert [line for line in told.splitlines() if line.startswith("committed")] == [
-        "committed: 6.12 -> 7.3, running 7.3",
-        "committed: 7.3 -> 7.4, running 7.3",
-    ]
-    assert "CPUs 0-3 -> 0-3, memory 3906 -> 3613 MiB" in told
-
-
-def test_the_report_is_self_contained_and_shows_the_silence() -> None:
-    """No outside resource; the plot marks the span without answers; text and HTML carry the verdict."""
-    item = evidence()
-    result = Result(judge(item), tuple(item.client.latencies()), item.journal)
-    page = report.html(result)
-    assert "http" not in page.replace("http-equiv", "") and "<svg" in page and "9.0" in page and "committed" in page
-    assert report.text(result).startswith("committed: 6.12 -> 7.3")
-
-
-def test_thinning_keeps_the_slowest_request_of_each_bucket() -> None:
-    """However many requests, the one that waited longest is drawn."""
-    many = [(i * 0.001, 0.001) for i in range(50000)]
-    many[31234] = (31.234, 7.0)
-    svg = report.plot(many, [])
-    assert svg.count(",") < 5000 and "7" in svg
 
 
 def test_marks_are_told_in_the_clients_time() -> None:
