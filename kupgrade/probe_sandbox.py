@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kupgrade.host import volatile
 from kupgrade.host.systemd import Unit
-from kupgrade.kernel import blockfs, namespaces, process, sysvipc
+from kupgrade.kernel import blockfs, mount_layout, namespaces, process, sysvipc
 from kupgrade.kernel.blockfs import Mount
 from kupgrade.kernel.process import Fd, FdKind, Mapping
 from kupgrade.model.facts import SandboxFacts
@@ -59,7 +59,12 @@ def sandbox_facts(around: Around, carried: Sequence[Carried]) -> SandboxFacts:
         denies_write_execute=bool(unit and unit.denies_write_execute),
         ipc_objects=tuple(f"{each.kind} {each.id}" for each in objects),
         carried_bytes=volatile.size(around.view, carried),
+        unmade=_unmade(around, unit) if unit and "mnt" in kinds else (),
     )
+
+
+def _unmade(around: Around, unit: Unit) -> tuple[str, ...]:
+    return mount_layout.unmakeable(around.mounts, blockfs.mounts(around.root, "1"), f"/run/credentials/{unit.name}")
 
 
 def carried(around: Around, sockets: Iterable[str]) -> tuple[Carried, ...]:

@@ -65,17 +65,14 @@ def warnings(facts: Facts) -> tuple[str, ...]:
 
 
 def _sandboxes(facts: Facts, policy: Policy) -> Iterator[Refusal]:
-    """There is no systemd yet, beside an old kernel, to make them again."""
+    """Beside an old kernel no systemd runs yet; what it alone can make cannot be made again there."""
     for entry, seen in zip(policy.workloads, facts.workloads, strict=True):
         workload = seen.workload
         if entry.fate is not Fate.KEEP or workload is None:
             continue
-        what = [f"its own {', '.join(workload.sandbox)} namespace"] if workload.sandbox else []
-        what += ["its own user namespace"] if workload.user_namespace else []
-        what += ["System V shared memory"] if workload.shared_memory else []
-        what += [f"files in memory ({workload.carried[0].path})"] if seen.sandbox.carried_bytes else []
-        if what:
-            fact = f"{entry.unit or entry.name} has {', '.join(what)}, restored only where systemd runs before it"
+        if seen.sandbox.unmade:
+            what = ", ".join(seen.sandbox.unmade[:4])
+            fact = f"{entry.unit or entry.name} has mounts that only systemd makes ({what})"
             yield Refusal(f"{entry.name} can be restored before systemd", fact, f"{KEXEC}, or give it fate = restart")
 
 

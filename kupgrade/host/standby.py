@@ -22,7 +22,7 @@ from kupgrade.model.kernel import KernelRelease
 
 TOOLS = (
     *("mount", "mkdir", "sleep", "cat", "python3", "criu", "modprobe", "insmod", "ip", "nft"),
-    "switch_root",
+    *("switch_root", "nsenter"),
 )
 OPTIONAL_TOOLS = ("umount", "blockdev", "ls", "dmesg")
 TOOL_DIRECTORIES = ("usr/sbin", "usr/bin", "sbin", "bin")

@@ -82,6 +82,7 @@ class Libc:
         self._c.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
         self._c.reboot.argtypes = [ctypes.c_uint]
         self._c.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+        self._c.unshare.argtypes = [ctypes.c_int]
         self._c.syncfs.argtypes = [ctypes.c_int]
 
     def _failed(self, call: str, path: str = "") -> KernelError:
@@ -134,6 +135,11 @@ class Libc:
         """Move the calling thread into the namespace `fd` refers to, setns(2)."""
         if self._c.setns(fd, nstype) != 0:
             raise self._failed("setns")
+
+    def unshare(self, flags: int) -> None:
+        """New namespaces for the calling process, unshare(2)."""
+        if self._c.unshare(flags) != 0:
+            raise self._failed("unshare")
 
     def lock_memory(self) -> None:
         """mlockall(2) of all pages, now and later: this process needs no disk to run on."""

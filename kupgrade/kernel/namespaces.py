@@ -5,14 +5,18 @@ Every function raises KernelError; ENOENT or ESRCH: the process is gone.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kupgrade.errors import KernelError
 from kupgrade.kernel import blockfs
 from kupgrade.kernel.blockfs import Mount
-from kupgrade.kernel.libc import read_text
+from kupgrade.kernel.libc import Libc, read_text, reported
 
+_CLONE_NEWUTS = 0x04000000  # include/uapi/linux/sched.h
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
 
 
@@ -136,6 +140,31 @@ def memory_mounts(theirs: tuple[Mount, ...], ours: tuple[Mount, ...]) -> tuple[s
 def private_directories(theirs: tuple[Mount, ...]) -> tuple[str, ...]:
     """Where a namespace has directories for temporary files of its own (systemd.exec(5), PrivateTmp=)."""
     return tuple(mount.mountpoint for mount in theirs if "/systemd-private-" in mount.subroot + "/")
+
+
+def hostname(pid: int) -> str:
+    """As the process is told it. By a thread, as who enters a namespace stays there."""
+    found: list[str] = []
+    failed: list[KernelError] = []
+
+    def look() -> None:
+        try:
+            with reported("open", f"/proc/{pid}/ns/uts"):
+                fd = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                Libc().setns(fd, _CLONE_NEWUTS)
+            finally:
+                os.close(fd)
+            found.append(os.uname().nodename)
+        except KernelError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 def mounts(pid: int, root: Path = Path("/")) -> tuple[Mount, ...]:

@@ -17,7 +17,7 @@ from kupgrade.host.images import round_name
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, tcp_repair
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import copies, dumping, fill, network, nursery, restorer, restoring, sandbox, streams
+from kupgrade.machine import copies, dumping, enclosure, fill, network, nursery, restorer, restoring, sandbox, streams
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
@@ -159,6 +159,7 @@ class RealCheckpoints:
         Both by what the first process has in memory: the disk came a moment ago, and nothing of it was read yet.
         """
         with network.foreign_addresses(self.places), tools_of(self.places.root / "proc/1/root", self.places.root):
+            enclosure.prepare(dumping.read_meta(store, each).layout for each in workloads)
             for workload in workloads:
                 request = self._request(store, workload, deadline, unit=False, in_place=in_place)
                 restorer.restore_forked(self.places, workload.name, request, streams.ends(workload.name))
@@ -186,6 +187,7 @@ class RealCheckpoints:
             files=meta.files,
             mounts=meta.mounts,
             cells=meta.cells,
+            layout=meta.layout,
             as_strict=str(proc.release(self.places.root)) == self.new_release,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import KernelError
@@ -17,8 +17,9 @@ from kupgrade.host import criu_edits, volatile
 from kupgrade.host.criu import Criu, DumpOptions
 from kupgrade.host.images import round_name
 from kupgrade.host.journal_streams import held_inodes
-from kupgrade.kernel import cgroup, cgroup_tree, namespaces, proc, process, sock_diag
+from kupgrade.kernel import cgroup, cgroup_tree, mount_layout, namespaces, proc, process, sock_diag
 from kupgrade.kernel.cgroup_tree import Cell
+from kupgrade.kernel.mount_layout import Layout
 from kupgrade.kernel.namespaces import Held
 from kupgrade.kernel.proc import GONE
 from kupgrade.machine import copies, restorer, sandbox
@@ -27,7 +28,7 @@ from kupgrade.machine.rounds import bytes_in, last_round
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.machine.streams import META
 from kupgrade.model.codec import decode
-from kupgrade.model.workload import Store, Workload
+from kupgrade.model.workload import Store, StoreKind, Workload
 
 JOURNAL_SOCKET = "/run/systemd/journal/stdout"
 _TEMPORARY = {"/tmp": "tmp.mount", "/var/tmp": "var-tmp.mount"}  # noqa: S108  # systemd.mount(5)
@@ -42,7 +43,8 @@ class Meta:
     `pids`: those that were dumped; empty in images of a release that kept to those planned. `files`: what systemd opens
     for it; `mounts`: those by which its mount namespace differs from the host's; `mounted`: units of the host's own
     mounts that its private directories lie on; `cells`: its cgroup and those below, with who is in which; `stopped`:
-    processes that somebody had stopped by a signal, and that are to stay so.
+    processes that somebody had stopped by a signal, and that are to stay so. `layout`: its mounts and the host's file
+    systems in memory, for a restore before systemd runs.
     """
 
     streams: dict[str, int]
@@ -52,6 +54,7 @@ class Meta:
     mounted: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = ()
     stopped: tuple[int, ...] = ()
+    layout: Layout = field(default_factory=Layout)
 
 
 def read_meta(store: Store, workload: Workload) -> Meta:
@@ -146,7 +149,8 @@ def dump(criu: Criu, store: Store, workload: Workload) -> int:
         criu_edits.keep_shared_memory(directory, sandbox.segments(pids))
     volatile.pack(sandbox.view(workload.root_pid), workload.carried, directory)
     cells = cgroup_tree.cells(workload.cgroup)
-    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload), cells, stopped))
+    layout = _layout(workload) if store.kind is StoreKind.WINDOW else Layout()
+    restorer.put(directory / META, Meta(_standard(found), pids, files, *_mounts(workload), cells, stopped, layout))
     return bytes_in(directory)
 
 
@@ -162,6 +166,15 @@ def _mounts(workload: Workload) -> tuple[tuple[Held, ...], tuple[str, ...]]:
     own = namespaces.own_mounts(namespaces.mounts(workload.root_pid), ours)
     there = {mount.mountpoint for mount in ours}
     return own, tuple(unit for place, unit in _TEMPORARY.items() if place in there)
+
+
+def _layout(workload: Workload) -> Layout:
+    """Of a workload that goes to a kernel beside this one."""
+    theirs = namespaces.mounts(workload.root_pid) if "mnt" in workload.sandbox else ()
+    carried = [each.path for each in workload.carried]
+    found = mount_layout.layout(theirs, namespaces.mounts(1), sandbox.view(workload.root_pid), carried)
+    name = namespaces.hostname(workload.root_pid) if "uts" in workload.sandbox else ""
+    return dataclasses.replace(found, hostname=name)
 
 
 def _options(

@@ -16,7 +16,7 @@ import secrets
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kupgrade.errors import BadInputError, KupgradeError
@@ -27,8 +27,9 @@ from kupgrade.host.criu_child import Inside
 from kupgrade.kernel import cgroup, namespaces, proc
 from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.libc import Libc
+from kupgrade.kernel.mount_layout import Layout
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import cells, fill, nursery, restoring, sandbox
+from kupgrade.machine import cells, enclosure, fill, nursery, restoring, sandbox
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
@@ -45,7 +46,8 @@ class Request:
     `cgroup`: where a workload without a unit is restored; `unit`: whether a unit's start process waits. `in_place`:
     its memory is filled while it runs already. `sandbox`: kinds of namespaces of the start process that it is restored
     into, `mounts` what they must have (if not `as_strict`, what is missing is told, and no more), `files` what systemd
-    had opened before it made them. `cells`: its cgroup and those below it, with who is in which.
+    had opened before it made them; without a unit they are made by `layout`. `cells`: its cgroup and those below it,
+    with who is in which.
     """
 
     directory: str
@@ -61,6 +63,7 @@ class Request:
     mounts: tuple[Held, ...] = ()
     as_strict: bool = False
     cells: tuple[Cell, ...] = ()
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = time.monotonic()
     directory, copied = Path(request.directory), ""
+    stack = contextlib.ExitStack()
     try:
         where, around, view = request.cgroup, None, places.root
         if request.unit:
@@ -211,9 +215,11 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
                 return Answer(0, 0.0, "systemd did not start the unit's restore")
             where = cells.unit_cgroup(request.cgroup, proc.process(pid).cgroup)
             inherit = _streams(pid, request.streams)
-            if request.sandbox:
-                around, view = Inside(pid, request.sandbox), sandbox.view(pid)
-                inherit |= _sandboxed(request, pid)
+        elif request.sandbox:
+            pid = stack.enter_context(enclosure.made(request.layout, request.sandbox))
+        if request.sandbox:
+            around, view = Inside(pid, request.sandbox), sandbox.view(pid)
+            inherit |= _sandboxed(request, pid)
         begun = time.monotonic()
         volatile.unpack(view, directory)
         if request.in_place:
@@ -222,13 +228,14 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
         lazy = request.in_place and not copied
         root = Criu().restore(RestoreOptions(directory, inherit, logs, lazy=lazy, inside=around))
         cells.fill(where, request.cells)
-        if around is not None:
+        if around is not None and request.unit:
             _close_shell(request, around.pid)
         Path(request.pidfile).write_text(f"{root}\n")
     except Exception as error:  # whatever it is: somebody waits
         text = str(error) if isinstance(error, KupgradeError | OSError) else repr(error)
         return Answer(0, time.monotonic() - begun, text)
     finally:
+        stack.close()
         for fd in inherit.values():
             os.close(fd)
     return Answer(root, time.monotonic() - begun, "", copied)

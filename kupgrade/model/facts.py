@@ -93,6 +93,7 @@ class SandboxFacts:
     denies_write_execute: bool = False  # MemoryDenyWriteExecute=
     ipc_objects: tuple[str, ...] = ()  # System V semaphores and message queues of its users, e.g. sem 3
     carried_bytes: int = 0  # of files in memory that go with the images
+    unmade: tuple[str, ...] = ()  # mounts that only systemd can make again
 
 
 @dataclass(frozen=True, slots=True)
