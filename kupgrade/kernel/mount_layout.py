@@ -41,6 +41,7 @@ class Layer:
 
     `flags`: the mount's own options. `nodes`: with a source, what leads to it if that may not be there (it is in
     memory); else what the file system holds besides files. `whole`: the host has the same mount at the same place.
+    `inside`: the source is a path in the namespace itself, on a file system of its own.
     """
 
     mountpoint: str
@@ -50,6 +51,7 @@ class Layer:
     data: str = ""
     nodes: tuple[Node, ...] = ()
     whole: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +102,25 @@ def host_path(mount: Mount, ours: tuple[Mount, ...]) -> str:
     return ""
 
 
+def inner_path(mount: Mount, seen: tuple[Mount, ...]) -> str:
+    """Where the namespace itself sees a part of a file system of its own that is mounted once more; empty: nowhere."""
+    for each in seen[: seen.index(mount)]:
+        if each.device == mount.device and each.subroot == "/":
+            return str(PurePosixPath(each.mountpoint, mount.subroot.lstrip("/")))
+    return ""
+
+
 def unmakeable(theirs: tuple[Mount, ...], ours: tuple[Mount, ...], credentials: str = "") -> tuple[str, ...]:
     """What of a namespace only the one who made it can make again, in words. `credentials`: where its own are."""
     found = []
-    for mount in visible(theirs):
+    seen = visible(theirs)
+    for mount in seen:
         path = host_path(mount, ours)
         above = blockfs.holding(ours, path) if path else None
         if mount.mountpoint == credentials:
             found.append(f"credentials in {credentials}")
         elif above is None:
-            if mount.fstype not in _OWN or mount.subroot != "/":
+            if mount.fstype not in _OWN or (mount.subroot != "/" and not inner_path(mount, seen)):
                 found.append(f"{mount.fstype} on {mount.mountpoint}")
         elif mount.mountpoint == "/" and path != "/":
             found.append(f"{path} as its root")
@@ -125,16 +136,21 @@ def layout(
 
     `view`: what a process in it sees as its root; `carried`: the host's paths whose files go along. KernelError.
     """
-    layers = tuple(_layer(mount, ours, view, root) for mount in visible(theirs))
-    places = [path for path in carried if path] + [each.source for each in layers if each.source and not each.whole]
+    seen = visible(theirs)
+    layers = tuple(_layer(mount, ours, seen, view, root) for mount in seen)
+    places = [path for path in carried if path] + [
+        each.source for each in layers if each.source and not (each.whole or each.inside)
+    ]
     held = {id(mount): mount for path in places if (mount := blockfs.holding(ours, path)) and mount.fstype == "tmpfs"}
     memory = (Layer(each.mountpoint, each.options, "", each.fstype, _data(each)) for each in held.values())
     return Layout(layers, tuple(sorted(memory, key=lambda each: each.mountpoint)))
 
 
-def _layer(mount: Mount, ours: tuple[Mount, ...], view: Path, root: Path) -> Layer:
+def _layer(mount: Mount, ours: tuple[Mount, ...], seen: tuple[Mount, ...], view: Path, root: Path) -> Layer:
     path = host_path(mount, ours)
     above = blockfs.holding(ours, path) if path else None
+    if above is None and (inner := inner_path(mount, seen)):
+        return Layer(mount.mountpoint, mount.options, inner, inside=True)
     if above is None:
         nodes = tuple(_inside(view / mount.mountpoint.lstrip("/"))) if mount.fstype == "tmpfs" else ()
         return Layer(mount.mountpoint, mount.options, "", mount.fstype, _data(mount), nodes)

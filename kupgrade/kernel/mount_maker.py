@@ -31,7 +31,7 @@ FLAGS = {
     "relatime": 1 << 21,
 }
 _BOOT = re.compile(re.escape(PRIVATE) + r"[0-9a-f]{32}-")
-_KERNELS = ("/proc/", "/sys/")  # what is not there in another kernel needs not be hidden
+KERNELS = ("/proc/", "/sys/")  # what is not there in another kernel needs not be hidden
 
 
 class MountCalls(Protocol):
@@ -57,10 +57,12 @@ def lay(calls: MountCalls, layout: Layout) -> None:
     sources: dict[str, int] = {}
     try:
         for layer in layout.layers:
-            if layer.source and (fd := _opened(layer, boot)) is not None:
+            if layer.source and not layer.inside and (fd := _opened(layer, boot)) is not None:
                 sources[layer.mountpoint] = fd
         covered: set[str] = set()
         for layer in layout.layers:
+            if layer.inside and (fd := _opened(layer, boot)) is not None:
+                sources[layer.mountpoint] = fd
             _lay(calls, layer, sources.get(layer.mountpoint), covered)
     finally:
         for fd in sources.values():
@@ -102,7 +104,7 @@ def _opened(layer: Layer, boot: str) -> int | None:
     try:
         return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        if layer.whole or layer.source.startswith(_KERNELS):
+        if layer.whole or layer.source.startswith(KERNELS):
             return None
         why = f"there is no {path} for {layer.mountpoint}"
         raise KupgradeError("A service's mounts cannot be made again", why, "Give the unit fate = restart") from error
@@ -117,7 +119,7 @@ def _stands(place: Path, source: int | None) -> bool:
     """Whether there is something to mount on. What is missing below /run is made; a kernel's own files cannot be."""
     if os.path.lexists(place):
         return True
-    if str(place).startswith(_KERNELS):
+    if str(place).startswith(KERNELS):
         return False
     with reported("make", place):
         place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -17,7 +17,19 @@ from kupgrade.host.images import round_name
 from kupgrade.host.systemd import Systemd
 from kupgrade.kernel import cgroup, pagemap, proc, tcp_repair
 from kupgrade.kernel.libc import Libc
-from kupgrade.machine import copies, dumping, enclosure, fill, network, nursery, restorer, restoring, sandbox, streams
+from kupgrade.machine import (
+    copies,
+    dumping,
+    enclosure,
+    fill,
+    network,
+    nursery,
+    restorer,
+    restoring,
+    sandbox,
+    starter,
+    streams,
+)
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
 from kupgrade.machine.rounds import WHOLE, at_once, bytes_in, last_round
@@ -106,7 +118,7 @@ class RealCheckpoints:
 
     def _end_starter(self, workload: Workload) -> None:
         """End the start process that waits for an agent which is gone: it would keep the unit from starting again."""
-        pid = sandbox.starter(workload.cgroup, restorer.gate_path(self.places, workload.name))
+        pid = sandbox.starter(workload.cgroup, starter.gate_path(self.places, workload.name))
         if not pid:
             return
         with contextlib.suppress(KernelError):
@@ -172,7 +184,7 @@ class RealCheckpoints:
     ) -> restorer.Request:
         directory = store_of(store).path / workload.name / "final"
         meta = dumping.read_meta(store, workload)
-        pidfile = restorer.pidfile_path(self.places, workload.name)
+        pidfile = starter.pidfile_path(self.places, workload.name)
         pidfile.unlink(missing_ok=True)
         return restorer.Request(
             directory=str(directory),

@@ -24,18 +24,16 @@ from kupgrade.host import volatile
 from kupgrade.host.command import environment
 from kupgrade.host.criu import Criu, RestoreOptions
 from kupgrade.host.criu_child import Inside
-from kupgrade.kernel import cgroup, namespaces, proc
+from kupgrade.kernel import cgroup, mount_maker, namespaces, proc
 from kupgrade.kernel.cgroup_tree import Cell
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.mount_layout import Layout
 from kupgrade.kernel.namespaces import Held
-from kupgrade.machine import cells, enclosure, fill, nursery, restoring, sandbox
+from kupgrade.machine import cells, enclosure, fill, nursery, restoring, sandbox, starter
 from kupgrade.machine.places import Places
 from kupgrade.machine.sandbox import ForeignFile
 from kupgrade.model.codec import decode, encode
 
-SHELL = "/bin/sh"
-GATE_PATIENCE = 10.0  # seconds
 _POLL = 0.01
 
 
@@ -86,48 +84,11 @@ def answer_path(places: Places, name: str) -> Path:
     return places.restorers / f"{name}.answer"
 
 
-def starter_path(places: Places, name: str) -> Path:
-    """Where the unit's start process puts its PID."""
-    return places.restorers / f"{name}.starter"
-
-
-def gate_path(places: Places, name: str) -> Path:
-    """The pipe at which the unit's start process waits for its exit status."""
-    return places.restorers / f"{name}.gate"
-
-
-def pidfile_path(places: Places, name: str) -> Path:
-    """The PID file that systemd reads."""
-    return places.run / f"{name}.pid"
-
-
-def start_command(places: Places, name: str, *, sandboxed: bool = False) -> tuple[str, ...]:
-    """What the held unit starts. Fails closed: without an agent that waits, nothing is started.
-
-    Inside of a sandbox it cannot write: it is known by its arguments there.
-    """
-    gate, starter = gate_path(places, name), starter_path(places, name)
-    told = "" if sandboxed else f"echo $$ > {starter}.new && mv {starter}.new {starter} && "
-    script = (
-        f"[ -p {gate} ] || {{ echo 'kupgrade: no restore is under way; not started by itself' >&2; exit 1; }}; "
-        f"{told}read -r status < {gate} && exit $status"
-    )
-    return (SHELL, "-c", script)
-
-
 def put(path: Path, value: object) -> None:
     """Write JSON so that a reader sees all of it or nothing."""
     temporary = path.with_suffix(path.suffix + ".new")
     temporary.write_text(json.dumps(encode(value)))
     temporary.replace(path)
-
-
-def open_for_start(places: Places, name: str) -> None:
-    """From now on the unit's start process waits at its gate. What an earlier restore left is removed first."""
-    places.restorers.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (answer_path, starter_path, gate_path):
-        path(places, name).unlink(missing_ok=True)
-    os.mkfifo(gate_path(places, name), 0o600)
 
 
 def restore_forked(places: Places, name: str, request: Request, streams: dict[str, int]) -> None:
@@ -152,7 +113,8 @@ def restore_forked(places: Places, name: str, request: Request, streams: dict[st
 
 def spawn(places: Places, name: str, patience: float) -> str:
     """Have a restorer wait for its request (seconds); its token. What an earlier one left is removed first."""
-    open_for_start(places, name)
+    starter.open_for_start(places, name)
+    answer_path(places, name).unlink(missing_ok=True)
     token = secrets.token_hex(4)
     if nursery.ask(name, token, patience):
         return token
@@ -188,7 +150,7 @@ def serve(name: str, token: str, deadline: float, parent: int) -> int:
         return 1
     put(answer_path(places, name), answer := _serve(places, name, request, {}))
     restoring.finish(places, name)
-    open_gate(places, name, 1 if answer.error else 0, GATE_PATIENCE if request.unit else 0.0)
+    starter.open_gate(places, name, 1 if answer.error else 0, starter.GATE_PATIENCE if request.unit else 0.0)
     return 1 if answer.error else 0
 
 
@@ -244,14 +206,21 @@ def _serve(places: Places, name: str, request: Request, inherit: dict[str, int])
 def _starter(places: Places, name: str, request: Request, deadline: float) -> int:
     """The unit's start process; 0: none came."""
     if request.sandbox:
-        return sandbox.await_starter(request.cgroup, gate_path(places, name), deadline)
-    path = starter_path(places, name)
+        return sandbox.await_starter(request.cgroup, starter.gate_path(places, name), deadline)
+    path = starter.pid_path(places, name)
     return int(path.read_text()) if _await(path, deadline) else 0
 
 
 def _sandboxed(request: Request, pid: int) -> dict[str, int]:
     """Descriptors for what was opened outside of the sandbox. Raises KupgradeError when it is not the one it was."""
-    weaker = namespaces.weaker(request.mounts, namespaces.mounts(pid))
+    # What another kernel does not have at all needs no restriction.
+    there = [
+        each
+        for each in request.mounts
+        if not each.mountpoint.startswith(mount_maker.KERNELS)
+        or os.path.lexists(f"{sandbox.view(pid)}{each.mountpoint}")
+    ]
+    weaker = namespaces.weaker(there, namespaces.mounts(pid))
     if weaker and not request.as_strict:
         sys.stderr.write(f"<4>kupgrade: the sandbox of process {pid} is weaker than it was: {', '.join(weaker)}\n")
     elif weaker:
@@ -262,7 +231,7 @@ def _sandboxed(request: Request, pid: int) -> dict[str, int]:
 
 def _close_shell(request: Request, pid: int) -> None:
     """Where few files may be executed the start process's shell could be, by a mount that the sandbox had not."""
-    shell = str(Path(SHELL).resolve())
+    shell = str(Path(starter.SHELL).resolve())
     there = any(mount.mountpoint == shell for mount in namespaces.mounts(pid))
     if there and not any(each.mountpoint == shell for each in request.mounts):
         sandbox.unmount_inside(pid, shell)
@@ -290,25 +259,6 @@ def _streams(pid: int, wanted: dict[str, int]) -> dict[str, int]:
         return {key: libc.pidfd_getfd(pidfd, number) for key, number in wanted.items()}
     finally:
         os.close(pidfd)
-
-
-def open_gate(places: Places, name: str, status: int, patience: float = 0.0) -> bool:
-    """Let the unit's start process end with `status`; whether one was there.
-
-    It names itself first and comes to the gate then: `patience` (seconds) is for the moment in between.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fd = os.open(gate_path(places, name), os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody waits: not yet, or a workload without a unit
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL)
-            continue
-        os.write(fd, b"%d\n" % status)
-        os.close(fd)
-        return True
 
 
 if __name__ == "__main__":

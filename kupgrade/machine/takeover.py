@@ -15,7 +15,7 @@ from kupgrade.kernel import kspawn, proc, sysctl
 from kupgrade.kernel.libc import Libc
 from kupgrade.kernel.shared_window import SharedWindow
 from kupgrade.kernel.window import Side
-from kupgrade.machine import going_home, new_root, restorer, sandbox, standing, streams
+from kupgrade.machine import going_home, new_root, sandbox, standing, starter, streams
 from kupgrade.machine.checkpoints import RealCheckpoints
 from kupgrade.machine.places import Places
 from kupgrade.model.handover import Stage
@@ -95,13 +95,13 @@ class RealTakeover:
         deadline = time.monotonic() + timeout
         mine = [w for w in workloads if w.unit and not self.checkpoints.adopted_yet(w)]
         for workload in mine:
-            restorer.open_for_start(self.places, workload.name)
+            starter.open_for_start(self.places, workload.name)
         if mine:
             self.systemd.start([w.unit for w in mine], now=True)
         for workload in mine:
             self._await_starter(workload, deadline)
-            restorer.pidfile_path(self.places, workload.name).write_text(f"{workload.root_pid}\n")
-            if not restorer.open_gate(self.places, workload.name, 0, restorer.GATE_PATIENCE):
+            starter.pidfile_path(self.places, workload.name).write_text(f"{workload.root_pid}\n")
+            if not starter.open_gate(self.places, workload.name, 0, starter.GATE_PATIENCE):
                 raise KupgradeError(f"{workload.unit} did not adopt its process", "its start process went away")
         for workload in mine:
             _await(partial(self.checkpoints.adopted_yet, workload), deadline, f"{workload.unit} did not adopt")
@@ -110,8 +110,8 @@ class RealTakeover:
         """See sandbox: inside of one it cannot say who it is."""
         failed = f"systemd did not start {workload.unit}"
         if not workload.sandbox:
-            _await(restorer.starter_path(self.places, workload.name).exists, deadline, failed)
-        elif not sandbox.await_starter(workload.cgroup, restorer.gate_path(self.places, workload.name), deadline):
+            _await(starter.pid_path(self.places, workload.name).exists, deadline, failed)
+        elif not sandbox.await_starter(workload.cgroup, starter.gate_path(self.places, workload.name), deadline):
             raise KupgradeError(failed, "its time is over")
 
     def retire(self, ports: Sequence[str], timeout: float, panic: int) -> dict[str, float | int | str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kupgrade.host import bootloader, unit_watchdog
 from kupgrade.host.systemd import Systemd, dropin_text
 from kupgrade.kernel import cgroup
-from kupgrade.machine import restorer
+from kupgrade.machine import starter
 from kupgrade.machine.places import Places
 from kupgrade.model.kernel import KernelRelease
 from kupgrade.model.workload import Watched, Workload
@@ -29,9 +29,9 @@ class RealUnits:
         """Lay the drop-in."""
         if workload.unit:
             sandboxed = bool(workload.sandbox)
-            argv = restorer.start_command(self.places, workload.name, sandboxed=sandboxed)
-            pidfile = str(restorer.pidfile_path(self.places, workload.name))
-            shell = str(Path(restorer.SHELL).resolve()) if self._few_executables(workload) else ""
+            argv = starter.start_command(self.places, workload.name, sandboxed=sandboxed)
+            pidfile = str(starter.pidfile_path(self.places, workload.name))
+            shell = str(Path(starter.SHELL).resolve()) if self._few_executables(workload) else ""
             text = dropin_text(upgrade, argv, pidfile, timeout + 10, sandboxed=sandboxed, executable=shell)
             self.systemd.hold(workload.unit, text)
 

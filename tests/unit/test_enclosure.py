@@ -55,6 +55,8 @@ if theirs == 0:
     bind("/run/own", "/opt/shm")
     libc.mount("none", Path("/opt"), "none", 4096 | 32 | 1 | 2)
     bind("/", "/mnt")
+    libc.mount("proc", Path("/proc"), "proc", 2 | 4 | 8, "hidepid=invisible")
+    bind("/proc/sys", "/proc/sys", 1 | 8)
     libc.mount("none", Path("/"), "none", 4096 | 32 | 1 | 8)
     os.write(tell, b"!")
     signal.pause()
@@ -120,6 +122,7 @@ def test_a_sandbox_is_made_again_as_it_was(tmp_path: Path, change: str) -> None:
     assert answer["after"]["name"] == "sandbox"
     mounted = {each[0]: each for each in answer["after"]["mounts"]}
     assert {"ro", "noexec"} <= {*mounted["/"][2]} and {"ro"} <= {*mounted["/home"][2]}
+    assert {"ro"} <= {*mounted["/proc/sys"][2]}
     assert (answer["own"], answer["left"]) == (0, False)
 
 

@@ -32,6 +32,7 @@ SANDBOX = f"""\
 132 127 0:51 / /proc rw,nosuid,nodev,noexec - proc proc rw,hidepid=invisible
 133 125 0:24 /systemd/inaccessible/dir /home ro,nosuid,nodev - tmpfs tmpfs rw
 134 125 254:15 / /boot/efi ro,relatime shared:6 - vfat /dev/vda15 rw
+136 132 0:51 /sys /proc/sys ro,nosuid,nodev,noexec - proc proc rw,hidepid=invisible
 135 125 254:1 /var/lib/redis /var/lib/redis rw,relatime - ext4 /dev/vda1 rw
 """
 
@@ -56,9 +57,9 @@ def found(host: Path, text: str = SANDBOX, carried: tuple[str, ...] = ()) -> dic
 def test_what_lies_below_another_mount_is_none_of_it() -> None:
     """Of mounts on one place only the last is seen, and what was mounted in an earlier one is covered with it."""
     seen = [each.id for each in mount_layout.visible(parse_mountinfo(SANDBOX))]
-    assert seen == [125, 126, 132, 129, 131, 133, 134, 135]
-    below = SANDBOX + "136 130 0:60 / /dev/pts rw - devpts devpts rw\n137 125 254:1 /x /var rw - ext4 /dev/vda1 rw\n"
-    assert [each.id for each in mount_layout.visible(parse_mountinfo(below))] == [*seen[:-1], 137]
+    assert seen == [125, 126, 132, 136, 129, 131, 133, 134, 135]
+    below = SANDBOX + "137 130 0:60 / /dev/pts rw - devpts devpts rw\n138 125 254:1 /x /var rw - ext4 /dev/vda1 rw\n"
+    assert [each.id for each in mount_layout.visible(parse_mountinfo(below))] == [*seen[:-1], 138]
     assert mount_layout.visible(()) == ()
 
 
@@ -69,6 +70,7 @@ def test_each_mount_is_told_in_the_hosts_paths(host: Path) -> None:
     assert layers["/boot/efi"] == Layer("/boot/efi", ("ro", "relatime"), "/boot/efi", whole=True)
     assert layers["/var/lib/redis"] == Layer("/var/lib/redis", ("rw", "relatime"), "/var/lib/redis")
     assert (layers["/proc"].source, layers["/proc"].data) == ("", "hidepid=invisible")
+    assert (layers["/proc/sys"].source, layers["/proc/sys"].inside) == ("/proc/sys", True)
     home = layers["/home"]
     assert home.source == "/run/systemd/inaccessible/dir"
     assert [each.path for each in home.nodes] == ["/run/systemd", "/run/systemd/inaccessible", home.source]
