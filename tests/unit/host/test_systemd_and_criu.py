@@ -14,7 +14,7 @@ from kupgrade.host import criu
 from kupgrade.host.criu import CheckpointError, Criu, errors_of
 from kupgrade.host.systemd import Systemd, dropin_text, parse_show, unit_of
 from kupgrade.machine.places import Places
-from kupgrade.machine.restorer import start_command
+from kupgrade.machine.starter import start_command
 
 
 def test_the_drop_in_replaces_every_way_to_start_the_program() -> None:
