@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kupgrade import private
 from kupgrade.errors import BadInputError
 from kupgrade.journal import sync_directory, write_durably
 from kupgrade.model.automation import AUTOMATION_FORMAT, REQUEST_FORMAT, Attempt, Pending, Request
@@ -50,7 +51,7 @@ class Requests:
         """Every request that counts, and what else lies there. Raises BadInputError for a directory of others'."""
         if not os.path.lexists(self.folder):
             return Pending()
-        _check_private(self.folder)
+        private.check(self.folder)
         names = sorted(entry.name for entry in os.scandir(self.folder))
         found: list[Request] = []
         ignored = [f"{len(names) - MOST} more files: only {MOST} are looked at"] if len(names) > MOST else []
@@ -145,16 +146,6 @@ def _content(path: Path) -> tuple[bytes, float]:
     if len(data) > LARGEST:
         raise BadInputError(path.name, f"it is longer than {LARGEST} bytes")
     return data, info.st_mtime
-
-
-def _check_private(path: Path) -> None:
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
-        raise BadInputError(
-            f"{path} is not a directory of root's alone",
-            f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}",
-            f"Find out who wrote there, then: chown root {path}; chmod 700 {path}",
-        )
 
 
 @contextlib.contextmanager

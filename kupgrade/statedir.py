@@ -15,13 +15,13 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kupgrade import forgotten, private
 from kupgrade.core.chronicle import HistoryEntry, damaged_entry, entry, rejection
 from kupgrade.core.fold import fold
 from kupgrade.errors import BadInputError, KupgradeError, NeedsHumanError, NotNowError
@@ -35,8 +35,6 @@ from kupgrade.model.schedule import ORDINARY, Terms
 
 PLACE = "var/lib/kupgrade"
 INSTANCES = "instances"
-FORGOTTEN_FORMAT = "kupgrade.forgotten/1"
-_DIRECTORY_MODE = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,11 @@ class StateDirectory:
         One at a time: kspawn gives no memory back while any CPU runs another kernel (kmod/memory.c).
         """
         own = self.instance(name)
-        _make_private(self.path)
+        private.make(self.path)
         with self._beginning():
             self._refuse_open()
             self.refuse_instances()
-            _make_private(self.path / INSTANCES)
+            private.make(self.path / INSTANCES)
             return own.begin(plan)
 
     def refuse_instances(self) -> None:
@@ -103,16 +101,16 @@ class StateDirectory:
         The link comes last: a power cut before it leaves an abandoned entry, never a half-open upgrade.
         Raises NotNowError while another upgrade, or an instance, is open.
         """
-        _make_private(self.path)
+        private.make(self.path)
         with self._beginning():
             self._refuse_open()
             if self.place == PLACE:
                 self.refuse_instances()
             upgrades = self.path / "upgrades"
-            _make_private(upgrades)
+            private.make(upgrades)
             directory = upgrades / str(plan.upgrade)
             try:
-                directory.mkdir(_DIRECTORY_MODE)
+                directory.mkdir(private.MODE)
             except FileExistsError:
                 raise BadInputError(
                     f"The plan {plan.upgrade} has been applied already",
@@ -133,7 +131,7 @@ class StateDirectory:
     @contextmanager
     def none_begins(self) -> Iterator[None]:
         """Meanwhile nobody begins an upgrade or an instance. Raises NotNowError while one is open, or begins."""
-        _make_private(self.path)
+        private.make(self.path)
         with self._beginning():
             self._refuse_open()
             self.refuse_instances()
@@ -148,7 +146,7 @@ class StateDirectory:
             target = link.readlink()
             upgrade = _led_to(target)
             if upgrade is not None and self.journal_path(upgrade).exists():
-                _check_private(self.path / target)
+                private.check(self.path / target)
                 return upgrade
         raise NeedsHumanError(
             f"{link} does not lead to an upgrade",
@@ -203,22 +201,20 @@ class StateDirectory:
     def rejected_releases(self) -> Mapping[str, str]:
         """Releases whose last upgrade crossed and came back, with the reason; not those forgotten since."""
         rejected: dict[str, str] = {}
-        forgotten = self._forgotten()
+        known = forgotten.read(self.path) if self._trusted() else {}
         for found, records in self._chronicle():
             if found.outcome == "committed":
                 rejected.pop(found.new_release, None)
             reason = rejection(records)
-            if reason and found.started > forgotten.get(found.new_release, 0.0):
+            if reason and found.started > known.get(found.new_release, 0.0):
                 rejected[found.new_release] = reason
         return rejected
 
     def forget(self, release: str) -> None:
         """Let `release` be tried again: what was rejected until now no longer counts, whatever the clock says."""
-        _make_private(self.path)
+        private.make(self.path)
         latest = max((found.started for found in self.history() if found.new_release == release), default=0.0)
-        forgotten = {**self._forgotten(), release: latest}
-        value = {"format": FORGOTTEN_FORMAT, "releases": forgotten}
-        write_durably(self.path / "forgotten.json", json.dumps(value, indent=1).encode() + b"\n")
+        forgotten.add(self.path, release, latest)
 
     def _chronicle(self) -> Iterator[tuple[HistoryEntry, tuple[Record, ...]]]:
         upgrades = self.path / "upgrades"
@@ -239,25 +235,11 @@ class StateDirectory:
         link = self.path / "current"
         return link.is_symlink() and link.readlink().name == name
 
-    def _forgotten(self) -> dict[str, float]:
-        path = self.path / "forgotten.json"
-        if not self._trusted() or not path.exists():
-            return {}
-        try:
-            value = json.loads(path.read_bytes())
-            if value["format"] != FORGOTTEN_FORMAT:
-                raise ValueError(f"format {value['format']!r:.40}")
-            return {str(release): float(when) for release, when in value["releases"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInputError(
-                f"{path} is damaged", str(error), "Remove it; rolled-back releases count again"
-            ) from error
-
     def _trusted(self) -> bool:
         """Whether the state directory exists; raises BadInputError when others can get at it."""
         if not os.path.lexists(self.path):
             return False
-        _check_private(self.path)
+        private.check(self.path)
         return True
 
     @contextmanager
@@ -315,23 +297,3 @@ def _led_to(target: Path) -> UpgradeId | None:
         return UpgradeId(target.name) if target.parent == Path("upgrades") else None
     except BadInputError:
         return None
-
-
-def _make_private(path: Path) -> None:
-    if not os.path.lexists(path):
-        path.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
-        sync_directory(path.parent)
-    _check_private(path)
-
-
-def _check_private(path: Path) -> None:
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode):
-        raise BadInputError(f"{path} is not a directory", "it was replaced", "Find out by whom before you go on")
-    mode = stat.S_IMODE(info.st_mode)
-    if info.st_uid != os.geteuid() or mode & 0o077:
-        raise BadInputError(
-            f"{path} is not root's alone",
-            f"owner {info.st_uid}, mode {mode:04o}",
-            f"Find out who wrote there, then: chown root {path}; chmod 700 {path}",
-        )

@@ -31,8 +31,10 @@ PARTS: dict[str, set[str]] = {
     # L2: atoms, which name ports and no mechanism; files of our own; facts
     "steps": WORDS,
     "journal": WORDS | {"host"},
-    "statedir": WORDS | {"core", "journal"},
-    "requests": WORDS | {"journal"},
+    "private": WORDS | {"journal"},
+    "forgotten": WORDS | {"journal"},
+    "statedir": WORDS | {"core", "journal", "private", "forgotten"},
+    "requests": WORDS | {"journal", "private"},
     "planfile": WORDS | {"journal", "steps"},
     "policy_checks": WORDS,
     "policy_windows": WORDS | {"core", "policy_checks"},
