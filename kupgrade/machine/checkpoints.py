@@ -29,6 +29,7 @@ from kupgrade.machine import (
     sandbox,
     starter,
     streams,
+    thawing,
 )
 from kupgrade.machine.images import store_of
 from kupgrade.machine.places import Places
@@ -38,7 +39,6 @@ from kupgrade.model.workload import Store, StoreKind, Workload
 from kupgrade.steps.base import Figures
 
 _POLL = 0.005  # seconds
-_THAW_TIMEOUT = 10.0  # seconds
 _STARTER_TIMEOUT = 10.0  # seconds
 _PATIENCE = 600.0  # seconds a restorer waits for its request
 
@@ -274,43 +274,13 @@ class RealCheckpoints:
             raise KupgradeError(f"{workload.name} cannot be dumped yet", why, "Wait until it is filled")
 
     def thaw_restored(self, workloads: Sequence[Workload]) -> None:
-        """SIGCONT to every process, children first so that no parent waits for a stopped child; then the cgroup.
-
-        Those that somebody had stopped before the dump stay so.
-        A probe leaves the cgroup frozen, so that the processes are no longer stopped by a signal but do not run either.
-        One that does not thaw keeps no other from it.
-        """
-        failed: KupgradeError | None = None
+        """See the port; whoever fills memory is told before."""
         fill.note_thaw(self.places, [each.name for each in workloads])
-        for workload in self.as_dumped(workloads):
-            for pid in self._to_run(workload):
-                copies.send(pid, signal.SIGCONT)
-            if cgroup.state(workload.cgroup) in (cgroup.FreezerState.FROZEN, cgroup.FreezerState.FREEZING):
-                try:
-                    cgroup.thaw(workload.cgroup, _THAW_TIMEOUT)
-                except KupgradeError as error:
-                    failed = failed or error
-        if failed is not None:
-            raise failed
-
-    def _to_run(self, workload: Workload) -> tuple[int, ...]:
-        """Processes as dumped, but those that were stopped then."""
-        return tuple(sorted({*workload.pids} - {*dumping.stopped_in(self.store, workload)}, reverse=True))
+        thawing.thaw(self.store, workloads)
 
     def running(self, workloads: Sequence[Workload]) -> bool | None:
-        """None stopped that was not, or frozen; what is no main process may have ended since it runs."""
-        states = []
-        for workload in self.as_dumped(workloads):
-            for pid in self._to_run(workload):
-                try:
-                    states.append(proc.process(pid).state)
-                except KernelError as error:
-                    if pid == workload.root_pid or error.errno not in proc.GONE:
-                        return False
-        frozen = [cgroup.state(w.cgroup) for w in workloads]
-        if cgroup.FreezerState.UNKNOWN in frozen:
-            return None
-        return not any(state in "Tt" for state in states) and cgroup.FreezerState.FROZEN not in frozen
+        """See the port."""
+        return thawing.running(self.store, workloads)
 
 
 def _told(answers: Sequence[restorer.Answer], *, in_place: bool) -> Figures:
