@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kupgrade.errors import KupgradeError
+from kupgrade.host.criu import RestoreOptions
+from kupgrade.host.criu_child import Inside
+from kupgrade.kernel.mount_layout import Layout
+from kupgrade.machine import restorer
+from kupgrade.machine.places import Places
 
 # As a spawned kernel's agent: a root file system is mounted at TOP, and is this process's root. There somebody makes a
 # sandbox as systemd does; its layout is made again; both are told.
@@ -137,3 +147,44 @@ def test_a_source_that_is_gone_is_told(tmp_path: Path) -> None:
     """A service must not be restored with less around it than before."""
     answer = told(tmp_path, "gone")
     assert "there is no /nowhere for /mnt" in answer["error"]
+
+
+def test_criu_is_inside_of_what_was_made_and_its_holder_ends_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no unit's start process waits; what could not be made is the restore's answer."""
+    did: list[object] = []
+
+    @contextmanager
+    def made(layout: Layout, kinds: tuple[str, ...]) -> Iterator[int]:
+        if not layout.hostname:
+            raise KupgradeError("A sandbox could not be made again", "no reason")
+        did.append((layout.hostname, kinds))
+        yield os.getpid()
+        did.append("ended")
+
+    class Criu:
+        def restore(self, options: RestoreOptions) -> int:
+            did.append(options.inside)
+            return 77
+
+    monkeypatch.setattr(restorer.enclosure, "made", made)
+    monkeypatch.setattr(restorer, "Criu", Criu)
+    monkeypatch.setattr(restorer.cgroup, "enter", lambda _: None)
+    monkeypatch.setattr(restorer.cells, "fill", lambda *_: None)
+    places = Places(tmp_path)
+    request = restorer.Request(
+        directory=str(tmp_path),
+        streams={},
+        pidfile=str(tmp_path / "pid"),
+        cgroup="system.slice/x.service",
+        unit=False,
+        deadline=5.0,
+        sandbox=("mnt", "uts"),
+        layout=Layout(hostname="x"),
+    )
+    assert restorer._serve(places, "x", request, {}).pid == 77
+    assert did == [("x", ("mnt", "uts")), Inside(os.getpid(), ("mnt", "uts")), "ended"]
+    assert (tmp_path / "pid").read_text() == "77\n"
+    failed = restorer._serve(places, "x", dataclasses.replace(request, layout=Layout()), {})
+    assert (failed.pid, "no reason" in failed.error) == (0, True)
