@@ -91,16 +91,16 @@ PIDS = "cat /sys/fs/cgroup/system.slice/{redis-server.service,nginx.service}/cgr
 
 
 @contextmanager
-def services(engine: str) -> Iterator[Guest]:
-    """A virtual host with the three packages and a policy that keeps them."""
+def services(engine: str, new: Sequence[str] = NEWER[1:]) -> Iterator[tuple[Guest, tuple[str, ...]]]:
+    """A virtual host with the three packages and a policy that keeps them, and the releases of the new kernels."""
     options = Options(engine=engine, memory=128)
     with skipped_without():
         line = kernel_line(options)
-        host = virtual_host.build(*NEWER, say, services=SERVICES, line=line, kspawn=options.beside)
+        host = virtual_host.build(NEWER[0], new, say, services=SERVICES, line=line, kspawn=options.beside)
     with started(host, machine_memory(options), cpus(options)) as found:
         policy = POLICY + (inside.POLICY_SPAWN if options.beside else KEXEC)
         found.link.write("/etc/kupgrade/policy.d/60-services.toml", policy.encode())
-        yield found
+        yield found, host.new_releases
 
 
 @contextmanager
@@ -113,18 +113,32 @@ def evidence(link: Link) -> Iterator[None]:
         raise
 
 
+def begin(link: Link, release: str) -> None:
+    done = link.run(["kupgrade", "apply", "--yes", "--no-wait", "--kernel", release], timeout=300.0)
+    assert done.status == ExitCode.DONE, done.stdout + done.stderr
+
+
+def end(link: Link, boots: int) -> None:
+    link.wait_boot(600.0, after=boots)
+    with evidence(link):
+        inside.shell(link, ENDED, 240.0)
+
+
 def look(link: Link) -> str:
     return inside.shell(link, f"{LOOK}true")
 
 
-@pytest.mark.parametrize("engine", ["kexec", "spawn"])
-def test_three_services_are_kept_with_their_sandboxes_under_load(engine: str) -> None:
-    """Same processes, same sandboxes, no reset, and everything that was acknowledged is there."""
-    with services(engine) as guest:
-        kept(guest, engine)
+@pytest.mark.parametrize(("engine", "new"), [("kexec", NEWER[1:]), ("spawn", ("7.2", "7.3"))])
+def test_three_services_are_kept_with_their_sandboxes_under_load(engine: str, new: tuple[str, ...]) -> None:
+    """Same processes, same sandboxes, no reset, and everything that was acknowledged is there, the second time, too.
+
+    What was made beside an old kernel by kupgrade is itself made again.
+    """
+    with services(engine, new) as (guest, releases):
+        kept(guest, engine, releases)
 
 
-def kept(services: Guest, engine: str) -> None:
+def kept(services: Guest, engine: str, releases: Sequence[str]) -> None:
     link = services.link
     digest = inside.shell(link, SETUP, 300.0).split()[0]
     before, pids = look(link), link.run(["/bin/bash", "-c", PIDS]).stdout
@@ -139,21 +153,24 @@ def kept(services: Guest, engine: str) -> None:
     for speaker in (*speakers, download):
         speaker.start()
 
-    done = link.run(["kupgrade", "apply", "--yes", "--no-wait", "--kernel", services.release], timeout=300.0)
-    assert done.status == ExitCode.DONE, done.stdout + done.stderr
+    begin(link, releases[0])
     # It comes after the plan was made: a backend more, which is no reason to plan again.
     late = Postgres(services.network.connect(5432, 30.0), "late")
     late.start()
-    link.wait_boot(600.0, after=1)
-    with evidence(link):
-        inside.shell(link, ENDED, 240.0)
+    end(link, 1)
+    for hop, release in enumerate(releases[1:], 2):
+        gaps = [round(speaker.longest_gap, 2) for speaker in speakers]
+        print(f"longest gaps before upgrade {hop}: {gaps}")
+        assert look(link) == before
+        begin(link, release)
+        end(link, hop)
     time.sleep(3.0)
     download.hurry.set()
     for speaker in (*speakers, late, download):
         speaker.stop()
 
     status = json.loads(link.run(["kupgrade", "status", "--json"]).stdout.strip().splitlines()[-1])
-    assert (status["running_release"], status["last"]["outcome"]) == (services.release, "committed"), status
+    assert (status["running_release"], status["last"]["outcome"]) == (releases[-1], "committed"), status
     for speaker in (*speakers, late, download):
         told = (speaker.name, speaker.acknowledged, speaker.longest_gap, speaker.problems)
         print(told)
@@ -173,7 +190,7 @@ def kept(services: Guest, engine: str) -> None:
 @pytest.mark.parametrize("engine", ["kexec", "spawn"])
 def test_three_services_come_back_to_the_old_kernel_with_their_sandboxes(engine: str) -> None:
     """The operator says no when all are restored under the new kernel: nothing is lost on the way back."""
-    with services(engine) as guest:
+    with services(engine) as (guest, _):
         brought_back(guest, engine)
 
 
@@ -189,8 +206,7 @@ def brought_back(services: Guest, engine: str) -> None:
     ]
     for speaker in speakers:
         speaker.start()
-    done = link.run(["kupgrade", "apply", "--yes", "--no-wait", "--kernel", services.release], timeout=300.0)
-    assert done.status == ExitCode.DONE, done.stdout + done.stderr
+    begin(link, services.release)
     if engine == "kexec":
         # The new kernel goes back in the dark, before it has anything that could say hello.
         link.wait_boot(900.0, after=1)
