@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from kupgrade.errors import KupgradeError
 from kupgrade.kernel import blockfs
 from kupgrade.kernel.blockfs import Mount
 from kupgrade.kernel.libc import reported
@@ -134,10 +135,15 @@ def layout(
 ) -> Layout:
     """Of a namespace in which `unmakeable` finds nothing.
 
-    `view`: what a process in it sees as its root; `carried`: the host's paths whose files go along. KernelError.
+    `view`: what a process in it sees as its root; `carried`: the host's paths whose files go along. Raises KernelError,
+    and KupgradeError for files that would be lost.
     """
+    carried = tuple(carried)
     seen = visible(theirs)
     layers = tuple(_layer(mount, ours, seen, view, root) for mount in seen)
+    for layer in layers:
+        if not any(layer.mountpoint == path or _is_below(layer.mountpoint, path) for path in carried):
+            _refuse_files(view, layer)
     places = [path for path in carried if path] + [
         each.source for each in layers if each.source and not (each.whole or each.inside)
     ]
@@ -158,6 +164,15 @@ def _layer(mount: Mount, ours: tuple[Mount, ...], seen: tuple[Mount, ...], view:
     led = above.fstype in IN_MEMORY or PRIVATE in path
     nodes = tuple(_way(root, path, above.mountpoint)) if led and not whole else ()
     return Layer(mount.mountpoint, mount.options, path, nodes=nodes, whole=whole)
+
+
+def _refuse_files(view: Path, layer: Layer) -> None:
+    """A file system of its own that goes along without its files must have none but what others are mounted on."""
+    for node in layer.nodes if not layer.source else ():
+        path = view / layer.mountpoint.lstrip("/") / node.path
+        if stat.S_ISREG(node.mode) and path.lstat().st_dev == path.parent.lstat().st_dev and path.lstat().st_size:
+            why = f"{layer.mountpoint}/{node.path} is in a file system of its own that only systemd fills"
+            raise KupgradeError("A service's mounts cannot be made again", why, "Give the unit fate = restart")
 
 
 def _data(mount: Mount) -> str:

@@ -1,7 +1,7 @@
 """Makes a mount namespace as a layout says, in the calling process, which has one of its own already (mount(2)).
 
-Sources are opened before anything is mounted, as a layer may hide what a later one shows. Every layer gets its
-restrictions as soon as it is there; nobody but its maker is in the namespace until it is whole.
+Sources are opened before anything is mounted, as a layer may hide what a later one shows. Restrictions come when all
+is mounted, as places to mount on may have to be made; nobody but its maker is in the namespace until it is whole.
 """
 
 from __future__ import annotations
@@ -60,34 +60,37 @@ def lay(calls: MountCalls, layout: Layout) -> None:
             if layer.source and not layer.inside and (fd := _opened(layer, boot)) is not None:
                 sources[layer.mountpoint] = fd
         covered: set[str] = set()
+        laid = []
         for layer in layout.layers:
             if layer.inside and (fd := _opened(layer, boot)) is not None:
                 sources[layer.mountpoint] = fd
-            _lay(calls, layer, sources.get(layer.mountpoint), covered)
+            if _lay(calls, layer, sources.get(layer.mountpoint), covered):
+                laid.append(layer)
+        for layer in laid:
+            calls.mount("none", Path(layer.mountpoint), "none", MS_REMOUNT | MS_BIND | _number(layer))
     finally:
         for fd in sources.values():
             os.close(fd)
 
 
-def _lay(calls: MountCalls, layer: Layer, source: int | None, covered: set[str]) -> None:
+def _lay(calls: MountCalls, layer: Layer, source: int | None, covered: set[str]) -> bool:
+    """Whether it is there. `covered`: places where the host is not seen any more."""
     place = Path(layer.mountpoint)
     in_place = not any(layer.mountpoint == each or layer.mountpoint.startswith(f"{each}/") for each in covered)
     if layer.source and source is None:
-        return
-    if layer.whole and in_place:
-        if layer.mountpoint not in {mount.mountpoint for mount in blockfs.mounts()}:
-            return  # the host mounts it later, and it comes here from there
+        return False
+    if layer.whole and in_place:  # else the host mounts it later, and it comes here from there
+        return layer.mountpoint in {mount.mountpoint for mount in blockfs.mounts()}
+    if not _stands(place, source):
+        return False
+    covered.add(layer.mountpoint)
+    if source is not None:
+        calls.mount(f"/proc/self/fd/{source}", place, "none", MS_BIND)
     else:
-        if not _stands(place, source):
-            return
-        covered.add(layer.mountpoint)
-        if source is not None:
-            calls.mount(f"/proc/self/fd/{source}", place, "none", MS_BIND)
-        else:
-            calls.mount(layer.fstype, place, layer.fstype, _number(layer) & ~FLAGS["ro"], layer.data)
-            for node in layer.nodes:
-                _make(place / node.path, node)
-    calls.mount("none", place, "none", MS_REMOUNT | MS_BIND | _number(layer))
+        calls.mount(layer.fstype, place, layer.fstype, _number(layer) & ~FLAGS["ro"], layer.data)
+        for node in layer.nodes:
+            _make(place / node.path, node)
+    return True
 
 
 def _number(layer: Layer) -> int:

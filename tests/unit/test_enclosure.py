@@ -40,7 +40,7 @@ os.chroot(top)
 os.chdir("/")
 for name in ("run", "tmp"):
     libc.mount("tmpfs", Path("/" + name), "tmpfs", 6, "size=1m")
-for name in ("run/own", "run/inaccessible", "tmp/systemd-private-" + "0" * 32 + "-a/tmp"):
+for name in ("run/own", "run/inaccessible", "run/hidden", "tmp/systemd-private-" + "0" * 32 + "-a/tmp"):
     Path("/" + name).mkdir(parents=True)
 Path("/run/inaccessible").chmod(0)
 Path("/run/file").touch()
@@ -56,6 +56,8 @@ if theirs == 0:
     bind("/run/own", "/usr/share", 1 | 2)
     bind("/run/inaccessible", "/home", 1)
     bind("/run/file", "/etc/hosts", 1)
+    bind("/run/inaccessible", "/run/hidden", 1)
+    libc.mount("none", Path("/run"), "none", 4096 | 32 | 1 | 2 | 4)
     bind("/tmp/systemd-private-" + "0" * 32 + "-a/tmp", "/tmp", 2 | 4)
     libc.mount("tmpfs", Path("/opt"), "tmpfs", 2, "size=64k,mode=750")
     os.mknod("/opt/null", 0o20666, os.makedev(1, 3))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kupgrade.errors import KupgradeError
 from kupgrade.kernel import mount_layout
 from kupgrade.kernel.blockfs import Mount, parse_mountinfo
 from kupgrade.kernel.mount_layout import Layer
@@ -80,6 +81,16 @@ def test_each_mount_is_told_in_the_hosts_paths(host: Path) -> None:
     dev = layers["/dev"]
     assert (dev.source, dev.fstype, dev.data) == ("", "tmpfs", "size=4096k,mode=755")
     assert [(each.path, each.target) for each in dev.nodes] == [(".", ""), ("core", "/proc/kcore"), ("pts", "")]
+
+
+def test_files_that_nobody_carries_are_not_lost_in_silence(host: Path) -> None:
+    """In a file system of its own that goes along by its nodes alone; one that is empty holds what is mounted on it."""
+    (host / "view/dev/file").touch()
+    found(host)
+    (host / "view/dev/file").write_text("x")
+    with pytest.raises(KupgradeError, match="/dev/file"):
+        found(host)
+    found(host, carried=("/dev",))
 
 
 def test_file_systems_in_memory_that_are_needed_go_along(host: Path) -> None:
