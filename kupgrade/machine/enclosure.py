@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def made(layout: Layout, kinds: Sequence[str], top: Path = SYSROOT) -> Iterator[
         yield pid
     finally:
         os.close(hold)
+        os.kill(pid, signal.SIGKILL)  # nothing is lost with it, and whatever keeps it must not keep us
         os.waitpid(pid, 0)
 
 
