@@ -18,6 +18,7 @@ from pathlib import Path
 from kupgrade import telling
 from kupgrade.errors import ExitCode, KupgradeError
 from kupgrade.machine import host, passing_on
+from kupgrade.machine.places import Places
 from kupgrade.model.record import Record, RecordKind, State
 from kupgrade.statedir import StateDirectory
 
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> int:
             states.finish(state.plan.upgrade)
             host.forget_rollback_request()
             journal.close()
+            if state.committed:
+                passing_on.look_again(Places())
         _tell_metrics()
         if not worker and passing_on.left(state):
             journal.close()

@@ -15,6 +15,7 @@ from kupgrade.model.record import State
 
 LEFT = frozenset({"soak"})
 WORKER = "kupgrade-apply.service"
+NOTED = "kupgrade-request.service"  # looks at what packages noted
 
 
 def left(state: State, root: Path = Path("/")) -> bool:
@@ -24,6 +25,16 @@ def left(state: State, root: Path = Path("/")) -> bool:
     decision = decide(state, observe_now(state, Places(root)))
     acts = decision.action in (Action.RUN, Action.VERIFY) and decision.step is not None
     return acts and state.plan.steps[decision.step or 0].kind in LEFT
+
+
+def look_again(places: Places, start: Callable[[], None] = lambda: Systemd().start([NOTED])) -> None:
+    """After a commit, when all is over: the kernel that runs now may be one that a package noted, not to be awaited.
+
+    Best effort: the timer looks, too, some minutes later.
+    """
+    with contextlib.suppress(KupgradeError, OSError):
+        if any(places.noted.iterdir()):
+            start()
 
 
 def pass_on(start: Callable[[], None] = lambda: Systemd().start([WORKER])) -> None:

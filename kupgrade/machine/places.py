@@ -28,6 +28,11 @@ class Places:
         return self.state / "network.json"
 
     @property
+    def noted(self) -> Path:
+        """Where package hooks note kernels."""
+        return self.state / "pending"
+
+    @property
     def run(self) -> Path:
         """Volatile state (0700)."""
         return self.root / "run/kupgrade"

@@ -63,6 +63,8 @@ def run() -> int:
     journal.close()
     if passed_on:
         passing_on.pass_on()
+    elif state.over and state.committed:
+        passing_on.look_again(places)
     os.close(lock)
     sys.stdout.flush()
     return ExitCode.NEEDS_HUMAN if state.hands_off else ExitCode.DONE

@@ -18,7 +18,7 @@ from kupgrade.host import logind
 from kupgrade.machine import host, leave, passing_on
 from kupgrade.machine.health import RealHealth
 from kupgrade.machine.places import Places
-from kupgrade.model.record import Now, Record, RecordKind, State
+from kupgrade.model.record import Now, Outcome, Record, RecordKind, State
 from kupgrade.model.schedule import Terms
 from kupgrade.standby import carry_on
 from tests.fakes.drive import plan as kexec_plan
@@ -168,6 +168,50 @@ def test_a_worker_that_cannot_be_started_fails_nothing() -> None:
         raise KupgradeError("systemctl failed")
 
     passing_on.pass_on(fail)
+
+
+@pytest.mark.parametrize(
+    ("noted", "looks"), [(("7.3.json",), 1), ((), 0), (None, 0)], ids=["one was noted", "none was", "nobody ever did"]
+)
+def test_after_a_commit_what_packages_noted_is_looked_at(
+    tmp_path: Path, noted: tuple[str, ...] | None, looks: int
+) -> None:
+    """The kernel that runs now is not to wait until a timer finds that it does; a failure of that fails nothing."""
+    places, seen = Places(tmp_path), []
+    if noted is not None:
+        places.noted.mkdir(parents=True)
+        for name in noted:
+            (places.noted / name).touch()
+
+    def start() -> None:
+        seen.append("looked")
+        raise KupgradeError("systemctl failed")
+
+    passing_on.look_again(places, start)
+    assert len(seen) == looks
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_the_agent_has_it_looked_at_when_all_is_over(monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
+    """With the journal let go; after a rollback there is nothing that would run now."""
+    deeds: list[str] = []
+
+    class Journal:
+        records = serving_records(soaks=False)[:1]
+
+        def close(self) -> None:
+            deeds.append("closed")
+
+    state = replace(serving(soaks=False), committed=committed, outcome=Outcome.COMMITTED)
+    monkeypatch.setattr(host, "await_predecessors", lambda patience: None)
+    monkeypatch.setattr(host, "run", lambda *_, **__: state)
+    monkeypatch.setattr(host, "forget_rollback_request", lambda: None)
+    monkeypatch.setattr(resume, "_tell_metrics", lambda: None)
+    monkeypatch.setattr(resume.StateDirectory, "open_current", lambda self, patience: Journal())
+    monkeypatch.setattr(resume.StateDirectory, "finish", lambda self, upgrade: deeds.append("finished"))
+    monkeypatch.setattr(passing_on, "look_again", lambda places: deeds.append("looked"))
+    assert resume.main([]) == ExitCode.DONE
+    assert deeds == ["finished", "closed", *["looked"] * committed]
 
 
 def test_a_kernel_that_came_up_beside_another_passes_it_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
