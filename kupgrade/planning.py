@@ -8,12 +8,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kupgrade.core import memory_mode, planner
 from kupgrade.core.allocate import pid_floor
 from kupgrade.core.checks import store_refusals
 from kupgrade.core.errata import Finding, errata_refusals, errata_warnings, findings
+from kupgrade.core.experience import lateness
 from kupgrade.engines.base import Engine, Order
 from kupgrade.engines.kexec import KexecEngine
 from kupgrade.engines.spawn import SpawnEngine
@@ -28,6 +30,7 @@ from kupgrade.model.plan import Plan, Refusal
 from kupgrade.model.policy import Policy
 from kupgrade.model.target import Target
 from kupgrade.model.workload import StoreKind
+from kupgrade.statedir import StateDirectory
 
 USERFAULTFD = "CONFIG_USERFAULTFD"
 _MAKE_INITRD = "update-initramfs -c -k {0}, or dracut --kver {0}"
@@ -115,6 +118,7 @@ def make_plan(
     if found or kind is None:
         raise PlanRefused(tuple(dict.fromkeys(found)))  # a store and what is preserved may lack the same
     upgrade = new_id()
+    facts = replace(facts, lateness=lateness(StateDirectory(root).history(), chosen.name))
     workloads = planner.kept(facts, policy)
     where = planner.store_for(upgrade, policy, kind)
     order = Order(

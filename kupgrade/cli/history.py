@@ -38,12 +38,17 @@ def history(context: click.Context, as_json: bool, dry_run: bool) -> ExitCode:  
     return ExitCode.DONE
 
 
+def _still(entry: HistoryEntry, name: str) -> str:
+    predicted = f" (predicted {span(entry.predicted[name])})" if name in entry.predicted else ""
+    return f"{span(entry.blackout[name])}{predicted}"
+
+
 def _line(entry: HistoryEntry) -> str:
     if not entry.new_release:
         return f"{entry.upgrade}  {entry.outcome:<11}  {entry.reason}"
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.started))
     took = f", took {span(entry.finished - entry.started)}" if entry.finished is not None else ""
-    still = "".join(f", {name} stood still {span(seconds)}" for name, seconds in entry.blackout.items())
+    still = "".join(f", {name} stood still {_still(entry, name)}" for name in entry.blackout)
     lost = "".join(f", lost {name} ({why})" for name, why in entry.lost.items())
     reason = f": {entry.reason}" if entry.reason else ""
     return (

@@ -34,6 +34,7 @@ class HistoryEntry:
     blackout: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds
     setback: bool = False
     lost: Mapping[str, str] = field(default_factory=dict)  # stored descriptor -> why it did not come through
+    predicted: Mapping[str, float] = field(default_factory=dict)  # workload -> seconds, by its own figures alone
 
 
 def entry(records: Sequence[Record]) -> HistoryEntry:
@@ -54,6 +55,7 @@ def entry(records: Sequence[Record]) -> HistoryEntry:
         finished=finished[-1] if finished else (last.time if state.hands_off else None),
         blackout=blackouts(records),
         lost=lost_descriptors(records, state),
+        predicted={each.workload: round(each.plain, 3) for each in plan.budgets},
         setback=state.undo_by == OPERATOR or any(record.kind is RecordKind.FAILED for record in records),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kupgrade.model.facts import Facts, WorkloadFacts
-from kupgrade.model.plan import Allowance, BlackoutTerm, Budget
+from kupgrade.model.plan import EXPERIENCE, HOOKS, Allowance, BlackoutTerm, Budget
 from kupgrade.model.workload import StoreKind, Workload
 
 # Shares of a reference machine that checksums 1 GB/s; a slower one takes proportionally longer. From published and own
@@ -94,13 +94,17 @@ def budget(
     )
     if beside:
         between = (BlackoutTerm("devices and root file system", _DEVICES * slow, rate),)
-    terms = (
+    terms: tuple[BlackoutTerm, ...] = (
         BlackoutTerm(DUMP, slow * (_DUMP_FIXED + size * _DIRTY_SHARE / _COPY_RATE), rate),
         *between,
         BlackoutTerm("restore", slow * (_RESTORE_FIXED + 2 * read / _COPY_RATE), f"{memory}; {rate}"),
         *_from_disk(facts, read, slow, store),
-        *((BlackoutTerm("hooks", hooks, "if each takes all of its time"),) if hooks else ()),
+        *((BlackoutTerm(HOOKS, hooks, "if each takes all of its time"),) if hooks else ()),
     )
+    if facts.lateness > 1.0:
+        longer = (facts.lateness - 1.0) * sum(term.seconds for term in terms if term.name != HOOKS)
+        basis = f"those of this kind here took {facts.lateness:.1f} times what was predicted"
+        terms = (*terms, BlackoutTerm(EXPERIENCE, longer, basis))
     limit = workload.workload.max_blackout if workload.workload else None
     return Budget(workload.name, tuple(BlackoutTerm(t.name, round(t.seconds, 3), t.basis) for t in terms), limit)
 

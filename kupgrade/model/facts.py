@@ -175,6 +175,7 @@ class Facts:
     active_services: tuple[str, ...]
     needed_services: tuple[str, ...]
     boot_seconds: float = 0.0  # from the kernel's start to user space of the root file system, in this boot
+    lateness: float = 1.0  # how many times longer than predicted earlier upgrades took here
     checksum_rate: float = 1e9  # bytes per second of CRC-32 here: the yardstick for predictions
     early_agent: bool = False  # everything a restore needs lies on the root file system: no other unit must come first
     boot_once: str = ""  # what the boot loader takes for the next cold start alone, instead of the default

@@ -52,6 +52,10 @@ class Phase:
     blackout: bool = False
 
 
+EXPERIENCE = "what earlier upgrades took longer"  # terms of a prediction that are no figures of this host's
+HOOKS = "hooks"
+
+
 @dataclass(frozen=True, slots=True)
 class BlackoutTerm:
     """One summand of the predicted blackout: seconds and where the figure comes from."""
@@ -73,6 +77,11 @@ class Budget:
     def predicted(self) -> float:
         """Seconds."""
         return sum(term.seconds for term in self.terms)
+
+    @property
+    def plain(self) -> float:
+        """Seconds without hooks, and without what was learned from earlier upgrades."""
+        return sum(term.seconds for term in self.terms if term.name not in (EXPERIENCE, HOOKS))
 
     @property
     def exceeded(self) -> bool:

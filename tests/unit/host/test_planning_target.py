@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from kupgrade.core.chronicle import HistoryEntry
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, UsageError
 from kupgrade.host.initramfs import CpioEntry, write_cpio
 from kupgrade.model.workload import StoreKind
 from kupgrade.planning import PlanRefused, make_plan, read_target, stores
+from kupgrade.statedir import StateDirectory
 from tests.fakes import facts as pf
 
 Put = Callable[[str, "str | bytes"], Path]
@@ -225,6 +227,19 @@ def test_a_command_line_that_no_kernel_takes_is_refused(root: Path, length: int)
     with pytest.raises(PlanRefused) as caught:
         make_plan(pf.policy(), facts, root=root, **given)
     assert "2047" in caught.value.refusals[0].fact and caught.value.refusals[0].remedy
+
+
+@pytest.mark.parametrize(("engine", "longer"), [("kexec", True), ("spawn", False)])
+def test_a_plan_learns_from_this_hosts_earlier_upgrades(
+    root: Path, monkeypatch: pytest.MonkeyPatch, engine: str, longer: bool
+) -> None:
+    """Those of the same engine; what they took longer than predicted is predicted now."""
+    first = plan(root)
+    earlier = HistoryEntry("u", "committed", engine=engine, blackout={"demo": 30.0}, predicted={"demo": 10.0})
+    monkeypatch.setattr(StateDirectory, "history", lambda _: (earlier,))
+    made = plan(root)
+    factor = 3.0 if longer else 1.0
+    assert made.budgets[0].predicted == pytest.approx(factor * first.budgets[0].predicted, rel=0.01)  # type: ignore[attr-defined]
 
 
 def test_a_link_into_memory_is_seen(root: Path) -> None:
