@@ -20,6 +20,7 @@ DISK_GIB = 4  # sparse
 FORMAT = 3  # raise it when the way the image is put together changes
 BOOTS = ("grub", "direct")  # its own boot loader, or QEMU loads the old kernel at every reset
 _TREE = "/usr/lib/python3/dist-packages/kupgrade"
+_IMAGES_KEPT = 86400.0  # seconds unused: half a GB each, made of the rest in seconds, and anew for each change here
 
 
 def command_line(extra: str = "") -> str:
@@ -101,7 +102,8 @@ def build(
     modules = {release: spawn_module.for_release(archive, release) for release in layers} if kspawn else {}
     menu = bootdisk.menu(list(layers), line) if boot == "grub" else ""
     image = _image(cache, tools, base, chosen, layers, modules, menu, progress)
-    for kind in ("image", "kernel", "kho-kernel", "base", "toolbox", "kspawn", "kbuild"):
+    cache.prune("image", _IMAGES_KEPT, keep=3)
+    for kind in ("kernel", "kho-kernel", "base", "toolbox", "kspawn", "kbuild"):
         cache.prune(kind, keep=3)
     new_releases = tuple(kernel.release for kernel in chosen[1:])
     return VirtualHost(image, layers, chosen[0].release, new_releases, tools, boot, line)
