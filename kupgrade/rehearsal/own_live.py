@@ -109,6 +109,9 @@ class Rehearsing:
             try:
                 ok = tuple(w for w in self.wanted.workloads if w.name in dumped and not dumped[w.name].error)
                 restored = self._restored(ok, answer) if ok else ()
+                for end in restored:  # told at once: the rehearsal of the upgrade, which follows, may break off
+                    word = f"NOT restored there: {end.error}" if end.error else "restored there"
+                    self.progress(f"{end.name}: {word}")
             except (KupgradeError, OSError) as error:
                 why = str(error)
                 self.progress(f"the images: {error}")

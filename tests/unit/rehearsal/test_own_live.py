@@ -123,6 +123,7 @@ class Lab:
     error: BaseException = field(default_factory=lambda: KupgradeError("it failed", "why"))
     release: str = "7.3"
     says_no: str = ""
+    broken: dict[str, str] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     shape: own_machine.Shape | None = None
     request: Any = None
@@ -171,7 +172,7 @@ class Lab:
 
     def ask(self, words: list[str], timeout: float) -> Completed:
         self.note("restore")
-        found = [Restored(each["name"], "", 3.0) for each in self.request["workloads"]]
+        found = [Restored(each["name"], self.broken.get(each["name"], ""), 3.0) for each in self.request["workloads"]]
         return Completed(0, f"a warning\n{json.dumps(encode(tuple(found)))}\n", "")
 
 
@@ -291,6 +292,14 @@ def test_whoever_may_still_be_held_is_told_of(course: Rehearsing, lab: Lab) -> N
     said.clear()
     replace(course, progress=said.append).rehearse()
     assert not any("may still be held" in each for each in said)
+
+
+def test_what_became_of_each_is_told_before_the_upgrade_is_rehearsed(course: Rehearsing, lab: Lab) -> None:
+    """Should that break off, the operator knows at least this."""
+    said: list[str] = []
+    lab.broken = {"db": "its socket"}
+    replace(course, progress=said.append).rehearse()
+    assert said[-2:] == ["web: restored there", "db: NOT restored there: its socket"]
 
 
 def test_a_refused_dump_ends_the_rehearsal(course: Rehearsing, lab: Lab) -> None:
