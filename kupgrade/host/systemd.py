@@ -240,6 +240,10 @@ class Systemd:
         options += [] if wait else ["--no-block"]
         command.run(["systemctl", "start", *options, *units])
 
+    def enabled(self, unit: str) -> bool:
+        """Whether boots start it; told from files, so early in a boot as well."""
+        return command.run(["systemctl", "is-enabled", "--quiet", unit], check=False).status == 0
+
     def stop(self, units: Sequence[str], timeout: float = 120.0) -> None:
         """Stop and wait (seconds)."""
         if units:

@@ -15,7 +15,7 @@ from kupgrade.model.record import State
 
 LEFT = frozenset({"soak"})
 WORKER = "kupgrade-apply.service"
-NOTED = "kupgrade-request.service"  # looks at what packages noted
+NOTED, WATCHING = "kupgrade-request.service", "kupgrade-request.path"  # looks at what packages noted; sees it come
 
 
 def left(state: State, root: Path = Path("/")) -> bool:
@@ -27,7 +27,14 @@ def left(state: State, root: Path = Path("/")) -> bool:
     return acts and state.plan.steps[decision.step or 0].kind in LEFT
 
 
-def look_again(places: Places, start: Callable[[], None] = lambda: Systemd().start([NOTED])) -> None:
+def _look() -> None:
+    """As its path and timer would, and not where an administrator has switched those off."""
+    systemd = Systemd()
+    if systemd.enabled(WATCHING):
+        systemd.start([NOTED])
+
+
+def look_again(places: Places, start: Callable[[], None] = _look) -> None:
     """After a commit, when all is over: the kernel that runs now may be one that a package noted, not to be awaited.
 
     Best effort: the timer looks, too, some minutes later.

@@ -14,7 +14,8 @@ import pytest
 from kupgrade import resume
 from kupgrade.core.fold import fold
 from kupgrade.errors import BadInputError, ExitCode, KupgradeError, NotNowError, RefusedError
-from kupgrade.host import logind
+from kupgrade.host import command, logind
+from kupgrade.host.command import Completed
 from kupgrade.machine import host, leave, passing_on
 from kupgrade.machine.health import RealHealth
 from kupgrade.machine.places import Places
@@ -189,6 +190,26 @@ def test_after_a_commit_what_packages_noted_is_looked_at(
 
     passing_on.look_again(places, start)
     assert len(seen) == looks
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_administrator_who_switched_the_looks_off_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    """Another upgrade could begin by one."""
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], **_: object) -> Completed:
+        asked.append(argv[1:])
+        return Completed(0 if enabled else 1, "", "")
+
+    monkeypatch.setattr(command, "run", run)
+    places = Places(tmp_path)
+    places.noted.mkdir(parents=True)
+    (places.noted / "7.3.json").touch()
+    passing_on.look_again(places)
+    assert asked[0] == ["is-enabled", "--quiet", "kupgrade-request.path"]
+    assert asked[1:] == ([["start", "--no-block", "kupgrade-request.service"]] if enabled else [])
 
 
 @pytest.mark.parametrize("committed", [True, False])
