@@ -19,7 +19,7 @@ from kupgrade.kernel.mount_layout import PRIVATE, Layer, Layout, Node
 
 # include/uapi/linux/mount.h
 MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 32, 4096, 8192, 16384
-MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
+MS_SLAVE, MS_SHARED = 1 << 19, 1 << 20
 FLAGS = {
     "ro": 1,
     "nosuid": 2,

@@ -15,6 +15,7 @@ from kupgrade.errors import KernelError, KupgradeError
 from kupgrade.host import command
 from kupgrade.kernel import devmapper, loop, snapshot, superblock
 from kupgrade.kernel.libc import Libc, reported
+from kupgrade.kernel.mount_maker import FLAGS, MS_BIND, MS_REC
 from kupgrade.kernel.redo import Redo
 from kupgrade.kernel.snapshot import Target
 from kupgrade.machine import going_home
@@ -27,10 +28,8 @@ LOOP = Path("/run/kupgrade/writes.device")  # a link to the loop device
 MODULES = ("loop", "dm_snapshot")
 DEVICE_PATIENCE = 20.0  # seconds from the ACPI table to disk and network card
 POLL = 0.003
-_BIND, _REC = 0x1000, 0x4000  # MS_BIND, MS_REC: include/uapi/linux/mount.h
 # include/uapi/linux/mount.h; what /proc/mounts says besides these is the file system's own
-_FLAGS = {"rw": 0, "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128}
-_FLAGS |= {"noatime": 1 << 10, "nodiratime": 1 << 11, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25}
+_FLAGS = {**FLAGS, "rw": 0, "sync": 16, "dirsync": 128, "strictatime": 1 << 24, "lazytime": 1 << 25}
 _ELSEWHERE = ("logdev=", "rtdev=", "journal_dev=", "journal_path=")  # options of xfs and ext4
 SHARED = ("dev", "proc", "sys", "run")
 
@@ -40,7 +39,7 @@ def enter(order: TakeOver, libc: Libc) -> None:
     if not SYSROOT.is_mount():
         _mount(order, libc)
         for name in SHARED:
-            libc.mount(f"/{name}", SYSROOT / name, "none", _BIND | _REC)
+            libc.mount(f"/{name}", SYSROOT / name, "none", MS_BIND | MS_REC)
     change_root()
 
 
